@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command group. Subcommands are imported when they are called, so `--help` stays fast."""
+
+import sys
+import traceback
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from tvmattend import __version__
+
+# name -> one-line help (shown without importing the command)
+_COMMANDS = {
+    "models": "List the networks that ship, with parameters, MACs and input size.",
+    "tune": "Tune the kernels of a network on this machine or on a board over RPC.",
+    "build": "Compile a network into a bundle for a device.",
+    "run": "Run a bundle on an input, here or on a board, and time it.",
+    "validate": "Compare a bundle's outputs with the reference, here or on a board.",
+    "device": "Serve this machine, or an emulated Cortex-A72, as a board over RPC.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports `tvmattend.cli.<name>` only when that subcommand runs or shows its help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give the names in the order a user meets them."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one subcommand."""
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(f"tvmattend.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)  # noqa: S101  (a slip of ours, not a user's)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands from the one-line helps above."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tvmattend")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Compile AttendNeXt and its kind for Arm boards: tune over RPC, build a bundle, run it."""
+    del debug  # read by `main`, which outlives the click context
+
+
+def _fail(error: Exception, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    click.echo(f"error: {error}", err=True)
+    hint = getattr(error, "hint", "")
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    sys.exit(int(getattr(error, "exit_code", 1)))
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line; the only place where errors become text and exit codes."""
+    argv = sys.argv[1:] if args is None else args
+    debug = "--debug" in argv
+    # `--debug` is taken wherever it stands: a user adds it to the end of a line that failed.
+    argv = [word for word in argv if word != "--debug"] if debug else argv
+    try:
+        cli.main(args=argv, prog_name="tvmattend", standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as usage:
+        usage.show()
+        sys.exit(usage.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "exit_code"):
+            _fail(error, debug)
+        if debug:
+            raise
+        click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+        click.echo("hint: this is a fault of tvmattend; run again with --debug and report it", err=True)
+        sys.exit(1)
+    sys.exit(0)

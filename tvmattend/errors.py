@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One class for each failure that a user can cause: what happened, what to do, and an exit code.
+
+Code raises these; `cli/main.py` alone prints them, as `error: <message>` and `hint: <hint>`.
+The runtime that ships inside a bundle cannot import this file; its errors carry the same three
+attributes (`exit_code`, `hint`, `str(error)`) and are printed the same way.
+"""
+
+
+class TvmattendError(Exception):
+    """A failure with a remedy.
+
+    Args:
+        message: One line: what happened, and where.
+        hint: One line: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class TargetError(TvmattendError):
+    """A target that cannot be understood or that TVM cannot compile for."""
+
+    exit_code = 3
+
+
+class ModelError(TvmattendError):
+    """A model that is unknown, cannot be loaded, or cannot be exported."""
+
+    exit_code = 4
+
+
+class UnsupportedOperatorError(TvmattendError):
+    """An operator that the importer does not know."""
+
+    exit_code = 5
+
+
+class WeightsError(TvmattendError):
+    """Weights that cannot be read or that belong to another network."""
+
+    exit_code = 6
+
+
+class BoardUnreachableError(TvmattendError):
+    """No RPC server answers at the address given, or it stopped answering."""
+
+    exit_code = 7
+
+
+class NoFreeBoardError(TvmattendError):
+    """The tracker answers, but it has no free board of that key."""
+
+    exit_code = 8
+
+
+class BoardMismatchError(TvmattendError):
+    """The board is of another architecture than the target."""
+
+    exit_code = 9
+
+
+class ToolMissingError(TvmattendError):
+    """A program, package or download that the command needs is not there."""
+
+    exit_code = 10
+
+
+class RecordsError(TvmattendError):
+    """Tuning records that cannot be read or written at all."""
+
+    exit_code = 11
+
+
+class OutputExistsError(TvmattendError):
+    """The output is there already and `--force` was not given."""
+
+    exit_code = 12
+
+
+class StorageError(TvmattendError):
+    """No space left, no permission, or another fault of the file system."""
+
+    exit_code = 13
+
+
+class BundleError(TvmattendError):
+    """A bundle that is missing, damaged, or of a newer schema."""
+
+    exit_code = 14
+
+
+class BundleMismatchError(TvmattendError):
+    """A sound bundle that was built for another machine or another runtime."""
+
+    exit_code = 15
+
+
+class ValidationError(TvmattendError):
+    """Outputs that differ from the reference by more than the tolerance."""
+
+    exit_code = 16
+
+
+class InputError(TvmattendError):
+    """An input of the wrong shape, dtype, layout or file type."""
+
+    exit_code = 17
+
+
+class CompileError(TvmattendError):
+    """Lowering, code generation or linking failed."""
+
+    exit_code = 18
+
+
+class TuningError(TvmattendError):
+    """A tuning run that could not go on, or in which no trial succeeded."""
+
+    exit_code = 19
