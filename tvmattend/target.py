@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way of naming a machine -> one frozen `TargetSpec` -> TVM's target.
+
+TVM 0.27 takes a dict, JSON or a tag and refuses the command-line form; users type the
+command-line form. All forms of the same machine give equal specs but for the thread count, and the
+same `name`, which is the directory under `tuning_logs/` and `artifacts/`.
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tvmattend.errors import TargetError
+
+_KNOWN_ARCHES = ("aarch64", "x86_64")
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """A CPU that `tvmattend` compiles for.
+
+    Attributes:
+        triple: LLVM triple, normalised to `<arch>-linux-gnu`.
+        cpu: LLVM's name of the core, e.g. `cortex-a72`.
+        features: LLVM feature flags beyond the core's own, sorted, each with its sign.
+        num_cores: Threads that the kernels are scheduled for.
+    """
+
+    triple: str
+    cpu: str
+    features: tuple[str, ...] = ()
+    num_cores: int = 1
+
+    @property
+    def arch(self) -> str:
+        """`aarch64` or `x86_64`."""
+        return self.triple.split("-", 1)[0]
+
+    @property
+    def name(self) -> str:
+        """Directory name: the core, then the features that are not implied; never the threads."""
+        extra = [flag for flag in self.features if flag not in _implied_features(self.cpu)]
+        return "".join([self.cpu, *extra])
+
+    @property
+    def is_host(self) -> bool:
+        """Whether code for this target runs on this machine."""
+        return self.arch == _host_arch() and (
+            self.arch != "x86_64" or _x86_level(self.cpu) <= _x86_level(_host_cpu())
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """TVM's own form of the target, as plain data."""
+        spec: dict[str, Any] = {
+            "kind": "llvm",
+            "mtriple": self.triple,
+            "mcpu": self.cpu,
+            "num-cores": self.num_cores,
+        }
+        if self.features:
+            spec["mattr"] = list(self.features)
+        return spec
+
+    def to_tvm(self) -> Any:
+        """TVM's target object."""
+        from tvm.target import Target
+
+        return Target(self.to_json())
+
+    def describe(self) -> str:
+        """One line for a person."""
+        flags = f" {','.join(self.features)}" if self.features else ""
+        cores = "1 thread" if self.num_cores == 1 else f"{self.num_cores} threads"
+        return f"llvm {self.triple} {self.cpu}{flags}, {cores}"
+
+
+# Cores of boards that people own. Core counts: Raspberry Pi 3/4/5 have four; a Cortex-A76 or A55
+# cluster of the common SoCs (BCM2712, RK3566) likewise.
+_PRESETS: Mapping[str, TargetSpec] = {
+    cpu: TargetSpec("aarch64-linux-gnu", cpu, (), 4)
+    for cpu in ("cortex-a72", "cortex-a53", "cortex-a55", "cortex-a73", "cortex-a76")
+}
+
+PRESETS: tuple[str, ...] = (*_PRESETS, "host")
+
+
+def parse_target(text: str | Mapping[str, Any], threads: int | None = None) -> TargetSpec:
+    """Understand a target in any of its forms.
+
+    Args:
+        text: A preset (`cortex-a72`, `host`), `llvm -mtriple=... -mcpu=...`, a dict or its JSON,
+            or a TVM tag (`raspberry-pi/4b-aarch64`).
+        threads: Overrides the number of cores.
+
+    Raises:
+        TargetError: The text is none of these, or names a core that LLVM does not know.
+    """
+    if threads is not None and threads < 1:
+        raise TargetError(f"--threads {threads} is not a number of threads", "give 1 or more")
+    spec = _from_mapping(text, str(dict(text))) if isinstance(text, Mapping) else _from_text(text)
+    return spec if threads is None else replace(spec, num_cores=threads)
+
+
+def host_target(threads: int | None = None) -> TargetSpec:
+    """The machine this runs on, as an x86-64 level (so that records are shared) or an Arm core."""
+    return parse_target("host", threads)
+
+
+def _from_text(text: str) -> TargetSpec:
+    word = text.strip()
+    if word == "host":
+        return _host()
+    if word in _PRESETS:
+        return _PRESETS[word]
+    if word.startswith("{"):
+        try:
+            parsed = json.loads(word)
+        except ValueError as error:
+            raise TargetError(
+                f"target is not valid JSON: {error}", 'e.g. {"kind": "llvm", "mcpu": "cortex-a72"}'
+            ) from error
+        return _from_mapping(parsed, word)
+    if word.split(" ", 1)[0] == "llvm":
+        return _from_command_line(word)
+    return _from_tag(word)
+
+
+def _from_command_line(text: str) -> TargetSpec:
+    try:
+        words = shlex.split(text)[1:]
+    except ValueError as error:
+        raise TargetError(f"target `{text}`: {error}", "check the quotes") from error
+    fields: dict[str, Any] = {"kind": "llvm"}
+    position = 0
+    while position < len(words):
+        match = re.fullmatch(r"--?([a-z][a-z-]*)(?:=(.*))?", words[position])
+        if match is None:
+            raise TargetError(
+                f"target `{text}`: `{words[position]}` is not an option", "write `-mcpu=cortex-a72`"
+            )
+        key, value = match[1], match[2]
+        if value is None:  # `-mcpu cortex-a72`
+            position += 1
+            if position == len(words):
+                raise TargetError(f"target `{text}`: -{key} has no value", f"write `-{key}=VALUE`")
+            value = words[position]
+        fields[key] = value
+        position += 1
+    return _from_mapping(fields, text)
+
+
+def _from_tag(word: str) -> TargetSpec:
+    from tvm.target import Target, list_tags
+
+    if word not in (list_tags() or {}):
+        raise TargetError(
+            f"unknown target `{word}`",
+            f"use a preset ({', '.join(PRESETS)}), "
+            '"llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72", a JSON object, or a TVM tag',
+        )
+    exported = dict(Target(word).export()) if hasattr(Target(word), "export") else None
+    fields = exported if exported is not None else json.loads(str(Target(word)))
+    return _from_mapping(fields, word)
+
+
+def _from_mapping(fields: Mapping[str, Any], text: str) -> TargetSpec:
+    if not isinstance(fields, Mapping):
+        raise TargetError(f"target `{text}` is not an object", 'e.g. {"kind": "llvm"}')
+    if "tag" in fields and fields["tag"] and "mcpu" not in fields:
+        return _from_tag(str(fields["tag"]))
+    kind = fields.get("kind", "llvm")
+    if kind != "llvm":
+        raise TargetError(
+            f"target kind `{kind}` is not supported", "tvmattend compiles for CPUs: kind `llvm`"
+        )
+    allowed = {"kind", "tag", "keys", "host", "mtriple", "mcpu", "mattr", "num-cores", "device"}
+    for key in fields:
+        if key not in allowed and not key.startswith("feature."):
+            raise TargetError(
+                f"target `{text}`: unknown option `{key}`", "known: mtriple, mcpu, mattr, num-cores"
+            )
+    cpu = str(fields.get("mcpu", ""))
+    triple = _normalise_triple(str(fields.get("mtriple", "")), cpu, text)
+    if not cpu:
+        cpu = "generic" if triple.startswith("aarch64") else "x86-64"
+    _check_cpu(triple, cpu, text)
+    return TargetSpec(triple, cpu, _normalise_features(fields, cpu, text), _cores(fields, cpu, text))
+
+
+def _normalise_triple(triple: str, cpu: str, text: str) -> str:
+    if not triple:
+        if cpu in _PRESETS:
+            return _PRESETS[cpu].triple
+        return f"{_host_arch()}-linux-gnu"
+    arch, _, system = triple.partition("-")
+    arch = {"arm64": "aarch64", "amd64": "x86_64"}.get(arch, arch)
+    if arch not in _KNOWN_ARCHES or (system and "linux" not in system):
+        raise TargetError(
+            f"target `{text}`: triple `{triple}` is not supported",
+            "use aarch64-linux-gnu or x86_64-linux-gnu",
+        )
+    return f"{arch}-linux-gnu"
+
+
+def _normalise_features(fields: Mapping[str, Any], cpu: str, text: str) -> tuple[str, ...]:
+    raw = fields.get("mattr", ())
+    flags = raw.split(",") if isinstance(raw, str) else [str(flag) for flag in raw]
+    flags = [flag.strip() for flag in flags if flag.strip()]
+    for flag in flags:
+        if not re.fullmatch(r"[+-][a-z0-9.-]+", flag):
+            raise TargetError(
+                f"target `{text}`: feature `{flag}` has no sign", f"write `+{flag.strip('+-')}`"
+            )
+    always = {"+neon", "+fp-armv8"} if cpu.startswith("cortex-a") else set()
+    return tuple(sorted((set(flags) - always) | set(_implied_features(cpu))))
+
+
+def _cores(fields: Mapping[str, Any], cpu: str, text: str) -> int:
+    raw = fields.get("num-cores")
+    if raw is None:
+        return _PRESETS[cpu].num_cores if cpu in _PRESETS else (os.cpu_count() or 1)
+    try:
+        count = int(raw)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or isinstance(raw, bool):
+        raise TargetError(f"target `{text}`: num-cores `{raw}` is not a count", "give 1 or more")
+    return count
+
+
+def _check_cpu(triple: str, cpu: str, text: str) -> None:
+    """Ask LLVM, which otherwise only warns and compiles for a generic core."""
+    if cpu in _PRESETS and triple == _PRESETS[cpu].triple:
+        return
+    from tvm.target import Target
+    from tvm.target.codegen import llvm_get_cpu_archlist
+
+    known = [str(name) for name in llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))]
+    if cpu not in known:
+        near = [name for name in known if name.startswith(cpu[:8])][:6]
+        raise TargetError(
+            f"target `{text}`: LLVM knows no core `{cpu}` for {triple}",
+            f"did you mean {', '.join(near)}?" if near else f"presets: {', '.join(PRESETS)}",
+        )
+
+
+def _implied_features(cpu: str) -> tuple[str, ...]:
+    # LLVM tunes the generic level for 256-bit vectors, which would split the 512-bit kernels.
+    return ("-prefer-256-bit",) if cpu == "x86-64-v4" else ()
+
+
+def _x86_level(cpu: str) -> int:
+    match = re.fullmatch(r"x86-64-v([234])", cpu)
+    return int(match[1]) if match else 1
+
+
+def _host_arch() -> str:
+    machine = platform.machine().lower()
+    return {"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine)
+
+
+@cache
+def _host_cpu() -> str:
+    """The x86-64 level of this machine (psABI), or the Arm core by its part number."""
+    text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    if _host_arch() == "aarch64":
+        part = re.search(r"CPU part\s*:\s*(0x[0-9a-f]+)", text)
+        return ARM_CORES.get(part[1] if part else "", "generic")
+    line = re.search(r"^flags\s*:\s*(.*)$", text, re.MULTILINE)
+    flags = set(line[1].split()) if line else set()
+    if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags:
+        return "x86-64-v4"
+    if {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"} <= flags:
+        return "x86-64-v3"
+    return "x86-64-v2" if {"sse4_2", "popcnt", "ssse3"} <= flags else "x86-64"
+
+
+# "CPU part" of /proc/cpuinfo -> core (Arm's technical reference manuals, MIDR_EL1).
+ARM_CORES: Mapping[str, str] = {
+    "0xd03": "cortex-a53",
+    "0xd05": "cortex-a55",
+    "0xd07": "cortex-a57",
+    "0xd08": "cortex-a72",
+    "0xd09": "cortex-a73",
+    "0xd0a": "cortex-a75",
+    "0xd0b": "cortex-a76",
+}
+
+
+def _host() -> TargetSpec:
+    if _host_arch() not in _KNOWN_ARCHES:
+        raise TargetError(
+            f"this machine is a {_host_arch()}, which is not supported", "use x86-64 or aarch64 Linux"
+        )
+    cpu = _host_cpu()
+    cores = os.cpu_count() or 1
+    return TargetSpec(f"{_host_arch()}-linux-gnu", cpu, tuple(_implied_features(cpu)), cores)
