@@ -69,7 +69,7 @@ def layers(
         smallest = pixels // 2 if architecture.condenser.expand == "nearest" else pixels
         if smallest < 1:
             raise ModelError(
-                f"{architecture.name}: an input of {size}x{size} leaves no pixels in stage {index + 1}",
+                f"{architecture.name}: {size}x{size} pixels leave none for stage {index + 1}",
                 f"give --input-size {minimal_input_size(architecture)} or more",
             )
         found += _stage_layers(architecture, index, channels, before, pixels)

@@ -80,10 +80,11 @@ class Branch(nn.Module):
         if self.condense is not None:
             x = _pool(x, self.condense)
         if self.nearest is None or self.mix is None:
-            y: Tensor = self.expand(self.embed(x))
-            return y
-        key = self.mix(self.embed(_pool(x, self.nearest)))
-        y = self.expand(functional.interpolate(key, size=x.shape[-2:], mode="nearest"))
+            key = self.embed(x)
+        else:
+            key = self.mix(self.embed(_pool(x, self.nearest)))
+            key = functional.interpolate(key, size=x.shape[-2:], mode="nearest")
+        y: Tensor = self.expand(key)
         return y
 
 

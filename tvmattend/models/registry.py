@@ -20,7 +20,7 @@ def _attendnext(name: str, note: str, depths: tuple[int, int, int, int]) -> Arch
     return Architecture(name, note, stem=32, stages=stages)
 
 
-# Two, three, five, seven and eleven channels a column: like the real widths, no vector divides them.
+# Two, three, five, seven and eleven channels a column: no vector divides them, as in the real ones.
 _TINY = Architecture(
     "attendnext_tiny",
     "for tests: a forward takes milliseconds",

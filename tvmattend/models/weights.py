@@ -57,7 +57,7 @@ def _scale_norms(network: AttendNeXt, seed: int) -> None:
             wanted[id(module.attention.expand.norm)] = 0.5
             wanted[id(module.project.norm)] = float(module.project.norm.num_features)
 
-    def scale(norm: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    def scale(norm: nn.Module, _: tuple[Any, ...], output: Tensor) -> Tensor:
         assert isinstance(norm, nn.BatchNorm2d)  # noqa: S101
         factor = 2.0 ** round(math.log2(wanted.get(id(norm), 1.0) / float(output.std())))
         norm.weight.mul_(factor)
