@@ -122,3 +122,9 @@ class TuningError(TvmattendError):
     """A tuning run that could not go on, or in which no trial succeeded."""
 
     exit_code = 19
+
+
+class PortError(TvmattendError):
+    """The port to serve on is taken, or may not be used."""
+
+    exit_code = 20
