@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects -> one shared library for the target, on any host, without a cross toolchain.
+
+The linker is Zig's, from the Python wheel `ziglang`: it carries the C libraries of its targets, so
+linking for an aarch64 board needs no apt package. `--cross-compiler CMD` takes any other driver
+that understands `-shared -o OUTPUT OBJECTS`.
+"""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvmattend.errors import CompileError, ToolMissingError
+from tvmattend.target import TargetSpec
+
+# The oldest C library that the result runs on: that of Debian 10 and of TVM's own wheels
+# (manylinux_2_28). Left to itself, Zig would take its newest.
+GLIBC = "2.28"
+
+# The first call for a target builds its C library (15 s on two cores); a link takes 0.2 s.
+_TIMEOUT_SECONDS = 600
+
+
+def link_shared(
+    objects: Sequence[str | Path],
+    output: str | Path,
+    target: TargetSpec,
+    cross_compiler: str | None = None,
+) -> None:
+    """Link object files into a shared library.
+
+    Args:
+        objects: Object files (or static libraries) of the target's architecture, in order.
+        output: The library to write; it appears only when the link succeeded.
+        target: Decides the architecture; the core does not matter to a linker.
+        cross_compiler: A compiler driver with its own options, e.g. `aarch64-linux-gnu-gcc`.
+            None means Zig.
+
+    Raises:
+        ToolMissingError: Neither Zig nor the compiler given is there.
+        CompileError: The linker failed; the message ends with its last lines.
+    """
+    output = Path(output)
+    # A linker that dies half-way must not leave a file that looks like a library.
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    driver = link_command(target, cross_compiler)
+    command = [*driver, "-shared", "-fPIC", "-o", str(partial), *map(str, objects), "-lm"]
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+        )
+        if done.returncode != 0:
+            raise CompileError(
+                f"linking {output.name} for {target.triple} failed "
+                f"(exit code {done.returncode}): {_last_lines(done.stderr)}",
+                _remedy(cross_compiler),
+            )
+        if not partial.is_file():
+            raise CompileError(
+                f"`{driver[0]}` said nothing and wrote no {output.name}", _remedy(cross_compiler)
+            )
+        partial.replace(output)
+    except subprocess.TimeoutExpired as error:
+        raise CompileError(
+            f"linking {output.name} for {target.triple} took more than {_TIMEOUT_SECONDS} s",
+            _remedy(cross_compiler),
+        ) from error
+    except OSError as error:
+        raise CompileError(f"linking {output.name}: {error}", _remedy(cross_compiler)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def link_command(target: TargetSpec, cross_compiler: str | None = None) -> list[str]:
+    """Give the compiler driver to link with, without files.
+
+    Raises:
+        ToolMissingError: It is not there.
+    """
+    if cross_compiler is not None:
+        return _driver(cross_compiler)
+    if importlib.util.find_spec("ziglang") is None:
+        raise ToolMissingError(
+            f"linking for {target.triple} needs Zig, which is not installed",
+            f"`{sys.executable} -m pip install ziglang`, or give --cross-compiler",
+        )
+    # `-s` drops debugging information of Zig's own runtime: it is most of a small library.
+    return [sys.executable, "-m", "ziglang", "cc", "-target", f"{target.triple}.{GLIBC}", "-s"]
+
+
+@dataclass(frozen=True)
+class Linker:
+    """`link_shared` in the shape that TVM's `export_library(fcompile=...)` calls.
+
+    A plain value: it goes to the worker processes of a MetaSchedule builder by pickle.
+    """
+
+    target: TargetSpec
+    cross_compiler: str | None = None
+
+    object_format = "o"
+    output_format = "so"
+
+    def __call__(self, output: str, objects: Sequence[str], **options: Any) -> None:
+        """Link `objects` into `output`; TVM passes no options that we know of."""
+        if options:
+            raise CompileError(f"the linker knows no options {sorted(options)}")
+        link_shared(objects, output, self.target, self.cross_compiler)
+
+    def get_target_triple(self) -> str:
+        """Give the triple for the object in which TVM packs constants."""
+        return self.target.triple
+
+
+def _driver(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ToolMissingError(
+            f"--cross-compiler `{command}`: {error}", "check the quotes"
+        ) from error
+    if not words or shutil.which(words[0]) is None:
+        name = words[0] if words else command
+        raise ToolMissingError(
+            f"there is no cross compiler `{name}`",
+            "install it (Debian: `gcc-aarch64-linux-gnu`), or leave --cross-compiler out "
+            "to link with Zig",
+        )
+    return words
+
+
+def _last_lines(text: str, count: int = 3) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[-count:]) or "it gave no reason"
+
+
+def _remedy(cross_compiler: str | None) -> str:
+    if cross_compiler is not None:
+        return "check --cross-compiler, or leave it out to link with Zig"
+    return "free disk space may be short, or the objects belong to another architecture"
