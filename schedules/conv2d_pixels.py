@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution in NCHW with pixels as the vector axis: large maps, few channels a column.
+
+The rows of a padded map, one behind the other with a pitch of S = OW + (KW - 1) // stride, are one
+long line on which a 3x3 convolution is nine shifted multiply-adds:
+
+    acc[f, q] = sum over c, i, j of  slab[c, i % s, j % s, q + (i // s) * S + j // s] * w[c, i, j, f]
+    out[f, y, x] = acc[f, y * S + x]
+
+so that vectors run across the ends of rows, and only the S - OW columns between them are wasted:
+2 to 4 % at 56 and 28 pixels, where vectors of channels would waste 38 % (10 channels in 16 lanes).
+Strided convolutions split the map into s x s phases. A job is a slab of R rows of one column, whose
+padded input fits the first-level cache.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from schedules import blocks
+from schedules.machines import Machine
+from schedules.space import Choose, DesignSpace, Knob
+
+NAME = "conv2d_pixels"
+
+
+@dataclass(frozen=True)
+class Slab:
+    """How a map is cut for one machine.
+
+    Attributes:
+        rows: Output rows of a slab; divides the number of rows.
+        pitch: Distance between two rows of the line, in pixels.
+        vectors: Vectors of accumulators that cover the slab.
+    """
+
+    rows: int
+    pitch: int
+    vectors: int
+
+    def waste(self, width: int, lanes: int) -> float:
+        """Share of the computed lanes that are no pixels of the output."""
+        return 1.0 - self.rows * width / (self.vectors * lanes)
+
+
+def choose_slab(
+    height: int, width: int, kernel_width: int, stride: int, channels: int, machine: Machine
+) -> Slab:
+    """The slab with the least waste among those whose input fits half of the first-level cache.
+
+    A pitch a few pixels longer is tried too: it can make the number of vectors divisible by two or
+    three, which a register block of several vectors wants.
+    """
+    shortest = width + (kernel_width - 1) // stride
+    best: tuple[float, Slab] | None = None
+    for rows in blocks.divisors(height):
+        for pitch in range(shortest, shortest + 4):
+            vectors = -(-((rows - 1) * pitch + width) // machine.lanes)
+            slab = Slab(rows, pitch, vectors)
+            size = 4 * channels * stride * stride * (rows + kernel_width - 1) * pitch
+            # Cost relative to perfect lanes: waste, a cold cache, the halo that is copied twice,
+            # and a prime number of vectors, for which no register block has more than one.
+            cost = slab.waste(width, machine.lanes)
+            cost += 0.3 if size > machine.l1_bytes // 2 and rows > 1 else 0.0
+            cost += 0.02 * (kernel_width - 1) / rows
+            cost += 0.0 if vectors % 2 == 0 or vectors % 3 == 0 or vectors == 1 else 0.1
+            if best is None or cost < best[0] - 1e-9:
+                best = (cost, slab)
+    assert best is not None  # noqa: S101  (a height has at least the divisor 1)
+    return best[1]
+
+
+def conv2d(
+    x: Any,
+    weight: Any,
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    machine: Machine,
+) -> Any:
+    """The computation, cut into slabs.
+
+    Args:
+        x: te.Tensor [N, C, H, W].
+        weight: te.Tensor [G, C / G, KH, KW, F] with F output channels a column.
+        strides: Down, across.
+        padding: Top, left, bottom, right.
+        machine: Decides the slab.
+
+    Returns:
+        te.Tensor [N, G * F, OH, OW].
+    """
+    from tvm import te, tirx
+
+    batch, channels, height, width = (int(extent) for extent in x.shape)
+    groups, per_group, kh, kw, features = (int(extent) for extent in weight.shape)
+    (down, across), (top, left, bottom, right) = strides, padding
+    out_h = (height + top + bottom - kh) // down + 1
+    out_w = (width + left + right - kw) // across + 1
+    slab = choose_slab(out_h, out_w, kw, across, per_group, machine)
+    pitch, lanes = slab.pitch, machine.lanes
+    chunks = out_h // slab.rows
+    reach = ((kh - 1) // down) * pitch + (kw - 1) // across
+    slab_rows = -(-(slab.vectors * lanes + reach) // pitch)
+    total_rows = (chunks - 1) * slab.rows + slab_rows
+    zero = tirx.const(0.0, x.dtype)
+
+    def padded(*at: Any) -> Any:
+        n, c, *phase, r, q = at
+        y = r * down + phase[0] - top if phase else r - top
+        xx = q * across + phase[1] - left if phase else q - left
+        inside = tirx.all(y >= 0, y < height, xx >= 0, xx < width)
+        return tirx.if_then_else(inside, x[n, c, y, xx], zero)
+
+    strided = (down, across) != (1, 1)
+    phases = (down, across) if strided else ()
+    line = te.compute((batch, channels, *phases, total_rows, pitch), padded, name="slab")
+    rc = te.reduce_axis((0, per_group), "rc")
+    ry = te.reduce_axis((0, kh), "ry")
+    rx = te.reduce_axis((0, kw), "rx")
+
+    def product(n: Any, g: Any, chunk: Any, f: Any, vector: Any, lane: Any) -> Any:
+        q = vector * lanes + lane + (ry // down) * pitch + rx // across
+        phase = (ry % down, rx % across) if strided else ()
+        pixel = line[(n, g * per_group + rc, *phase, chunk * slab.rows + q // pitch, q % pitch)]
+        return te.sum(pixel * weight[g, rc, ry, rx, f], axis=[rc, ry, rx])
+
+    acc = te.compute((batch, groups, chunks, features, slab.vectors, lanes), product, name=NAME)
+
+    def pick(n: Any, c: Any, y: Any, xx: Any) -> Any:
+        q = (y % slab.rows) * pitch + xx
+        return acc[n, c // features, y // slab.rows, c % features, q // lanes, q % lanes]
+
+    return te.compute((batch, groups * features, out_h, out_w), pick, name="columns")
+
+
+def pack(weight: Any, groups: int) -> Any:
+    """OIHW array [G * F, C / G, KH, KW] -> [G, C / G, KH, KW, F]: a column's features side by side."""
+    out, per_group, kh, kw = weight.shape
+    return weight.reshape(groups, out // groups, per_group, kh, kw).transpose(0, 2, 3, 4, 1).copy()
+
+
+def space(sch: Any, machine: Machine) -> DesignSpace:
+    """Register blocks of features x vectors, and how far the reduction is unrolled."""
+    block = sch.get(sch.get_sblock(NAME, func_name="main"))
+    batch, groups, chunks, features, vectors = (
+        int(var.dom.extent) for var in list(block.iter_vars)[:5]
+    )
+    kernel_width = int(list(block.iter_vars)[-1].dom.extent)
+    tiles = [
+        (f, v)
+        for f in blocks.divisors(features)
+        for v in blocks.divisors(vectors, 8)
+        if f * v <= machine.accumulators
+    ]
+
+    # Each step of the reduction loads v vectors and f weights for f * v multiply-adds.
+    def cost(tile: tuple[int, int]) -> float:
+        f, v = tile
+        return (f + v) / (f * v) + (0.2 if f * v < 8 else 0.0)
+
+    ranked = sorted(tiles, key=cost)[:8]
+    codes = tuple(sorted(f * 100 + v for f, v in ranked))
+    knobs = (
+        Knob("tile", codes, ranked[0][0] * 100 + ranked[0][1]),
+        Knob("unroll_taps", (0, 1) if kernel_width > 1 else (0,), 1 if kernel_width > 1 else 0),
+    )
+    jobs = batch * groups * chunks
+
+    def schedule(sch: Any, choose: Choose) -> None:
+        per_f, per_v = divmod(choose("tile"), 100)
+        _schedule(sch, machine, (groups, chunks), (per_f, per_v), choose("unroll_taps") == 1, jobs)
+
+    return DesignSpace(NAME, knobs, schedule)
+
+
+def _schedule(
+    sch: Any,
+    machine: Machine,
+    cut: tuple[int, int],
+    tile: tuple[int, int],
+    unroll_taps: bool,
+    jobs: int,
+) -> None:
+    groups, chunks = cut
+    blocks.inline_all_but(sch, (NAME, "slab"))
+    conv, slab, out = (
+        sch.get_sblock(NAME, func_name="main"),
+        sch.get_sblock("slab", func_name="main"),
+        blocks.output(sch),
+    )
+    n, c, y, x = sch.get_loops(out)
+    g, f = sch.split(c, [groups, None])
+    chunk, row = sch.split(y, [chunks, None])
+    sch.reorder(n, g, chunk, f, row, x)
+    job = sch.fuse(n, g, chunk)
+    sch.compute_at(conv, job, preserve_unit_loops=True)
+    sch.compute_at(slab, job, preserve_unit_loops=True)
+    if jobs > 1:
+        sch.parallel(job)
+    blocks.vectorize_innermost(sch, out, machine.lanes)
+
+    *_, f, vector, lane, rc, ry, rx = sch.get_loops(conv)
+    f_out, f_in = sch.split(f, [None, tile[0]])
+    v_out, v_in = sch.split(vector, [None, tile[1]])
+    sch.reorder(v_out, f_out, rc, ry, rx, f_in, v_in, lane)
+    if unroll_taps:
+        sch.unroll(rx)
+    # In registers: written back once, after the whole reduction.
+    registers = sch.cache_write(conv, 0, "local")
+    sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
+    blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
+    init = sch.decompose_reduction(conv, rc)
+    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[3:])
+    blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
+    _schedule_slab(sch, slab, machine)
+
+
+def _schedule_slab(sch: Any, slab: Any, machine: Machine) -> None:
+    """Zero the slab, then copy the rows that exist; strided phases are gathered one by one."""
+    loops = sch.get_loops(slab)
+    if len(sch.get(slab).iter_vars) > 4 or not sch.can_decompose_padding(slab, loops[1]):
+        return
+    zeros = sch.decompose_padding(slab, loops[1])
+    blocks.vectorize_innermost(sch, slab, machine.lanes)
+    _, *inner = sch.get_loops(zeros)[1:]
+    _, lane = sch.split(sch.fuse(*inner), [None, machine.lanes])
+    sch.vectorize(lane)

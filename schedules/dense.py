@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layer: y[m, o, l] = sum over k of x[m, k] * w[o, k, l], output features in vectors.
+
+At batch 1 every weight is used once, so the kernel is bound by streaming them; packing makes each
+register block read one contiguous stream.
+"""
+
+from typing import Any
+
+from schedules import blocks
+from schedules.machines import Machine
+from schedules.space import Choose, DesignSpace, Knob
+
+NAME = "dense"
+
+
+def dense(x: Any, weight: Any, features: int) -> Any:
+    """The computation.
+
+    Args:
+        x: te.Tensor [M, K].
+        weight: te.Tensor [O, K, L], packed by `pack`.
+        features: Output features before padding to O * L.
+
+    Returns:
+        te.Tensor [M, features].
+    """
+    from tvm import te
+
+    rows = int(x.shape[0])
+    outer, depth, lanes = (int(extent) for extent in weight.shape)
+    k = te.reduce_axis((0, depth), "k")
+    acc = te.compute(
+        (rows, outer, lanes),
+        lambda m, o, lane: te.sum(x[m, k] * weight[o, k, lane], axis=[k]),
+        name=NAME,
+    )
+    return te.compute((rows, features), lambda m, f: acc[m, f // lanes, f % lanes], name="columns")
+
+
+def pack(weight: Any, machine: Machine) -> Any:
+    """Array [K, N] -> [O, K, L], the number of vectors rounded up to a multiple of eight."""
+    import numpy as np
+
+    depth, features = weight.shape
+    # Eight accumulators hide the latency of a fused multiply-add on two ports (4 cycles x 2).
+    outer = -(-features // (machine.lanes * 8)) * 8
+    padded = np.zeros((depth, outer * machine.lanes), dtype=weight.dtype)
+    padded[:, :features] = weight
+    return padded.reshape(depth, outer, machine.lanes).transpose(1, 0, 2).copy()
+
+
+def space(sch: Any, machine: Machine) -> DesignSpace:
+    """Vectors in a register block, unrolling, and how many blocks make a job."""
+    block = sch.get(sch.get_sblock(NAME, func_name="main"))
+    rows, outer, _, depth = (int(var.dom.extent) for var in block.iter_vars)
+    row_tile = max(step for step in blocks.divisors(rows, 4))
+    vectors = tuple(v for v in (1, 2, 4, 8) if v * row_tile <= machine.accumulators)
+    knobs = (
+        Knob("vectors", vectors, vectors[-1] if row_tile == 1 else vectors[len(vectors) // 2]),
+        Knob("unroll", tuple(blocks.divisors(depth, 4)), 1),
+        Knob("jobs", tuple(blocks.divisors(outer // 8, 8)), max(blocks.divisors(outer // 8, 8))),
+    )
+
+    def schedule(sch: Any, choose: Choose) -> None:
+        blocks.inline_all_but(sch, (NAME,))
+        block, out = sch.get_sblock(NAME, func_name="main"), blocks.output(sch)
+        m, o, lane, k = sch.get_loops(block)
+        job, o_out, o_in = sch.split(o, [choose("jobs"), None, choose("vectors")])
+        m_out, m_in = sch.split(m, [None, row_tile])
+        k_out, k_in = sch.split(k, [None, choose("unroll")])
+        sch.reorder(job, m_out, o_out, k_out, k_in, m_in, o_in, lane)
+        sch.unroll(k_in)
+        sch.parallel(job)
+        registers = sch.cache_write(block, 0, "local")
+        sch.reverse_compute_at(registers, o_out, preserve_unit_loops=True)
+        blocks.unroll_and_vectorize(sch, [m_in, o_in, lane])
+        init = sch.decompose_reduction(block, k_out)
+        blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
+        blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
+        blocks.vectorize_innermost(sch, out, machine.lanes)
+
+    return DesignSpace(NAME, knobs, schedule)

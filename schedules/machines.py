@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a schedule must know of a core: vector length, registers, first-level cache."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The limits that bound a register block.
+
+    Attributes:
+        lanes: fp32 elements in one vector register.
+        accumulators: Vector registers that may hold accumulators; the others feed them.
+        l1_bytes: First-level data cache of one core.
+    """
+
+    lanes: int
+    accumulators: int
+    l1_bytes: int
+
+
+# 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6).
+AARCH64 = Machine(lanes=4, accumulators=24, l1_bytes=32 * 1024)
+# 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
+X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024)
+X86_64_V3 = Machine(lanes=8, accumulators=12, l1_bytes=32 * 1024)
+# SSE has no fused multiply-add and 16 registers of 4 lanes.
+X86_64 = Machine(lanes=4, accumulators=12, l1_bytes=32 * 1024)
+
+# LLVM cores beyond the psABI levels whose vectors are 512 bits wide.
+_AVX512_CORES = ("x86-64-v4", "znver4", "znver5", "skylake-avx512", "icelake", "sapphirerapids")
+
+
+def machine_of(target: Any) -> Machine:
+    """Limits of a TVM target's core.
+
+    Args:
+        target: A `tvm.target.Target` of kind `llvm`.
+    """
+    triple, cpu = str(target.attrs.get("mtriple", "")), str(target.attrs.get("mcpu", ""))
+    if triple.startswith("aarch64"):
+        return AARCH64
+    if cpu.startswith(_AVX512_CORES):
+        return X86_64_V4
+    if cpu == "x86-64-v3" or cpu.startswith(("haswell", "znver", "alderlake")):
+        return X86_64_V3
+    return X86_64

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relax operators -> the TensorIR computations of `schedules/`, with weights packed for them.
+
+    relax.nn.conv2d (NCHW) -> schedules.conv2d_pixels      relax.nn.conv2d (NHWC) -> conv2d_channels
+    relax.matmul(x, const) -> schedules.dense              everything else        -> TVM's own
+
+A weight that is not a constant, a dilated convolution or another data layout has TVM's own
+computation, which runs, without a register block.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from schedules import conv2d_channels, conv2d_pixels, dense
+from schedules.machines import Machine
+
+Legalization = Callable[[Any, Any], Any]
+
+
+def legalizations(machine: Machine) -> dict[str, Legalization]:
+    """Map for `LegalizeOps(customize_legalize_map=...)`.
+
+    Args:
+        machine: Decides vector lengths, hence packing.
+    """
+    from tvm import relax
+    from tvm.ir import GenericConst
+
+    def conv2d(builder: Any, call: Any) -> Any:
+        attrs, weight = call.attrs, call.args[1]
+        strides = tuple(int(step) for step in attrs.strides)
+        padding = tuple(int(step) for step in attrs.padding)
+        groups = int(attrs.groups)
+        ours = (
+            isinstance(weight, GenericConst)
+            and attrs.kernel_layout == "OIHW"
+            and all(int(step) == 1 for step in attrs.dilation)
+            and str(weight.value.dtype) == "float32"
+            and attrs.data_layout in {"NCHW", "NHWC"}
+        )
+        if not ours:
+            return _default("relax.nn.conv2d")(builder, call)
+        array = weight.value.numpy()
+        if attrs.data_layout == "NCHW":
+            packed = conv2d_pixels.pack(array, groups)
+
+            def compute(x: Any, w: Any) -> Any:
+                return conv2d_pixels.conv2d(x, w, strides, padding, machine)
+        else:
+            packed = conv2d_channels.pack(array, groups, machine)
+
+            def compute(x: Any, w: Any) -> Any:
+                features = array.shape[0] // groups
+                return conv2d_channels.conv2d(x, w, features, strides, padding)
+
+        return builder.call_te(
+            compute, call.args[0], relax.const(packed), primfunc_name_hint="conv2d"
+        )
+
+    def matmul(builder: Any, call: Any) -> Any:
+        x, weight = call.args
+        if not (isinstance(weight, GenericConst) and len(weight.value.shape) == len(x.ty.shape) == 2):
+            return _default("relax.matmul")(builder, call)
+        array = weight.value.numpy()
+
+        def compute(x: Any, w: Any) -> Any:
+            return dense.dense(x, w, int(array.shape[1]))
+
+        packed = relax.const(dense.pack(array, machine))
+        return builder.call_te(compute, x, packed, primfunc_name_hint="dense")
+
+    return {"relax.nn.conv2d": conv2d, "relax.matmul": matmul}
+
+
+def _default(name: str) -> Legalization:
+    """TVM's own legalization of an operator."""
+    from tvm.ir import Op
+
+    legalize: Legalization = Op.get(name).get_attr("FLegalize")
+    return legalize
