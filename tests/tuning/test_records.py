@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_records import FAILED, RECORD, TARGET
+
+from tvmattend.errors import RecordsError
+from tvmattend.target import parse_target
+from tvmattend.tuning.records import RecordFile, RecordSet, find_records, read_records, shipped_root
+
+A72 = parse_target("cortex-a72")
+KEY = RECORD.key
+
+
+def timed(seconds, threads=4, **change):
+    target = {**TARGET, "num-cores": threads}
+    return replace(RECORD, run_secs=(seconds,), target=target, **change)
+
+
+def of(*records, sources=None):
+    return RecordSet(tuple(records), tuple(sources or [0] * len(records)))
+
+
+def write(path, *records):
+    for record in records:
+        RecordFile(path).append(record)
+    return path
+
+
+def test_nothing_is_best_where_nothing_succeeded():
+    assert RecordSet().best(KEY, 4) is None
+    assert of(FAILED).best(KEY, 4) is None
+    assert of(RECORD).best("another kernel", 4) is None
+
+
+def test_the_fastest_of_equals_is_best():
+    fast, slow = timed(1e-3), timed(2e-3)
+    assert of(slow, fast, FAILED).best(KEY, 4) == fast
+
+
+def test_measured_beats_estimated_beats_emulated_whatever_the_times():
+    measured = timed(9e-3)
+    estimated = timed(5e-3, origin="estimated")
+    emulated = timed(1e-3, origin="emulated")
+    assert of(emulated, estimated, measured).best(KEY, 4) == measured
+    assert of(emulated, estimated).best(KEY, 4) == estimated
+    assert of(emulated).best(KEY, 4) == emulated
+
+
+def test_the_same_number_of_threads_comes_first_then_the_nearest():
+    one, two, eight = timed(1e-3, 1), timed(5e-3, 2), timed(2e-3, 8)
+    assert of(one, two, eight).best(KEY, 2) == two
+    assert of(one, two, eight).best(KEY, 7) == eight
+    assert of(one, eight).best(KEY, 2) == one
+    # ... but not before the origin: a time of another machine's model is no substitute.
+    assert of(one, timed(1e-4, 4, origin="estimated")).best(KEY, 4) == one
+
+
+def test_what_the_user_gave_beats_what_ships_though_it_is_slower():
+    mine, shipped = timed(4e-3), timed(1e-3)
+    assert of(shipped, mine, sources=[2, 0]).best(KEY, 4) == mine
+
+
+def test_a_point_that_the_space_dropped_is_passed_over():
+    gone, there = timed(1e-3, point={"tile": 9}), timed(2e-3, point={"tile": 1})
+    accepts = lambda point: point["tile"] == 1  # noqa: E731
+    assert of(gone, there).best(KEY, 4, accepts) == there
+    assert of(gone).best(KEY, 4, accepts) is None
+
+
+def test_counts_are_by_origin_failures_included():
+    records = of(RECORD, FAILED, replace(RECORD, origin="emulated"))
+    assert records.count(KEY) == {"measured": 2, "emulated": 1}
+    assert records.count("another") == {}
+
+
+def test_records_are_found_in_the_given_order_and_once(tmp_path):
+    given = write(tmp_path / "given" / "mine.jsonl", timed(3e-3))
+    first, second = tmp_path / "here", tmp_path / "shipped"
+    write(first / "net/cortex-a72/emulated/4-threads.jsonl", timed(2e-3, origin="emulated"))
+    write(second / "net/cortex-a72/estimated/4-threads.jsonl", timed(1e-3, origin="estimated"))
+    write(second / "other/cortex-a72/measured/4-threads.jsonl", timed(1e-9))
+    (tmp_path / "link").symlink_to(second)
+    found = find_records(
+        "net", A72, [given, given.parent], roots=[first, second, tmp_path / "link"]
+    )
+    assert [record.origin for record in found.records] == ["measured", "emulated", "estimated"]
+    assert found.sources == (0, 2, 3)
+    assert len(found.files) == 3
+    assert found.describe() == "3 records in 3 files"
+
+
+def test_the_working_directory_and_the_shipped_records_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tvmattend.tuning.records.shipped_root", lambda: tmp_path / "tuning_logs")
+    assert find_records("net", A72) == RecordSet()
+    write(tmp_path / "tuning_logs/net/cortex-a72/measured/4-threads.jsonl", RECORD)
+    found = find_records("net", A72)
+    assert found.records == (RECORD,)
+    assert found.sources == (0,)
+
+
+def test_records_for_another_core_and_broken_lines_are_counted(tmp_path):
+    path = tmp_path / "r.jsonl"
+    a53 = replace(RECORD, target={**TARGET, "mcpu": "cortex-a53"})
+    write(path, RECORD, a53, timed(1e-3, 1))
+    path.write_text("rubbish\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    found = find_records("net", A72, [path], roots=[])
+    assert [record.threads for record in found.records] == [4, 1]
+    assert found.foreign == 1
+    assert f"1 unreadable lines skipped (first: {path}:1: not JSON" in found.describe()
+    assert "1 for another core left out" in found.describe()
+
+
+@pytest.mark.parametrize("what", ["missing", "empty"])
+def test_a_path_that_holds_no_records_is_an_error(tmp_path, what):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecordsError, match=what) as caught:
+        find_records("net", A72, [tmp_path / what], roots=[])
+    assert caught.value.hint
+
+
+def test_the_records_of_a_wheel_lie_inside_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "tvmattend"
+    (package / "tuning_logs").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setattr("tvmattend.__file__", str(package / "__init__.py"))
+    assert shipped_root() == package / "tuning_logs"
+    (package / "tuning_logs").rmdir()
+    (tmp_path / "site" / "tuning_logs").mkdir()
+    assert shipped_root() is None, "site-packages/tuning_logs is not ours"
+    (tmp_path / "site" / "pyproject.toml").touch()
+    assert shipped_root() == tmp_path / "site" / "tuning_logs"
+
+
+def test_reading_records_loads_neither_tvm_nor_torch():
+    code = (
+        "import sys; import tvmattend.tuning.records as r;"
+        "from tvmattend.target import parse_target;"
+        "r.find_records('attendnext', parse_target('cortex-a72'));"
+        "sys.exit(any(name in sys.modules for name in ('tvm', 'torch')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0
+
+
+def test_what_ships_is_readable_honest_and_not_emulated():
+    root = shipped_root()
+    if root is None:
+        pytest.skip("nothing ships yet")
+    for path in root.rglob("*.jsonl"):
+        model, core, origin, name = path.relative_to(root).parts
+        records, faults = read_records(path)
+        assert not faults, path
+        assert origin != "emulated", f"{path}: emulated times never ship"
+        for record in records:
+            assert record.origin == origin
+            assert record.machine, f"{path}: a record must say which machine or model"
+            assert name == f"{record.threads}-threads.jsonl"
+            assert record.is_for(parse_target(dict(record.target)))
+            assert parse_target(dict(record.target)).name == core
+        assert path.stat().st_size < 1_000_000, f"{path}: prune before shipping"
+        assert model

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MetaSchedule's XGBoost cost model, taught with records and asked to rank schedules."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tvmattend.target import TargetSpec
+from tvmattend.tuning.tasks import Task
+
+# Fewer samples than this rank no better than chance.
+_WARM_UP_SAMPLES = 12
+
+
+class Ranker(Protocol):
+    """Something that learns from trials which schedules are fast."""
+
+    def learn(self, task: Task, trials: Sequence[tuple[Any, tuple[float, ...]]]) -> None:
+        """Take schedules of a task with their times; no times mean a failure."""
+
+    def rank(self, task: Task, schedules: Sequence[Any]) -> list[float] | None:
+        """Score schedules, higher for faster; None while too little is known."""
+
+
+class CostModel:
+    """`ms.cost_model.XGBModel` with its per-store features, one model for all tasks.
+
+    Args:
+        target: The machine that is tuned for.
+        seed: Seed of the trees.
+    """
+
+    def __init__(self, target: TargetSpec, seed: int) -> None:
+        from tvm.s_tir.meta_schedule.cost_model import XGBModel
+        from tvm.s_tir.meta_schedule.cost_model.xgb_model import XGBConfig
+
+        self._target = target.to_tvm()
+        # One thread: the sums of a parallel histogram depend on timing, and the plan on the sums.
+        config = XGBConfig(seed=seed & 0x7FFFFFFF, nthread=1)
+        self._model = XGBModel._cls(config=config, num_warmup_samples=_WARM_UP_SAMPLES)  # noqa: SLF001
+        self._contexts: dict[str, Any] = {}
+
+    def learn(self, task: Task, trials: Sequence[tuple[Any, tuple[float, ...]]]) -> None:
+        """Add trials; the model trains itself again when a fifth of its data is new."""
+        from tvm.s_tir.meta_schedule.runner import RunnerResult
+
+        if not trials:
+            return
+        results = [
+            RunnerResult(list(run_secs), None) if run_secs else RunnerResult(None, "failed")
+            for _, run_secs in trials
+        ]
+        candidates = self._candidates(task, [schedule for schedule, _ in trials])
+        self._model.update(self._context(task), candidates, results)
+
+    def rank(self, task: Task, schedules: Sequence[Any]) -> list[float] | None:
+        """Score schedules by the predicted share of the task's best speed."""
+        if self._model.booster is None or self._model.data_size < _WARM_UP_SAMPLES:
+            return None
+        if not schedules:
+            return []
+        scores = self._model.predict(self._context(task), self._candidates(task, schedules))
+        return [float(score) for score in scores]
+
+    def _candidates(self, task: Task, schedules: Sequence[Any]) -> list[Any]:
+        from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+        from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
+
+        info = ArgInfo.from_entry_func(task.mod, remove_preproc=False)
+        return [MeasureCandidate(schedule, info) for schedule in schedules]
+
+    def _context(self, task: Task) -> Any:
+        if task.key not in self._contexts:
+            from tvm.s_tir.meta_schedule import TuneContext
+
+            self._contexts[task.key] = TuneContext(task.mod, target=self._target, num_threads=1)
+        return self._contexts[task.key]

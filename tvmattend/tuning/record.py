@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trial leaves behind: one value, one self-contained line of JSON."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Literal, get_args
+
+from tvmattend.target import TargetSpec
+
+SCHEMA = 1
+
+Status = Literal["ok", "build-error", "run-error", "timeout"]
+Origin = Literal["measured", "estimated", "emulated"]
+STATUSES: tuple[str, ...] = get_args(Status)
+# In the order in which a build believes them; times are never compared across origins.
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+
+_ERROR_LENGTH = 300  # one line for a person; the whole text is in the log
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial.
+
+    Attributes:
+        task: The kernel's name in the lowered module, for a reader.
+        key: The kernel's identity (`Task.key`).
+        kernel: The family of its design space, e.g. `conv2d`.
+        point: The value of every knob.
+        status: What became of it.
+        origin: Where the time comes from.
+        machine: Core, model, clock and so on of the machine that ran or modelled it.
+        target: TVM's JSON of the target; its `num-cores` is the thread count.
+        trace: The schedule's trace as MetaSchedule writes it; None if there was no schedule.
+        run_secs: Seconds a call, one figure a repeat; empty unless the status is `ok`.
+        error: One line about a failure; empty if the status is `ok`.
+        tvm: TVM's version.
+        seed: The run's seed.
+        time: When, UTC, ISO 8601.
+        wall_secs: Seconds that the trial took, building and measuring; 0 if unknown.
+    """
+
+    task: str
+    key: str
+    kernel: str
+    point: Mapping[str, int]
+    status: Status
+    origin: Origin
+    machine: Mapping[str, Any]
+    target: Mapping[str, Any]
+    trace: Any = None
+    run_secs: tuple[float, ...] = ()
+    error: str = ""
+    tvm: str = ""
+    seed: int = 0
+    time: str = field(default_factory=lambda: utc_now())  # noqa: PLW0108  (defined below)
+    wall_secs: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether it has a time."""
+        return self.status == "ok"
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds a call; infinity for a failure."""
+        return statistics.median(self.run_secs) if self.run_secs else math.inf
+
+    @property
+    def threads(self) -> int:
+        """Threads that the kernel was scheduled for and measured with."""
+        return int(self.target["num-cores"])
+
+    def is_for(self, target: TargetSpec) -> bool:
+        """Whether it was made for that core with those features, by any number of threads."""
+        return _core(self.target) == _core(target.to_json())
+
+    def to_line(self) -> str:
+        """The record as one line of JSON, newline included."""
+        fields: dict[str, Any] = {"schema": SCHEMA}
+        for name in _FIELDS:
+            value = getattr(self, name)
+            fields[name] = list(value) if isinstance(value, tuple) else value
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+_FIELDS = tuple(Record.__dataclass_fields__)
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "task": str,
+    "key": str,
+    "kernel": str,
+    "point": dict,
+    "status": str,
+    "origin": str,
+    "machine": dict,
+    "target": dict,
+    "run_secs": list,
+    "error": str,
+    "tvm": str,
+    "seed": int,
+    "time": str,
+    "wall_secs": (int, float),
+}
+
+
+def utc_now() -> str:
+    """Now, as records write it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def one_line(text: str) -> str:
+    """The last line of an error's text, which is where Python and TVM say what it is."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines[-1] if lines else "no message"
+    return last if len(last) <= _ERROR_LENGTH else last[: _ERROR_LENGTH - 3] + "..."
+
+
+def parse_record(line: str) -> Record:
+    """Read one line back.
+
+    Raises:
+        ValueError: The line is no JSON, of a newer schema, or not a record; the text says which.
+    """
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(fields, dict) or "schema" not in fields:
+        raise ValueError("not a tuning record")
+    if fields["schema"] != SCHEMA:
+        raise ValueError(f"schema {fields['schema']!r}; this tvmattend reads {SCHEMA}")
+    for name, kind in _TYPES.items():
+        if not isinstance(fields.get(name), kind) or isinstance(fields[name], bool):
+            raise ValueError(f"`{name}` is missing or of a wrong type")  # noqa: TRY004
+    _check_values(fields)
+    known: dict[str, Any] = {name: fields.get(name) for name in _FIELDS}
+    known["run_secs"] = tuple(float(second) for second in fields["run_secs"])
+    return Record(**known)
+
+
+def _check_values(fields: Mapping[str, Any]) -> None:
+    if fields["status"] not in STATUSES:
+        raise ValueError(f"unknown status {fields['status']!r}")
+    if fields["origin"] not in ORIGINS:
+        raise ValueError(f"unknown origin {fields['origin']!r}")
+    if not all(_is_number(second) and 0 < second < math.inf for second in fields["run_secs"]):
+        raise ValueError("`run_secs` holds something that is not a time")
+    if (fields["status"] == "ok") != bool(fields["run_secs"]):
+        raise ValueError(f"status {fields['status']!r} with {len(fields['run_secs'])} times")
+    if not all(type(value) is int for value in fields["point"].values()):
+        raise ValueError("`point` holds something that is not an integer")
+    cores = fields["target"].get("num-cores")
+    if type(cores) is not int or cores < 1:
+        raise ValueError("`target` has no num-cores")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _core(target: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+    return (
+        str(target.get("mtriple")),
+        str(target.get("mcpu")),
+        tuple(str(flag) for flag in target.get("mattr") or ()),
+    )

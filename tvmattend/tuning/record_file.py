@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of records: read line by line, appended to so that a crash tears nothing.
+
+A file holds the trials of one network, target, origin and thread count:
+`tuning_logs/<model>/<target>/<origin>/<N>-threads.jsonl`. Each line repeats all of that but the
+network's name, so it may be copied elsewhere and still be understood. Only pruning rewrites.
+"""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvmattend.errors import RecordsError, StorageError
+from tvmattend.tuning.record import Origin, Record, parse_record
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A line that is not a record.
+
+    Attributes:
+        path: The file.
+        line: Line number, from 1.
+        reason: Why the line was skipped.
+    """
+
+    path: Path
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+
+def read_records(path: Path) -> tuple[list[Record], list[Fault]]:
+    """Read a file, skipping what is not a record; the file stays as it is.
+
+    Returns:
+        The records in file order, and one fault for each line that was skipped.
+
+    Raises:
+        RecordsError: The file cannot be read at all.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RecordsError(
+            f"cannot read the tuning records `{path}`: {error.strerror}",
+            "give a .jsonl file or a directory that holds some",
+        ) from error
+    records: list[Record] = []
+    faults: list[Fault] = []
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        try:
+            records.append(parse_record(raw.decode("utf-8")))
+        except ValueError as error:  # UnicodeDecodeError is one
+            faults.append(Fault(path, number, str(error)))
+    return records, faults
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A file that records are appended to.
+
+    Attributes:
+        path: The file; it and its directories appear with the first record.
+    """
+
+    path: Path
+
+    def append(self, record: Record) -> None:
+        """Write one record and wait until the disk has it.
+
+        One `write` of one whole line: an interrupt comes before or after it, not within. If the
+        file ends in a torn line (the machine lost power), the record starts on a line of its own.
+
+        Raises:
+            StorageError: No space, no permission, or another fault of the file system.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                # Two runs may share a file; without the lock one could see the other's torn end.
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                _append_line(handle, record.to_line().encode("utf-8"))
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the tuning record to `{self.path}`: {error.strerror}",
+                "free some space or give another directory with --output; earlier records are kept",
+            ) from error
+
+
+def _append_line(handle: int, line: bytes) -> None:
+    size = os.fstat(handle).st_size
+    if size and os.pread(handle, 1, size - 1) != b"\n":
+        line = b"\n" + line
+    try:
+        sent = 0
+        while sent < len(line):
+            sent += os.write(handle, line[sent:])
+        os.fsync(handle)
+    except OSError:
+        os.ftruncate(handle, size)  # a full disk takes part of a line; take it back
+        raise
+
+
+def record_path(directory: Path, origin: Origin, threads: int) -> Path:
+    """Where the records of one origin and thread count lie under `<model>/<target>`."""
+    return directory / origin / f"{threads}-threads.jsonl"
+
+
+def prune(records: Sequence[Record], keep: int) -> list[Record]:
+    """Keep the best of each kernel, so that files that ship stay small.
+
+    Args:
+        records: Records of any kernels, origins and thread counts.
+        keep: How many to keep of each kernel, origin and thread count; failures go.
+
+    Returns:
+        The survivors in their old order, each point at most once.
+    """
+    groups: dict[tuple[str, str, int], dict[tuple[tuple[str, int], ...], Record]] = {}
+    for record in records:
+        if not record.ok:
+            continue
+        group = groups.setdefault((record.key, record.origin, record.threads), {})
+        point = tuple(sorted(record.point.items()))
+        if point not in group or record.seconds < group[point].seconds:
+            group[point] = record
+    kept = {
+        id(record)
+        for group in groups.values()
+        for record in sorted(group.values(), key=lambda record: record.seconds)[:keep]
+    }
+    return [record for record in records if id(record) in kept]
+
+
+def prune_file(path: Path, keep: int) -> tuple[int, int]:
+    """Prune a file in place, atomically.
+
+    Returns:
+        Lines before and records after.
+
+    Raises:
+        RecordsError: The file cannot be read, or holds lines that are not records (they would be
+            lost).
+        StorageError: The file cannot be written.
+    """
+    records, faults = read_records(path)
+    if faults:
+        raise RecordsError(
+            f"{faults[0]}: pruning would lose {len(faults)} unreadable lines",
+            "remove those lines first",
+        )
+    kept = prune(records, keep)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with staged.open("w", encoding="utf-8") as handle:
+            handle.writelines(record.to_line() for record in kept)
+            handle.flush()
+            os.fsync(handle.fileno())
+        staged.replace(path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write `{path}`: {error.strerror}", "free some space; the file is unchanged"
+        ) from error
+    return len(records), len(kept)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which point of a task to try next: default, known good points, then what the model likes.
+
+Epsilon-greedy: most slots of a batch go to the highest-ranked of a pool, some to the next of the
+seeded order, whatever the model thinks. The pool mixes that order with the neighbours (one knob
+changed) of the best points so far. Every draw is seeded by the run's seed, the task and the
+number of its trials, so the same trials are always followed by the same proposal.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tvmattend.tuning.cost import Ranker
+from tvmattend.tuning.measure import Candidate
+from tvmattend.tuning.record import Record
+from tvmattend.tuning.tasks import Task
+
+# Begins the error of a trial during which the board went away: it may not be the kernel's fault.
+BOARD_LOST = "board lost"
+
+_EPSILON = 0.15
+_POOL = 48
+_PARENTS = 2  # best points whose neighbours join the pool
+_STARTS = 3  # points tried because records of another machine or origin liked them
+
+_Key = tuple[tuple[str, int], ...]
+
+
+class TaskSearch:
+    """The state of one task: what was tried, what is best, what comes next.
+
+    Args:
+        task: The kernel.
+        records: Its earlier trials in the file that this run goes on with.
+        starts: Points to try early, best first, from records whose times are not comparable.
+        seed: The run's seed.
+        ranker: Scores schedules; shared by all tasks.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        records: Sequence[Record],
+        starts: Sequence[Mapping[str, int]],
+        seed: int,
+        ranker: Ranker,
+    ) -> None:
+        self.task = task
+        self.trials = 0
+        self.errors = 0
+        self.best: Record | None = None
+        self.default_secs: float | None = None
+        self.rejected: dict[_Key, str] = {}
+        self.stale = 0  # trials since the best one
+        self._seed = seed
+        self._ranker = ranker
+        self._records: dict[_Key, list[Record]] = {}
+        self._pending: set[_Key] = set()
+        self._starts = [dict(point) for point in starts]
+        self._order: Iterator[dict[str, int]] = task.space.points(seed)
+        self._pool: dict[_Key, Candidate] = {}  # of the seeded order
+        self._near: dict[_Key, Candidate] = {}  # neighbours of the best
+        self._replay(records)
+
+    @property
+    def planned(self) -> int:
+        """Trials done and under way."""
+        return self.trials + len(self._pending)
+
+    @property
+    def best_secs(self) -> float:
+        """Seconds a call at the best point; infinity before the first success."""
+        return self.best.seconds if self.best is not None else math.inf
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no point is left that was not tried (or rejected)."""
+        if not self._settled(_key(self.task.space.default)):
+            return False
+        self._fill_pool(1)
+        return not self._pool
+
+    def propose(self, count: int) -> list[Candidate]:
+        """Give up to `count` points that were not tried; fewer when the space runs out."""
+        draw = random.Random(f"{self._seed}/{self.task.key}/{self.trials}")  # noqa: S311
+        chosen: list[Candidate] = []
+        for point in [self.task.space.default, *self._starts[:_STARTS]]:
+            if len(chosen) < count and not self._settled(_key(point)):
+                chosen.append(self._take(point))
+        # The first visit measures the default alone; the model has nothing to say yet.
+        if self.planned > 1:
+            chosen += self._from_pool(count - len(chosen), draw)
+        return chosen
+
+    def learn(self, candidate: Candidate, record: Record) -> None:
+        """Take the result of a proposal (the model is taught batch-wise, by `teach`)."""
+        key = _key(candidate.point)
+        self._pending.discard(key)
+        self._note(record)
+
+    def teach(self, trials: Sequence[tuple[Candidate, Record]]) -> None:
+        """Teach the model a batch of this task's results."""
+        self._ranker.learn(
+            self.task,
+            [
+                (candidate.schedule, record.run_secs)
+                for candidate, record in trials
+                if candidate.schedule is not None and not _lost(record)
+            ],
+        )
+
+    def _replay(self, records: Sequence[Record]) -> None:
+        lessons = []
+        for record in records:
+            self._note(record)
+            candidate = self._schedule(record.point)
+            lessons.append((candidate, record))
+        self.teach(lessons)
+
+    def _note(self, record: Record) -> None:
+        self._records.setdefault(_key(record.point), []).append(record)
+        self.trials += 1
+        self.stale += 1
+        if not record.ok:
+            self.errors += 1
+            return
+        if dict(record.point) == self.task.space.default:
+            known = self.default_secs
+            self.default_secs = record.seconds if known is None else min(known, record.seconds)
+        if record.seconds < self.best_secs:
+            self.best = record
+            self.stale = 0
+
+    def _settled(self, key: _Key) -> bool:
+        """Whether a point needs no trial: a lost board earns it one more, and only one."""
+        if key in self._pending or key in self.rejected:
+            return True
+        records = self._records.get(key, ())
+        return any(not _lost(record) for record in records) or len(records) > 1
+
+    def _take(self, point: Mapping[str, int]) -> Candidate:
+        key = _key(point)
+        self._pending.add(key)
+        known = self._pool.pop(key, None) or self._near.pop(key, None)
+        return known or self._schedule(point)
+
+    def _from_pool(self, count: int, draw: random.Random) -> list[Candidate]:
+        if count < 1:
+            return []
+        self._fill_pool(_POOL)
+        self._near = {
+            key: item for point in self._neighbours() for key, item in self._admit(point).items()
+        }
+        keys = list({**self._near, **self._pool})
+        both = {**self._near, **self._pool}
+        scores = self._ranker.rank(self.task, [both[key].schedule for key in keys])
+        if scores is not None:
+            rank = dict(zip(keys, scores, strict=True))
+            keys.sort(key=lambda key: -rank[key])
+        chosen: list[Candidate] = []
+        while keys and len(chosen) < count:
+            explore = draw.random() < _EPSILON and self._pool
+            key = next(iter(self._pool)) if explore else keys[0]
+            keys.remove(key)
+            chosen.append(self._take(dict(key)))
+        return chosen
+
+    def _fill_pool(self, size: int) -> None:
+        self._pool = {key: item for key, item in self._pool.items() if not self._settled(key)}
+        while len(self._pool) < size:
+            following = next(self._order, None)
+            if following is None:
+                return
+            self._pool.update(self._admit(following))
+
+    def _admit(self, point: Mapping[str, int]) -> dict[_Key, Candidate]:
+        """The point and its schedule, unless it was tried or cannot be scheduled."""
+        key = _key(point)
+        if self._settled(key):
+            return {}
+        candidate = self._near.get(key) or self._pool.get(key) or self._schedule(point)
+        if candidate.schedule is None:
+            self.rejected[key] = candidate.error
+            return {}
+        return {key: candidate}
+
+    def _neighbours(self) -> Iterator[dict[str, int]]:
+        good = sorted(
+            (record for group in self._records.values() for record in group if record.ok),
+            key=lambda record: record.seconds,
+        )
+        for parent in good[:_PARENTS]:
+            for knob in self.task.space.knobs:
+                for choice in knob.choices:
+                    if choice != parent.point[knob.name]:
+                        yield {**parent.point, knob.name: choice}
+
+    def _schedule(self, point: Mapping[str, int]) -> Candidate:
+        import tvm
+
+        schedule: Any = tvm.s_tir.Schedule(self.task.mod)
+        try:
+            self.task.space.apply(schedule, point)
+        except (RuntimeError, ValueError) as error:  # TVM's ScheduleError is a RuntimeError
+            return Candidate(self.task, dict(point), None, f"{type(error).__name__}: {error}")
+        return Candidate(self.task, dict(point), schedule)
+
+
+def _key(point: Mapping[str, int]) -> _Key:
+    return tuple(sorted(point.items()))
+
+
+def _lost(record: Record) -> bool:
+    return not record.ok and record.error.startswith(BOARD_LOST)
+
+
+def next_task(searches: Sequence[TaskSearch], warm: int, cap: int) -> TaskSearch | None:
+    """Choose the task that deserves the next trials.
+
+    Each task gets its default first and `warm` trials next, in turn; after that the share of the
+    network's time that a task still takes decides, and less so the longer it did not improve.
+
+    Args:
+        searches: All tasks.
+        warm: Trials that every task gets before any gets more.
+        cap: Most trials of a task.
+
+    Returns:
+        The task, or None when all are at the cap or exhausted.
+    """
+    open_ = [item for item in searches if item.planned < cap and not item.exhausted]
+    if not open_:
+        return None
+    least = min(item.planned for item in open_)
+    if least < warm:
+        return next(item for item in open_ if item.planned == least)
+
+    def gain(item: TaskSearch) -> float:
+        if item.best is None:
+            return 0.0  # nothing of it works: last of all
+        # What is under way counts as stale, so a batch spreads over tasks.
+        stale = item.stale + item.planned - item.trials
+        return item.task.weight * item.best.seconds / (1 + stale / warm)
+
+    return max(open_, key=gain)

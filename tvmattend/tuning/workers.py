@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs inside MetaSchedule's worker processes: build a kernel, link it, reach the board.
+
+The functions go there by name, so they stand at the top of an importable module and take plain
+values; nothing else of the tuner is loaded in a worker.
+"""
+
+import os
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from tvmattend.codegen.intrinsics import use_vector_exp
+from tvmattend.codegen.link import Linker
+from tvmattend.device.endpoint import Endpoint, close_session, connect
+
+# Of `threading_backend.h`: as many threads as asked for, on the fastest cores first.
+_BIG_CORES_FIRST = 1
+
+
+def build_kernel(mod: Any, target: Any, params: Any) -> Any:
+    """Compile a scheduled IRModule.
+
+    MetaSchedule's own `default_build` imports all tensor intrinsics first, which takes 13 s in
+    each fresh worker; our schedules use none.
+    """
+    del params  # MetaSchedule passes None
+    import tvm
+
+    use_vector_exp()
+    return tvm.tirx.build(mod, target=target)
+
+
+def export_kernel(module: Any, directory: str, linker: Linker) -> str:
+    """Link a compiled kernel into a library of a name that was never used.
+
+    An RPC server whose child has a library open under a name crashes when that name is uploaded
+    again, and MetaSchedule uploads under the file's own name.
+    """
+    path = os.path.join(directory, f"kernel-{uuid.uuid4().hex}.so")  # noqa: PTH118
+    module.export_library(path, fcompile=linker)
+    return path
+
+
+def connect_board(config: Any, endpoint: Endpoint, session_timeout: float) -> Any:
+    """Open a session on the board.
+
+    Args:
+        config: MetaSchedule's tracker configuration; unused, `endpoint` says it all.
+        endpoint: A server or a tracker.
+        session_timeout: Seconds after which the server ends the session by force.
+    """
+    del config
+    return connect(endpoint, session_timeout=session_timeout)
+
+
+def allocate_remote(
+    session: Any, device: Any, args_info: Sequence[Any], repeat: int, threads: int
+) -> Any:
+    """Allocate random arguments on the board, and give its thread pool the right size."""
+    from tvm.s_tir.meta_schedule.runner.rpc_runner import default_alloc_argument
+
+    session.get_function("runtime.config_threadpool")(_BIG_CORES_FIRST, threads)
+    return default_alloc_argument(session, device, args_info, repeat)
+
+
+def allocate_local(device: Any, args_info: Sequence[Any], repeat: int, threads: int) -> Any:
+    """Allocate random arguments here, and give the thread pool the right size."""
+    # Read when the pool starts, which is with the first parallel call; on x86 TVM would otherwise
+    # start half as many threads as there are logical cores, and `config_threadpool` cannot add any.
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    import tvm
+    from tvm.s_tir.meta_schedule.runner.local_runner import default_alloc_argument
+
+    tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES_FIRST, threads)
+    return default_alloc_argument(device, args_info, repeat)
+
+
+def greet(endpoint: Endpoint) -> None:
+    """Open a session and ask something of it, to see whether a board still answers."""
+    session = connect(endpoint)
+    try:
+        session.get_function("runtime.config_threadpool")
+    finally:
+        close_session(session)
