@@ -44,8 +44,7 @@ class ScheduledModule:
 def schedule_kernels(lowered: Any, target: TargetSpec, records: RecordSet) -> ScheduledModule:
     """Apply the best record of every kernel, or its space's default point.
 
-    A record whose point is no longer in the kernel's space is passed over: the kernel is counted
-    as `default`.
+    A record whose point is no longer in the kernel's space is passed over.
     """
     import tvm
 
@@ -71,9 +70,7 @@ def schedule_kernels(lowered: Any, target: TargetSpec, records: RecordSet) -> Sc
 def _schedule(task: Task, target: TargetSpec, records: RecordSet) -> tuple[Any, ScheduledKernel]:
     from tvm import s_tir
 
-    record = records.best(task.key, target.num_cores)
-    if record is not None and not task.space.accepts(record.point):
-        record = None
+    record = records.best(task.key, target.num_cores, task.space.accepts)
     sch = s_tir.Schedule(task.mod)
     task.space.apply(sch, task.space.default if record is None else record.point)
     origin, threads = ("default", None) if record is None else (record.origin, record.threads)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb `build`: import, lower, schedule, compile, link, and write the bundle."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmattend.bundle import (
+    BundleContents,
+    Preprocessing,
+    RecordCounts,
+    Weights,
+    check_output,
+    write_bundle,
+)
+from tvmattend.codegen.link import link_command
+from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
+from tvmattend.frontend import ModelRequest, import_model
+from tvmattend.target import TargetSpec
+from tvmattend.tuning.records import RecordSet, find_records
+
+if TYPE_CHECKING:
+    from tvmattend.frontend import ImportedModel
+
+Observer = Callable[[str], None]
+
+ARTIFACTS = "artifacts"
+GOLDEN_VECTORS = 2
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        directory: The bundle.
+        model: Name of the network.
+        target: What it was built for.
+        kernels: Where each kernel's schedule came from.
+        records: The records that were looked at, in words.
+        seconds: Wall time of each step, by name.
+        notes: What a person should know: skipped record lines, records of other thread counts.
+    """
+
+    directory: Path
+    model: str
+    target: TargetSpec
+    kernels: tuple[ScheduledKernel, ...]
+    records: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def origins(self) -> dict[str, int]:
+        """Number of kernels by the origin of their schedule."""
+        counts = {"measured": 0, "estimated": 0, "emulated": 0, "default": 0}
+        for kernel in self.kernels:
+            counts[kernel.origin] += 1
+        return counts
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            "bundle": str(self.directory),
+            "model": self.model,
+            "target": self.target.to_json(),
+            "kernels": len(self.kernels),
+            "kernel_launches": sum(kernel.calls for kernel in self.kernels),
+            "records": self.origins(),
+            "notes": list(self.notes),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+
+def bundle_directory(request: ModelRequest, target: TargetSpec) -> Path:
+    """Where a bundle goes unless the user says otherwise."""
+    return Path(ARTIFACTS) / f"{request.name}-{target.name}"
+
+
+def build(
+    request: ModelRequest | str,
+    target: TargetSpec,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    tuning_records: Sequence[Path] = (),
+    use_records: bool = True,
+    cross_compiler: str | None = None,
+    dump_ir: Path | None = None,
+    observer: Observer = lambda _: None,
+) -> BuildReport:
+    """Compile a network into a bundle.
+
+    Args:
+        request: What to import.
+        target: The machine.
+        output: The bundle's directory; None for `artifacts/<model>-<target>`.
+        force: Replace a bundle that is there.
+        tuning_records: Record files or directories to look at before the usual places.
+        use_records: False builds every kernel with its default schedule.
+        cross_compiler: A command to link with instead of Zig.
+        dump_ir: Directory for the IR after each phase, numbered.
+        observer: Called with one line before each step.
+
+    Raises:
+        TvmattendError: Any of its kinds; nothing is left half written.
+    """
+    request = ModelRequest(request) if isinstance(request, str) else request
+    # Everything that can fail in a moment comes before the minutes of work.
+    request.check()
+    directory = bundle_directory(request, target) if output is None else output
+    check_output(directory, force=force)
+    link_command(target, cross_compiler)
+    records = find_records(request.name, target, tuning_records) if use_records else RecordSet()
+
+    seconds: dict[str, float] = {}
+    with _step("import", f"importing {request.model}", seconds, observer):
+        imported = import_model(request)
+    from tvmattend.codegen.compile import compile_module, export
+    from tvmattend.transform import lower
+
+    with _step("lower", "choosing layouts and fusing", seconds, observer):
+        lowered = lower(imported.ir_module, target, dump_ir)
+    with _step("schedule", "scheduling the kernels", seconds, observer):
+        scheduled = schedule_kernels(lowered, target, records)
+    with _step("compile", f"compiling for {target.describe()}", seconds, observer):
+        executable = compile_module(scheduled.mod, target)
+    with tempfile.TemporaryDirectory(prefix="tvmattend-") as scratch:
+        library = Path(scratch) / "model.so"
+        with _step("link", "linking", seconds, observer):
+            export(executable, library, target, cross_compiler)
+        with _step("write", f"writing {directory}", seconds, observer):
+            contents = _contents(imported, library, target, scheduled.origins())
+            write_bundle(directory, contents, force=force)
+    return BuildReport(
+        directory,
+        imported.name,
+        target,
+        scheduled.kernels,
+        records.describe(),
+        seconds,
+        tuple(_notes(records, scheduled.kernels, target)),
+    )
+
+
+def _contents(
+    imported: "ImportedModel", library: Path, target: TargetSpec, origins: dict[str, int]
+) -> BundleContents:
+    golden = [
+        (inputs, imported.reference(inputs)) for inputs in imported.sample_inputs(GOLDEN_VECTORS)
+    ]
+    preprocessing = imported.preprocessing
+    return BundleContents(
+        library=library,
+        target=target,
+        model=imported.name,
+        inputs=imported.inputs,
+        outputs=imported.outputs,
+        golden=golden,
+        reference=imported.reference_name,
+        weights=Weights(imported.weights, imported.weights_sha256, imported.seed),
+        records=RecordCounts(**origins),
+        classes=imported.classes,
+        preprocessing=(
+            None if preprocessing is None else Preprocessing.from_json(preprocessing.to_json())
+        ),
+    )
+
+
+def _notes(
+    records: RecordSet, kernels: Sequence[ScheduledKernel], target: TargetSpec
+) -> Iterator[str]:
+    if records.faults:
+        yield f"{len(records.faults)} unreadable record lines skipped, first {records.faults[0]}"
+    others = sorted({k.threads for k in kernels if k.threads not in {None, target.num_cores}})
+    for threads in others:
+        count = sum(kernel.threads == threads for kernel in kernels)
+        yield (
+            f"{count} kernels use records made with {threads} threads: there are none for "
+            f"{target.num_cores}"
+        )
+    if any(kernel.origin == "emulated" for kernel in kernels):
+        yield "records of an emulated board prove the path; their times say nothing about silicon"
+    plain = [kernel.name for kernel in kernels if kernel.family == "plain"]
+    if plain:
+        yield f"no design space knows {', '.join(plain)}: compiled as written, slow"
+
+
+@contextmanager
+def _step(
+    name: str, text: str, seconds: dict[str, float], observer: Observer
+) -> Iterator[None]:
+    observer(text)
+    start = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - start
