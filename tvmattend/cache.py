@@ -2,19 +2,27 @@
 """The one place outside a project where tvmattend keeps things: downloads and prepared boards."""
 
 import fcntl
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tvmattend.errors import StorageError
+
+Progress = Callable[[str], None]
+
+_STAMP = "stamp.json"
 
 
 def cache_root() -> Path:
     """Give the cache directory: `$TVMATTEND_CACHE`, else `tvmattend` in the user's cache.
 
-    It is not created here, so that asking for it cannot fail. A relative path is taken from the
-    current directory.
+    It is not created here, so that asking for it cannot fail.
     """
     chosen = os.environ.get("TVMATTEND_CACHE")
     if chosen:
@@ -24,27 +32,65 @@ def cache_root() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "tvmattend"
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[Path]:
-    """Hold the lock of something in the cache while it is being prepared.
+def prepared(
+    name: str, stamp: Mapping[str, Any], build: Callable[[Path], None], progress: Progress
+) -> Path:
+    """Give the directory `<cache>/<name>-<hash of the stamp>`, building it if it is not there.
 
-    The lock is a file beside `path` and is released by the kernel if the process dies.
+    It is built beside its place and renamed: complete or absent. Of two processes that want the
+    same, one builds and the other waits.
 
     Args:
-        path: What is being prepared; its parent directory is created.
+        name: What it is.
+        stamp: All that the content depends on; a change means another directory.
+        build: Fills the directory that it is given.
+        progress: Told, in a line, about waiting.
 
     Raises:
-        StorageError: The directory or the lock cannot be made.
+        StorageError: No room, or no permission.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
+    place = cache_root() / f"{name}-{digest}"
+    if (place / _STAMP).is_file():
+        return place
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("w", encoding="ascii")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(place.with_name(f"{name}.lock"), progress):
+            if not (place / _STAMP).is_file():
+                _build(place, name, stamp, build)
     except OSError as error:
         raise StorageError(
-            f"the cache at {path.parent} cannot be used: {error.strerror}",
-            "set TVMATTEND_CACHE to a directory that you can write to",
+            f"{place} cannot be prepared: {error.strerror or error}",
+            "free some space, or set TVMATTEND_CACHE to a directory that you can write to",
         ) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield path
+    return place
+
+
+def _build(place: Path, name: str, stamp: Mapping[str, Any], build: Callable[[Path], None]) -> None:
+    prefix = f".partial-{name}-"
+    for stale in place.parent.glob(f"{prefix}*"):  # of a process that was killed: we hold the lock
+        shutil.rmtree(stale)
+    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
+    try:
+        build(partial)
+        text = json.dumps(stamp, indent=1, sort_keys=True) + "\n"
+        (partial / _STAMP).write_text(text, encoding="utf-8")
+        partial.chmod(0o755)  # mkdtemp makes it private
+        if place.exists():  # without a stamp: half deleted by hand
+            shutil.rmtree(place)
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # the first error is the one to see
+        raise
+
+
+@contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold a lock file, which the kernel releases if the process dies."""
+    with path.open("w", encoding="ascii") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"another process is preparing {path.stem}; waiting")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README.md of a bundle: what someone on the device has to know, and nothing else."""
+
+from collections.abc import Sequence
+
+from tvmattend.bundle.manifest import Manifest
+from tvmattend.runtime.network import TensorSpec
+
+_TEXT = """\
+# {model} for {cpu}
+
+A compiled network, with its weights inside `model.so`. Made by tvmattend {tvmattend} with
+Apache TVM {tvm} for {target}.
+
+## On the device
+Linux on {arch} with glibc 2.28 or later (Debian 10, Raspberry Pi OS of 64 bits), Python 3.9 or
+later, and two packages (where the system's own Python refuses them: in a virtual environment).
+TVM itself is in `lib/`.
+
+    python3 -m pip install numpy apache-tvm-ffi=={ffi}
+
+Copy this directory there and go into it.
+
+    python3 tvmattend_runtime.py             # tests itself against the reference outputs
+{photo}
+## In an application
+
+    import sys
+    sys.path.insert(0, "path/of/this/directory")
+    from tvmattend_runtime import load
+
+    net = load("path/of/this/directory")     # threads=N for another number than {threads}
+    y = net(x)                               # numpy arrays
+{classify}    net.self_test()                          # relative errors, at most {tolerance:.0e}
+
+| | name | type | shape | layout |
+|---|---|---|---|---|
+{tensors}
+
+`load` checks the SHA-256 of every file first; `manifest.json` lists them, with all that is known
+about how the library came about. Any thread may call `net`; calls wait for one another. An error
+says in its `hint` what to do.
+
+## Licences
+`lib/` is Apache TVM and its ffi, unchanged from their wheels, under the Apache License 2.0 (texts
+in `lib/licenses/`). `tvmattend_runtime.py` is under the Apache License 2.0 as well. The weights
+have the licence of where they come from: {weights}.
+"""
+
+
+def device_guide(manifest: Manifest) -> str:
+    """Write the README of a bundle."""
+    image = manifest.preprocessing is not None
+    show = "    python3 tvmattend_runtime.py photo.jpg   # names what the photograph shows\n"
+    call = '    net.classify("photo.jpg", top=5)         # with Pillow; or a uint8 array of RGB\n'
+    return _TEXT.format(
+        model=manifest.model,
+        cpu=manifest.target.cpu,
+        target=manifest.target.describe(),
+        arch=manifest.target.arch,
+        tvmattend=manifest.versions.tvmattend,
+        tvm=manifest.versions.tvm,
+        ffi=manifest.versions.tvm_ffi,
+        photo=show if image else "",
+        classify=call if image else "",
+        threads=manifest.threads,
+        tolerance=manifest.tolerance,
+        weights=manifest.weights.source,
+        tensors="\n".join([*_rows("input", manifest.inputs), *_rows("output", manifest.outputs)]),
+    )
+
+
+def _rows(kind: str, specs: Sequence[TensorSpec]) -> list[str]:
+    return [f"| {kind} | {s.name} | {s.dtype} | {list(s.shape)} | {s.layout} |" for s in specs]

@@ -1,0 +1,580 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a tvmattend bundle: numpy arrays in, numpy arrays out.
+
+    from tvmattend_runtime import load      # where tvmattend is installed: tvmattend.runtime
+
+    net = load("path/of/the/bundle")        # checks every file, then loads the library
+    y = net(x)
+    net.classify("photo.jpg", top=5)        # [(class_index, label, probability), ...]
+    net.self_test()                         # against the reference outputs in the bundle
+
+This one file is copied verbatim into every bundle as `tvmattend_runtime.py`. It needs Python 3.9,
+numpy and the apache-tvm-ffi wheel (and Pillow, to open image files); it imports nothing else.
+Every error carries `exit_code` and `hint`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SCHEMA = 1  # of manifest.json; a bundle with a greater one is refused
+
+
+class DeviceError(Exception):
+    """What went wrong, in one line, and what to do about it, in another (`hint`)."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ToolMissingError(DeviceError):
+    """A Python package that is needed is not installed."""
+
+    exit_code = 10
+
+
+class BundleError(DeviceError):
+    """The bundle is missing, damaged, or of a newer schema."""
+
+    exit_code = 14
+
+
+class BundleMismatchError(DeviceError):
+    """The bundle is sound, but made for another machine or another runtime."""
+
+    exit_code = 15
+
+
+class ValidationError(DeviceError):
+    """Outputs differ from the reference by more than the tolerance."""
+
+    exit_code = 16
+
+
+class InputError(DeviceError):
+    """An input of the wrong shape, dtype, layout or file type."""
+
+    exit_code = 17
+
+
+class TensorSpec(NamedTuple):
+    """One input or output of the network: e.g. `("x", (1, 3, 224, 224), "float32", "NCHW")`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+
+
+class Prediction(NamedTuple):
+    """One class of an image; `label` is None where the bundle has no labels."""
+
+    class_index: int
+    label: str | None
+    probability: float
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Network:
+    """Load a bundle; every file is checked before anything of it is loaded.
+
+    Args:
+        path: The bundle's directory.
+        threads: Threads that run the kernels; by default as many as the bundle was compiled for,
+            or as the CPUs that this process may use if those are fewer.
+
+    Raises:
+        BundleError: A file is missing, damaged or not the bundle's.
+        BundleMismatchError: Made for another architecture, CPU, or version of the runtime.
+        InputError: More threads than CPUs.
+        ToolMissingError: apache-tvm-ffi is not installed.
+    """
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    check_files(directory, manifest["files"])
+    check_machine(manifest["target"])
+    cpus = len(os.sched_getaffinity(0))
+    if threads is not None and not 1 <= threads <= cpus:
+        raise InputError(f"threads={threads}, but this process may use {cpus} CPUs")
+    tvm_ffi = _load_runtime(directory, manifest)
+    count = threads or min(int(manifest["threads"]), cpus)
+    specs = tensor_specs(manifest["inputs"])
+    return Network(directory, manifest, _LocalVM(tvm_ffi, directory / "model.so", specs, count))
+
+
+class Network:
+    """A loaded bundle.
+
+    Any Python thread may call it: a virtual machine is not reentrant, so calls are queued.
+
+    Attributes:
+        manifest: manifest.json, as plain data.
+        inputs: What `net(...)` takes, in order.
+        outputs: What it gives, in order.
+        threads: Threads that run the kernels.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], executor: Any) -> None:
+        """Join a bundle and what executes it: `_LocalVM`, or a board over RPC."""
+        self.manifest = manifest
+        self.inputs = tensor_specs(manifest["inputs"])
+        self.outputs = tensor_specs(manifest["outputs"])
+        self.threads: int = executor.threads
+        self._directory = directory
+        self._executor = executor
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Run the network: one array for each of `inputs`; gives one array, or a tuple of them.
+
+        Raises:
+            InputError: An array is of another shape, dtype or layout.
+        """
+        results = self._executor.run(self._checked(arrays))
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def classify(self, image: Any, top: int = 5) -> list[Prediction]:
+        """Name what an image (see `preprocess`) shows, likeliest first."""
+        return self.ranked(self(self.preprocess(image)), top)
+
+    def preprocess(self, image: Any) -> np.ndarray:
+        """Make the network's input from an image, by the manifest's recipe."""
+        recipe = self.manifest["preprocessing"]
+        if recipe is None or len(self.inputs) > 1 or self.inputs[0].shape[0] != 1:
+            raise InputError(f"{self.manifest['model']} does not take one image", "call net(x)")
+        return preprocess(image, recipe)
+
+    def ranked(
+        self, outputs: np.ndarray | tuple[np.ndarray, ...], top: int = 5
+    ) -> list[Prediction]:
+        """Make probabilities of the first output (softmax; sigmoid if it is one number)."""
+        logits = np.ravel(outputs[0] if isinstance(outputs, tuple) else outputs).astype(np.float64)
+        powers = np.exp(logits - logits.max())
+        shares = powers / powers.sum() if logits.size > 1 else 1 / (1 + np.exp(-logits))
+        order = np.argsort(-shares, kind="stable")[: max(top, 1)]
+        labels = self.manifest["labels"]
+        return [Prediction(int(i), labels[i] if labels else None, float(shares[i])) for i in order]
+
+    def golden(self) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
+        """Read the golden vectors: a pair (inputs, reference outputs) each."""
+        with np.load(self._directory / "golden.npz", allow_pickle=False) as archive:
+            given = [archive[f"input{i}"] for i in range(len(self.inputs))]
+            wanted = [archive[f"output{i}"] for i in range(len(self.outputs))]
+        return [([x[k] for x in given], [y[k] for y in wanted]) for k in range(len(given[0]))]
+
+    def golden_errors(self) -> list[float]:
+        """Run the golden vectors; give the relative error of each, over all outputs."""
+        pairs = ((self._executor.run(self._checked(x)), y) for x, y in self.golden())
+        return [max(map(relative_error, results, references)) for results, references in pairs]
+
+    def self_test(self) -> list[float]:
+        """Give `golden_errors()`, all within the manifest's tolerance.
+
+        Raises:
+            ValidationError: One is above it.
+        """
+        errors, tolerance = self.golden_errors(), float(self.manifest["tolerance"])
+        worst = max(errors)
+        if worst > tolerance:
+            raise ValidationError(
+                f"golden vector {errors.index(worst)}: error {worst:.1e} > {tolerance:.0e}",
+                "the library does not compute this network here: build the bundle again",
+            )
+        return errors
+
+    def time(self, *arrays: np.ndarray, repeat: int = 10, warmup: int = 2) -> list[float]:
+        """Give the seconds of `repeat` runs after `warmup` others; copies are not timed."""
+        seconds: list[float] = self._executor.time(self._checked(arrays), repeat, warmup)
+        return seconds
+
+    def _checked(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if len(arrays) != len(self.inputs):
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise InputError(f"{len(arrays)} inputs given", f"the network takes: {names}")
+        return [_checked(spec, array) for spec, array in zip(self.inputs, arrays)]  # noqa: B905
+
+
+# --- The bundle's files ----------------------------------------------------------------------
+
+_FIELDS: dict[str, Any] = {
+    "files": dict, "inputs": list, "labels": (list, type(None)), "model": str, "outputs": list,
+    "preprocessing": (dict, type(None)), "target": dict, "threads": int, "tolerance": float,
+    "versions": dict,
+}  # fmt: skip
+_AGAIN = "copy or build the bundle again"
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read manifest.json; refuse what is not one, or of a schema that this file does not know."""
+    path = directory / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}", "is it a bundle?") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not JSON: {error}", _AGAIN) from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if not isinstance(schema, int):
+        raise BundleError(f"{path} has no `schema`", _AGAIN)
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{path} is of schema {schema}; this runtime knows {SCHEMA}",
+            "use the bundle's own tvmattend_runtime.py, or a newer tvmattend",
+        )
+    for name, kinds in _FIELDS.items():
+        if not isinstance(manifest.get(name), kinds):
+            raise BundleError(f"{path}: `{name}` is missing or malformed", _AGAIN)
+    return dict(manifest)
+
+
+def check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Compare a bundle's directory with the manifest: those files, whole, and nothing else.
+
+    Raises:
+        BundleError: A file is missing, truncated, changed, extra or a link, or a path leads out.
+    """
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or str(path) != name or not path.parts:
+            raise BundleError(f"manifest.json lists `{name}`, a path out of the bundle", _AGAIN)
+    known = {"manifest.json", *files}
+    folders = {str(parent) for name in known for parent in PurePosixPath(name).parents}
+    for found in sorted(directory.rglob("*")):
+        name = found.relative_to(directory).as_posix()
+        if found.is_symlink():
+            raise BundleError(f"{found} is a symbolic link", _AGAIN)
+        # Python leaves this behind when the wrapper is imported from the bundle.
+        left = re.fullmatch(r"__pycache__(/tvmattend_runtime\.[\w.-]+\.pyc)?", name)
+        if not left and name not in (folders if found.is_dir() else known):
+            raise BundleError(f"{found} is not part of the bundle", "remove it")
+    for name, entry in files.items():
+        file, size = directory / name, entry["size"]
+        if not file.is_file():
+            raise BundleError(f"{file} is missing", _AGAIN)
+        if file.stat().st_size != size:
+            raise BundleError(f"{file} has {file.stat().st_size} bytes, not {size}", _AGAIN)
+        if file_sha256(file) != entry["sha256"]:
+            raise BundleError(f"{file} has changed: its SHA-256 is not the manifest's", _AGAIN)
+
+
+def file_sha256(path: Path) -> str:
+    """Give the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(functools.partial(stream.read, 1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tensor_specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Read the manifest's `inputs` or `outputs`."""
+    return tuple(TensorSpec(e["name"], tuple(e["shape"]), e["dtype"], e["layout"]) for e in entries)
+
+
+# --- The machine and TVM's runtime -----------------------------------------------------------
+
+# Flags of /proc/cpuinfo without which a bundle for that CPU dies of an illegal instruction.
+_CPU_FLAGS = {
+    "x86-64-v2": "popcnt sse4_2 ssse3",
+    "x86-64-v3": "avx2 bmi1 bmi2 f16c fma movbe",
+    "x86-64-v4": "avx2 bmi1 bmi2 f16c fma movbe avx512bw avx512cd avx512dq avx512f avx512vl",
+    "cortex-a55": "asimddp asimdhp atomics",
+    "cortex-a76": "asimddp asimdhp atomics",
+}
+
+# TVM's libraries, each with a function that it registers: two copies in a process abort it.
+_LIBRARIES = {
+    "libtvm_runtime.so": "runtime.NumThreads",
+    "libtvm_runtime_extra.so": "tvm.contrib.sort.argsort",
+}
+_loaded: dict[str, str] = {}  # library -> SHA-256 of what this file has loaded
+
+
+def check_machine(target: dict[str, Any]) -> None:
+    """Refuse a target of another architecture, or with instructions that this CPU lacks."""
+    cpu, wanted = target["mcpu"], target["mtriple"].split("-")[0]
+    hint = "run it on such a machine, or over RPC: `tvmattend run BUNDLE --rpc HOST:PORT`"
+    if wanted == "aarch64":
+        hint += " (`tvmattend device --emulate cortex-a72` serves an emulated one)"
+    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+    machine = machine if sys.maxsize > 2**32 else f"{machine} with a 32-bit Python"
+    if machine != wanted:
+        raise BundleMismatchError(f"the bundle is for {wanted} ({cpu}); this is {machine}", hint)
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    missing = set(_CPU_FLAGS.get(cpu, "").split()) - set(flags[1].split() if flags else ())
+    if missing and flags and (wanted == "x86_64") == flags[0].startswith("flags"):
+        lacks = ", ".join(sorted(missing))
+        raise BundleMismatchError(f"the bundle is for {cpu}; this CPU lacks {lacks}", hint)
+
+
+def _load_runtime(directory: Path, manifest: dict[str, Any]) -> Any:
+    """Bring TVM's runtime into the process, once; give the `tvm_ffi` module."""
+    wanted = manifest["versions"]["tvm_ffi"]
+    install = f"python3 -m pip install apache-tvm-ffi=={wanted}"
+    try:
+        import tvm_ffi
+    except ImportError as error:
+        raise ToolMissingError(f"apache-tvm-ffi does not import: {error}", install) from error
+    # Post-releases repackage the same library; a patch release may change its ABI.
+    if tvm_ffi.__version__.split(".")[:3] != wanted.split(".")[:3]:
+        has = tvm_ffi.__version__
+        raise BundleMismatchError(f"the bundle needs apache-tvm-ffi {wanted}, not {has}", install)
+    for name, registered in _LIBRARIES.items():
+        if f"lib/{name}" in manifest["files"]:
+            present = tvm_ffi.get_global_func(registered, allow_missing=True) is not None
+            _load_library(directory / "lib" / name, present, manifest)
+    return tvm_ffi
+
+
+def _load_library(ours: Path, present: bool, manifest: dict[str, Any]) -> None:
+    """Load one of TVM's libraries, unless the process has it (by `import tvm`, another bundle)."""
+    sha256 = manifest["files"][f"lib/{ours.name}"]["sha256"]
+    if present:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+        mapped = re.search(rf" (/[^\n]*/{re.escape(ours.name)})$", maps, re.MULTILINE)
+        same = _loaded.get(ours.name) or (file_sha256(Path(mapped[1])) if mapped else "")
+        has = getattr(sys.modules.get("tvm"), "__version__", "another")
+        if same != sha256 and has != manifest["versions"]["tvm"]:
+            raise BundleMismatchError(
+                f"the bundle needs TVM {manifest['versions']['tvm']}; this process has {has}",
+                "load the bundle in a process of its own",
+            )
+        return
+    # An installed TVM's, if it is the same file: the process may yet `import tvm`.
+    tvm = importlib.util.find_spec("tvm")
+    theirs = [Path(r) / "lib" / ours.name for r in (tvm and tvm.submodule_search_locations) or ()]
+    library = next((p for p in theirs if p.is_file() and file_sha256(p) == sha256), ours)
+    try:
+        ctypes.CDLL(str(library.resolve()), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise BundleMismatchError(f"{error}", "Linux with glibc 2.28 or later is needed") from error
+    _loaded[ours.name] = sha256
+
+
+# --- Execution -------------------------------------------------------------------------------
+
+_pool_lock = threading.Lock()
+
+
+@functools.cache
+def _kernel_thread(threads: int) -> ThreadPoolExecutor:
+    """The one Python thread from which networks with that many threads run their kernels.
+
+    TVM's pool of workers belongs to the thread that calls it, gets its size on that thread's first
+    call, binds its caller to cores and is never freed. A thread of our own gives the pool the
+    size asked for, leaves the application's threads unbound, and serves all bundles.
+    """
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"tvmattend-{threads}")
+
+
+def _size_pool(tvm_ffi: Any, threads: int) -> None:
+    """Give the calling thread a pool of `threads` workers on the fastest CPUs it may use."""
+
+    def speed(cpu: int) -> int:
+        entry = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
+        return int(entry.read_text(encoding="ascii")) if entry.is_file() else 0
+
+    cpus = sorted(os.sched_getaffinity(os.getpid()), key=lambda cpu: (-speed(cpu), cpu))
+    fast = [str(cpu) for cpu in cpus if speed(cpu) >= speed(cpus[threads - 1])]
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+    # Mode -3: each worker may run on every CPU of the list. The first call of a thread makes its
+    # pool, with as many workers as the list has CPUs; the second widens where they may run.
+    with _pool_lock:  # TVM passes the length through a global variable
+        configure(-3, threads, fast[:threads])
+        configure(-3, threads, fast)
+    used = tvm_ffi.get_global_func("runtime.NumThreads")()
+    if used != threads:
+        raise BundleMismatchError(f"TVM runs {used} threads, not the {threads} asked for")
+
+
+class _LocalVM:
+    """The Relax virtual machine of one bundle, in this process."""
+
+    def __init__(
+        self, tvm_ffi: Any, library: Path, specs: Sequence[TensorSpec], threads: int
+    ) -> None:
+        self.threads = threads
+        self._process = os.getpid()
+        self._call(self._start, tvm_ffi, library, specs)
+
+    def run(self, inputs: list[np.ndarray]) -> Any:
+        return self._call(self._run, inputs)
+
+    def time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> Any:
+        return self._call(self._time, inputs, repeat, warmup)
+
+    def _call(self, function: Any, *args: Any) -> Any:
+        if os.getpid() != self._process:  # the workers do not exist in the child: it would hang
+            raise DeviceError("the bundle was loaded before a fork", "load it in the child process")
+        return _kernel_thread(self.threads).submit(function, *args).result()
+
+    def _start(self, tvm_ffi: Any, library: Path, specs: Sequence[TensorSpec]) -> None:
+        _size_pool(tvm_ffi, self.threads)
+        self._vm = tvm_ffi.load_module(str(library.resolve()))["vm_load_executable"]()
+        self._vm["vm_initialization"](1, 0, 2)  # CPU, device 0, pooled allocator
+        self._main = self._vm["main"]
+        self._buffers = [_aligned(spec) for spec in specs]
+        self._tensors = [tvm_ffi.from_dlpack(buffer) for buffer in self._buffers]
+
+    def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        for buffer, array in zip(self._buffers, inputs):  # noqa: B905  (Python 3.9)
+            np.copyto(buffer, array)
+        result = self._main(*self._tensors)
+        # Copies: an output may be an input's buffer, and the allocator takes its memory back.
+        results = [result] if hasattr(result, "__dlpack__") else result
+        return [np.from_dlpack(tensor).copy() for tensor in results]
+
+    def _time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
+        for _ in range(warmup + 1):
+            self._run(inputs)
+        marks = [time.perf_counter()]
+        for _ in range(repeat):
+            self._main(*self._tensors)
+            marks.append(time.perf_counter())
+        return np.diff(marks).tolist()
+
+
+def _aligned(spec: TensorSpec) -> np.ndarray:
+    """Make an array at a multiple of 64 bytes: kernels crash on numpy's own multiples of 16."""
+    size = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+    room = np.zeros(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(spec.dtype).reshape(spec.shape)
+
+
+def _checked(spec: TensorSpec, array: Any) -> np.ndarray:
+    """Refuse what is not an array of that shape and dtype, and say what it seems to be."""
+    wanted = f"input `{spec.name}` is {spec.dtype}{list(spec.shape)}, {spec.layout}"
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{wanted}; got a {type(array).__name__}", "pass a numpy array")
+    message = f"{wanted}; got {array.dtype}{list(array.shape)}"
+    if array.shape != spec.shape:
+        batch, *rest = spec.shape
+        nhwc = (batch, *rest[1:], *rest[:1]) if spec.layout == "NCHW" else ()
+        hints = {
+            spec.shape[1:]: "the batch axis is missing: pass x[None]",
+            nhwc: "that is NHWC: pass x.transpose(0, 3, 1, 2)",
+            nhwc[1:]: "that is one image, HWC: pass x.transpose(2, 0, 1)[None]",
+        }
+        raise InputError(message, hints.get(array.shape, "it is compiled for this one shape"))
+    if array.dtype != np.dtype(spec.dtype):
+        image = array.dtype == np.uint8
+        raise InputError(
+            message, "for images: net.classify" if image else f"x.astype({spec.dtype})"
+        )
+    return array
+
+
+def relative_error(result: np.ndarray, reference: np.ndarray) -> float:
+    """Give max|result - reference| / max|reference|; infinity if that is not a number."""
+    if result.shape != reference.shape:
+        return float("inf")
+    exact = reference.astype(np.float64)
+    scale = max(float(np.abs(exact).max()), sys.float_info.min)
+    error = float(np.abs(result - exact).max()) / scale
+    return float("inf") if np.isnan(error) else error
+
+
+# --- Images ----------------------------------------------------------------------------------
+
+
+def preprocess(image: Any, recipe: dict[str, Any]) -> np.ndarray:
+    """Make a float32 array [1, 3, height, width] from an image.
+
+    The shorter side is resized to `resize` (bilinear, antialiased: as Pillow and torchvision do),
+    the middle `crop` x `crop` is cut out, then (pixel * `scale` - `mean`) / `std`.
+
+    Args:
+        image: A path, a PIL image, or a uint8 array [height, width, 3] of RGB.
+        recipe: The manifest's `preprocessing`.
+    """
+    pixels = _pixels(image)
+    height, width = pixels.shape[:2]
+    short, crop = recipe["resize"], recipe["crop"]
+    strip = _resample(pixels, max(short, short * height // width), crop)
+    square = _resample(strip.swapaxes(0, 1), max(short, short * width // height), crop)
+    scaled = square.transpose(2, 1, 0) * recipe["scale"]
+    mean, std = (np.reshape(recipe[key], (3, 1, 1)) for key in ("mean", "std"))
+    return np.ascontiguousarray(((scaled - mean) / std)[None], np.float32)
+
+
+def _pixels(image: Any) -> np.ndarray:
+    if isinstance(image, (str, os.PathLike)):
+        image = _open_image(Path(image))
+    if hasattr(image, "convert"):
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"a {type(image).__name__} is not an image", "pass a path or an array")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(
+            f"an image is uint8 [height, width, 3]; got {image.dtype}{list(image.shape)}",
+            "if it is normalised already: net(x)",
+        )
+    return image
+
+
+def _open_image(path: Path) -> Any:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ToolMissingError(f"Pillow does not import: {error}", "or pass an array") from error
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise InputError(f"{path} does not open as an image: {error}") from error
+
+
+def _resample(image: np.ndarray, size: int, crop: int) -> np.ndarray:
+    """Resize axis 0 to `size` and give the middle `crop` rows of it, as float32.
+
+    The filter is a triangle, as wide as the reduction lest it alias.
+    """
+    scale = len(image) / size
+    support = max(scale, 1.0)
+    offset = round((size - crop) / 2)
+    result = np.empty((crop, *image.shape[1:]), np.float32)
+    for row in range(crop):
+        centre = (offset + row + 0.5) * scale
+        first = max(int(centre - support + 0.5), 0)
+        taps = image[first : int(centre + support + 0.5)]
+        distance = np.abs(np.arange(first, first + len(taps)) + 0.5 - centre)
+        weights = np.maximum(1 - distance / support, 0)
+        result[row] = np.tensordot((weights / weights.sum()).astype(np.float32), taps, 1)
+    return result
+
+
+def _main() -> None:
+    """On the device: name what the images given show; without any, test the bundle."""
+    try:
+        net = load(Path(__file__).resolve().parent)
+        for image in sys.argv[1:]:
+            for index, label, share in net.classify(image):
+                print(f"{image}\t{index}\t{label or ''}\t{share:.4f}")  # noqa: T201
+        if not sys.argv[1:]:
+            print(f"passed; relative errors {net.self_test()}")  # noqa: T201
+    except DeviceError as error:
+        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    _main()
