@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an import gives: the canonical module, and all that a bundle must say about it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+Arrays = Sequence["np.ndarray[Any, Any]"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a network.
+
+    Attributes:
+        name: The name that the network gives it.
+        shape: Static, in elements.
+        dtype: NumPy's name of the element type.
+        layout: `NCHW` for images, `NC` for scores, empty where unknown.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str = ""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a photograph to the input: resize the short side, crop the middle, scale, normalise.
+
+    `x = (pixel * scale - mean) / std` a channel, with pixels 0-255 in the order of `colour`.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    scale: float = 1 / 255
+    colour: str = "RGB"
+    interpolation: str = "bilinear"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A network in its canonical form.
+
+    Attributes:
+        name: Fit for a directory.
+        ir_module: Relax, one function `main`, inference only, BatchNorm folded, weights inside,
+            NCHW.
+        inputs: In the order of `main`'s parameters.
+        outputs: One, or the fields of the tuple that `main` returns.
+        classes: Columns of the first output if it is a table of scores, else None.
+        preprocessing: For networks of the registry; None where nobody said.
+        weights: Where the weights come from, in words.
+        weights_sha256: Of the weights file, or of the model file that brought them.
+        seed: Of the weights, if they are seeded.
+        reference_name: What computes the reference, with its version.
+        module_paths: Variable of `main` -> path of the PyTorch module that it comes from.
+    """
+
+    name: str
+    ir_module: Any = field(repr=False)
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    classes: int | None
+    preprocessing: Preprocessing | None
+    weights: str
+    weights_sha256: str | None
+    seed: int | None
+    reference_name: str
+    module_paths: Mapping[str, str] = field(repr=False)
+    run_reference: Callable[[Arrays], list["np.ndarray[Any, Any]"]] = field(repr=False)
+
+    def reference(self, inputs: Arrays) -> list["np.ndarray[Any, Any]"]:
+        """Run the original network, not the imported one.
+
+        Args:
+            inputs: One array an input, of the shapes and dtypes of `self.inputs`.
+
+        Returns:
+            One array an output.
+        """
+        return self.run_reference(inputs)
+
+    def sample_inputs(
+        self, count: int = 1, seed: int = 0
+    ) -> list[tuple["np.ndarray[Any, Any]", ...]]:
+        """Draw seeded inputs, the same on every machine.
+
+        Args:
+            count: Sets of inputs.
+            seed: Of the draw.
+
+        Returns:
+            `count` tuples of one array an input: standard normal, or 0 and 1 for integers.
+        """
+        random = np.random.default_rng(seed)
+        return [tuple(_draw(random, spec) for spec in self.inputs) for _ in range(count)]
+
+
+def _draw(random: np.random.Generator, spec: TensorSpec) -> "np.ndarray[Any, Any]":
+    if np.issubdtype(np.dtype(spec.dtype), np.floating):
+        return random.standard_normal(spec.shape).astype(spec.dtype)
+    return random.integers(0, 2, spec.shape).astype(spec.dtype)

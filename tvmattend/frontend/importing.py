@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checked request to an `ImportedModel`; one function a source."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from tvm.ir import IRModule
+
+from tvmattend.errors import ModelError
+from tvmattend.frontend import onnx_graph, torch_graph
+from tvmattend.frontend.canonical import canonicalise
+from tvmattend.frontend.factory import input_size, make_module
+from tvmattend.frontend.imported import Arrays, ImportedModel, Preprocessing, TensorSpec
+from tvmattend.frontend.pt2 import load_archive
+from tvmattend.frontend.request import ModelRequest
+from tvmattend.frontend.weights import load_weights, sha256
+from tvmattend.models import create, lookup
+
+# Torchvision's evaluation: the short side is resized to size / 0.875, then the middle is cut out.
+_CROP_RATIO = 0.875
+
+
+def import_checked(request: ModelRequest) -> ImportedModel:
+    """Import what `request.check()` has let pass.
+
+    Raises:
+        ModelError: The network cannot be loaded or exported.
+        UnsupportedOperatorError: The importer does not know one of its operators.
+        WeightsError: The weights cannot be read or belong to another network.
+    """
+    sources = {
+        "registry": _from_registry,
+        "factory": _from_factory,
+        "pt2": _from_archive,
+        "onnx": _from_onnx,
+    }
+    return sources[request.source](request)
+
+
+def _from_registry(request: ModelRequest) -> ImportedModel:
+    architecture = lookup(request.model)
+    network = create(architecture, request.num_classes, request.seed)
+    size = architecture.input_size if request.input_size is None else request.input_size
+    preprocessing = Preprocessing(resize=round(size / _CROP_RATIO), crop=size)
+    return _from_module(request, network, (3, size, size), preprocessing, f"seed {request.seed}")
+
+
+def _from_factory(request: ModelRequest) -> ImportedModel:
+    network = make_module(request)
+    made = f"as `{request.model}` makes them, torch seed {request.seed}"
+    return _from_module(request, network, input_size(network, request), None, made)
+
+
+def _from_module(
+    request: ModelRequest,
+    network: nn.Module,
+    image: tuple[int, ...],
+    preprocessing: Preprocessing | None,
+    weights: str,
+) -> ImportedModel:
+    digest, seed = None, request.seed
+    if request.weights is not None:
+        load_weights(network, request.weights, request.model)
+        digest = sha256(request.weights)
+        weights = f"`{request.weights.name}`"
+    _check_float32(dict(network.state_dict()), request.model)
+    inputs = (torch.zeros(request.batch, *image),)
+    program = torch_graph.export(network, inputs, f"`{request.model}`")
+    return _from_program(
+        request,
+        program,
+        network.eval(),
+        preprocessing=preprocessing,
+        weights=weights,
+        weights_sha256=digest,
+        seed=None if request.weights is not None else seed,
+    )
+
+
+def _from_archive(request: ModelRequest) -> ImportedModel:
+    path = Path(request.model)
+    program = load_archive(path)
+    _check_float32(dict(program.state_dict), request.model)
+    inputs = _static_inputs(program, request)
+    # The guards of an archive are Python source; the shapes are checked here anyway.
+    network = program.module(check_guards=False)
+    if inputs is not None:
+        program = _specialise(network, inputs, request)
+    return _from_program(
+        request,
+        program,
+        network,
+        preprocessing=None,
+        weights=f"`{path.name}`",
+        weights_sha256=sha256(path),
+        seed=None,
+    )
+
+
+def _from_program(
+    request: ModelRequest, program: ExportedProgram, network: nn.Module, **provenance: Any
+) -> ImportedModel:
+    module, paths = canonicalise(*torch_graph.to_relax(program))
+
+    def run(inputs: Arrays) -> list["np.ndarray[Any, Any]"]:
+        with torch.no_grad():
+            result = network(*(torch.from_numpy(np.array(array)) for array in inputs))
+        flat = torch.utils._pytree.tree_leaves(result)  # noqa: SLF001  (torch.export's own order)
+        return [tensor.numpy() for tensor in flat]
+
+    names = list(program.graph_signature.user_outputs)
+    return _imported(request, module, paths, names, run, f"torch {torch.__version__}", **provenance)
+
+
+def _from_onnx(request: ModelRequest) -> ImportedModel:
+    path = Path(request.model)
+    model = onnx_graph.load_onnx(path)
+    onnx_graph.fix_shapes(model, path, request.batch, request.input_size)
+    module, paths = canonicalise(onnx_graph.to_relax(model), {})
+    inputs = [value.name for value in onnx_graph.graph_inputs(model)]
+
+    def run(arrays: Arrays) -> list["np.ndarray[Any, Any]"]:
+        session = ReferenceEvaluator(model)
+        return [
+            np.asarray(out) for out in session.run(None, dict(zip(inputs, arrays, strict=True)))
+        ]
+
+    return _imported(
+        request,
+        module,
+        paths,
+        [value.name for value in model.graph.output],
+        run,
+        f"onnx {onnx.__version__} reference",
+        preprocessing=None,
+        weights=f"`{path.name}`",
+        weights_sha256=sha256(path),
+        seed=None,
+    )
+
+
+def _imported(
+    request: ModelRequest,
+    module: IRModule,
+    paths: Mapping[str, str],
+    names: Sequence[str],
+    run: Callable[[Arrays], list["np.ndarray[Any, Any]"]],
+    reference_name: str,
+    **provenance: Any,
+) -> ImportedModel:
+    main = module["main"]
+    returned = main.ret_ty
+    fields = list(returned.fields) if hasattr(returned, "fields") else [returned]
+    inputs = tuple(_spec(parameter.name, parameter.ty) for parameter in main.params)
+    outputs = tuple(_spec(name, kind) for name, kind in zip(names, fields, strict=True))
+    scores = outputs[0].shape
+    return ImportedModel(
+        name=request.name,
+        ir_module=module,
+        inputs=inputs,
+        outputs=outputs,
+        classes=scores[1] if len(scores) == 2 else None,
+        reference_name=reference_name,
+        module_paths=paths,
+        run_reference=run,
+        **provenance,
+    )
+
+
+def _spec(name: str, kind: Any) -> TensorSpec:
+    shape = tuple(int(extent) for extent in kind.shape)
+    layout = {4: "NCHW", 2: "NC"}.get(len(shape), "")
+    return TensorSpec(name, shape, str(kind.dtype.dtype), layout)
+
+
+def _check_float32(state: Mapping[str, Any], name: str) -> None:
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ModelError(
+                f"`{key}` of `{name}` is {str(tensor.dtype).removeprefix('torch.')}, not float32",
+                "call .float() on the network before it is exported",
+            )
+
+
+def _static_inputs(
+    program: ExportedProgram, request: ModelRequest
+) -> tuple[torch.Tensor, ...] | None:
+    """Make inputs of fixed shape for a program of symbolic shapes; None if its shapes are fixed.
+
+    Raises:
+        ModelError: A fixed extent that differs from what was asked, or one that nothing fixes.
+    """
+    symbolic = False
+    inputs = []
+    names = [
+        s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT
+    ]
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or node.name not in names:
+            continue
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor):
+            raise ModelError(
+                f"input `{node.name}` of `{request.model}` is not a tensor", "export without it"
+            )
+        extents = []
+        for axis, extent in enumerate(value.shape):
+            fixed = isinstance(extent, int)
+            symbolic = symbolic or not fixed
+            extents.append(
+                _extent(request, node.name, axis, value.ndim, int(extent) if fixed else None)
+            )
+        inputs.append(torch.zeros(extents, dtype=value.dtype))
+    return tuple(inputs) if symbolic else None
+
+
+def _extent(request: ModelRequest, name: str, axis: int, rank: int, fixed: int | None) -> int:
+    image = rank == 4 and axis > 1
+    wanted = request.batch if axis == 0 else request.input_size if image else None
+    option = "--batch" if axis == 0 else "--input-size"
+    if fixed is None and wanted is None:
+        raise ModelError(
+            f"`{request.model}`: extent {axis} of input `{name}` is not fixed",
+            "give --input-size" if image else "export it with a fixed shape",
+        )
+    if fixed is not None and wanted is not None and fixed != wanted:
+        raise ModelError(
+            f"`{request.model}` is fixed to {fixed} at extent {axis} of `{name}`, not {wanted}",
+            f"give {option} {fixed}, or export it with a symbolic extent",
+        )
+    return fixed if fixed is not None else int(wanted or 0)
+
+
+def _specialise(
+    network: nn.Module, inputs: tuple[torch.Tensor, ...], request: ModelRequest
+) -> ExportedProgram:
+    try:
+        with torch.no_grad(), torch_graph.quiet():
+            return torch.export.export(network, inputs)
+    except Exception as error:  # torch.export documents no base class for what it raises
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        raise ModelError(
+            f"`{request.model}` does not take {shapes}: {torch_graph.first_line(error)}",
+            "give another --batch or --input-size",
+        ) from error

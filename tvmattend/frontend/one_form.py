@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One spelling for each operation, so that a later pass matches one form whatever the source.
+
+multiply(x, sigmoid(x)), either order    ->  nn.silu(x)
+nn.conv2d(out_dtype=None)                ->  nn.conv2d(out_dtype=<the data's>)
+matmul(out_dtype=None)                   ->  matmul(out_dtype=<the data's>)
+add(constant, x), multiply(constant, x)  ->  add(x, constant), multiply(x, constant)
+mean(x, negative axes)                   ->  mean(x, positive axes)
+reshape(mean(x, keepdims=True), (N, C))  ->  mean(x)
+nn.adaptive_avg_pool2d(x, (1, 1))        ->  mean(x, axes 2 and 3, keepdims=True)
+nn.dropout(x), astype, reshape, expand_dims or permute_dims that change nothing  ->  x
+"""
+
+from typing import Any
+
+from tvm import relax
+
+from tvmattend.frontend.rewriting import Scope, constant, op_name
+
+
+def silu(call: Any, scope: Scope) -> Any:
+    """Recover SiLU from what torch.export and ONNX decompose it into."""
+    if op_name(call) != "relax.multiply":
+        return None
+    for x, gate in (call.args, reversed(list(call.args))):
+        inner = scope.value(gate)
+        if op_name(inner) == "relax.sigmoid" and inner.args[0].same_as(x):
+            return relax.op.nn.silu(x)
+    return None
+
+
+def explicit_output_type(call: Any, scope: Scope) -> Any:
+    """Say the element type that an operator would choose anyway."""
+    del scope
+    if op_name(call) == "relax.nn.conv2d" and not call.attrs["out_dtype"]:
+        kept = ("strides", "padding", "dilation", "groups", "data_layout", "kernel_layout")
+        options = {key: call.attrs[key] for key in kept}
+        return relax.op.nn.conv2d(
+            *call.args,
+            **options,
+            out_layout=call.attrs["out_layout"],
+            out_dtype=_dtype(call.args[0]),
+        )
+    if op_name(call) == "relax.matmul" and not call.attrs["out_dtype"]:
+        return relax.op.matmul(*call.args, out_dtype=_dtype(call.args[0]))
+    return None
+
+
+def constant_last(call: Any, scope: Scope) -> Any:
+    """Put the constant of a commutative operator second."""
+    del scope
+    if op_name(call) not in {"relax.add", "relax.multiply"}:
+        return None
+    left, right = call.args
+    if constant(left) is None or constant(right) is not None:
+        return None
+    return relax.Call(call.op, [right, left])
+
+
+def global_mean(call: Any, scope: Scope) -> Any:
+    """Bring every spelling of global average pooling to `mean`."""
+    name = op_name(call)
+    if name == "relax.nn.adaptive_avg_pool2d" and call.attrs["layout"] == "NCHW":
+        whole = [int(size) for size in call.attrs["output_size"]] == [1, 1]
+        return relax.op.mean(call.args[0], [2, 3], keepdims=True) if whole else None
+    if name == "relax.mean" and call.attrs["axis"] is not None:
+        axes = [int(axis) for axis in call.attrs["axis"]]
+        positive = sorted(axis % len(call.args[0].ty.shape) for axis in axes)
+        if axes != positive:
+            return relax.op.mean(call.args[0], positive, bool(call.attrs["keepdims"]))
+    if name in {"relax.reshape", "relax.squeeze"}:
+        inner = scope.value(call.args[0])
+        if op_name(inner) == "relax.mean" and inner.attrs["keepdims"] and inner.attrs["axis"]:
+            flat = relax.op.mean(inner.args[0], inner.attrs["axis"], keepdims=False)
+            if _shape(scope.builder.normalize(flat)) == _shape(call):
+                return flat
+    return None
+
+
+def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:
+    """Forward the input of an operator that gives it back."""
+    del scope
+    name = op_name(call)
+    if name in {"relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.broadcast_to"}:
+        return call.args[0] if _shape(call) == _shape(call.args[0]) else None
+    if name == "relax.astype":
+        return call.args[0] if _dtype(call) == _dtype(call.args[0]) else None
+    if name == "relax.permute_dims" and call.attrs["axes"] is not None:
+        axes = [int(axis) for axis in call.attrs["axes"]]
+        return call.args[0] if axes == sorted(axes) else None
+    return None
+
+
+RULES = (silu, explicit_output_type, constant_last, global_mean, drop_what_changes_nothing)
+
+
+def _dtype(expression: Any) -> str:
+    return str(expression.ty.dtype.dtype)
+
+
+def _shape(expression: Any) -> list[int]:
+    return [int(extent) for extent in expression.ty.shape]

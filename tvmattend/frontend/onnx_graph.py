@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An `.onnx` file -> Relax, with errors that name the node at fault."""
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tvm.ir import IRModule
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
+
+from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.frontend.torch_graph import first_line
+
+_STANDARD = ("", "ai.onnx")
+# `If` has no converter: the importer treats it itself, and the canonical form refuses it.
+_WITHOUT_CONVERTER = ("Constant", "If")
+
+
+def load_onnx(path: Path) -> Any:
+    """Read and check a model.
+
+    Raises:
+        ModelError: The file is damaged or no ONNX model.
+        UnsupportedOperatorError: The first node whose operator the importer does not know.
+    """
+    try:
+        model = onnx.load(path)
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"cannot read `{path}`: {first_line(error)}", "export it again") from error
+    if not model.graph.node:
+        raise ModelError(f"`{path}` holds no ONNX graph", "export it again")
+    known = _get_convert_map()
+    for node in model.graph.node:
+        standard = node.domain in _STANDARD
+        if not standard or (node.op_type not in known and node.op_type not in _WITHOUT_CONVERTER):
+            domain = "" if standard else f"{node.domain}::"
+            raise _unsupported(f"{domain}{node.op_type}", node, "the importer does not know it")
+        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
+            raise ModelError(
+                f"`{path}` may run Dropout in training mode (node {_label(node)})",
+                "call .eval() on the network before it is exported",
+            )
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"`{path}` is not a valid ONNX model: {first_line(error)}", "export it again"
+        ) from error
+    return model
+
+
+def fix_shapes(model: Any, path: Path, batch: int, input_size: int | None) -> None:
+    """Give every input a static shape, in place.
+
+    A symbolic first extent becomes the batch, symbolic heights and widths the input size.
+
+    Raises:
+        ModelError: A fixed extent that differs from what was asked, or one that nothing fixes.
+    """
+    for value in graph_inputs(model):
+        extents = value.type.tensor_type.shape.dim
+        for axis, extent in enumerate(extents):
+            image = len(extents) == 4
+            wanted = batch if axis == 0 else input_size if image and axis > 1 else None
+            option = "--batch" if axis == 0 else "--input-size"
+            if not extent.HasField("dim_value"):
+                if wanted is None:
+                    raise ModelError(
+                        f"`{path}`: extent {axis} of input `{value.name}` is not fixed "
+                        f"({extent.dim_param or 'unknown'})",
+                        "give --input-size"
+                        if image and axis > 1
+                        else "export it with a fixed shape",
+                    )
+                extent.dim_value = wanted
+            elif wanted is not None and extent.dim_value != wanted:
+                raise ModelError(
+                    f"`{path}` is fixed to {extent.dim_value} at extent {axis} of `{value.name}`, "
+                    f"not {wanted}",
+                    f"give {option} {extent.dim_value}, or export it with a symbolic extent",
+                )
+
+
+def graph_inputs(model: Any) -> list[Any]:
+    """List the inputs that are no initializers (old files list those too)."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def to_relax(model: Any) -> IRModule:
+    """Translate a checked model of static shapes.
+
+    Raises:
+        ModelError: The importer fails outside any node.
+        UnsupportedOperatorError: The importer cannot translate a node.
+    """
+    opset = next(entry.version for entry in model.opset_import if entry.domain in _STANDARD)
+    importer = _LocatingImporter({}, None)
+    # The importer prints the inputs of a node that fails, and warns of every name it cleans.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            module = importer.from_onnx(model.graph, opset)
+        except (ModelError, UnsupportedOperatorError):
+            raise
+        except Exception as error:  # the importer fails in many ways, none of them its own class
+            raise ModelError(
+                f"TVM cannot import the network: {first_line(error)}",
+                "run again with --debug for the traceback",
+            ) from error
+    return IRModule({"main": cast("Any", module)["main"].without_attr("num_input")})
+
+
+class _LocatingImporter(ONNXGraphImporter):  # type: ignore[misc]
+    """TVM's importer, with the node at fault in its errors."""
+
+    def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
+        try:
+            return super()._convert_operator(op_name, inputs, attrs, opset)
+        except Exception as error:  # converters raise what they like
+            name = str(attrs.get("tvm_custom", {}).get("name", ""))
+            raise UnsupportedOperatorError(
+                f"operator `{op_name}` cannot be imported" + (f", node `{name}`" if name else ""),
+                f"{first_line(error)}; express it with other operators",
+            ) from error
+
+
+def _unsupported(operator: str, node: Any, reason: str) -> UnsupportedOperatorError:
+    return UnsupportedOperatorError(
+        f"operator `{operator}` cannot be imported, node {_label(node)}",
+        f"{reason}; express it with convolutions, pools, element-wise or linear operators",
+    )
+
+
+def _label(node: Any) -> str:
+    return f"`{node.name}`" if node.name else f"with output `{node.output[0]}`"

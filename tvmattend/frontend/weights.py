@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a state dict into a module, or say which entry is the first that does not fit."""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tvmattend.errors import WeightsError
+from tvmattend.frontend.torch_graph import first_line
+
+# Counters of training; older files lack them, and inference does not read them.
+_IGNORED = "num_batches_tracked"
+
+
+def load_weights(module: nn.Module, path: Path, network: str) -> None:
+    """Fill a module from `.safetensors` or from a state dict, without running pickled code.
+
+    Raises:
+        WeightsError: The file cannot be read, or belongs to another network.
+    """
+    given = {key: value for key, value in _read(path).items() if not key.endswith(_IGNORED)}
+    wanted = {
+        key: value for key, value in module.state_dict().items() if not key.endswith(_IGNORED)
+    }
+    for key, tensor in wanted.items():
+        if key not in given:
+            raise WeightsError(
+                f"`{path}` does not fit {network}: it lacks `{key}` {list(tensor.shape)}",
+                _hint(given, wanted),
+            )
+        if given[key].shape != tensor.shape:
+            raise WeightsError(
+                f"`{path}` does not fit {network}: `{key}` is {list(given[key].shape)} in the "
+                f"file, {list(tensor.shape)} in the network",
+                "the head's size is --num-classes" if key.startswith("head.") else "check --model",
+            )
+    for key, tensor in given.items():
+        if key not in wanted:
+            raise WeightsError(
+                f"`{path}` does not fit {network}: the network has no `{key}` {list(tensor.shape)}",
+                _hint(given, wanted),
+            )
+    with torch.no_grad():
+        module.load_state_dict(given, strict=False)
+
+
+def sha256(path: Path) -> str:
+    """Digest a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return dict(load_file(path))
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"`{path}` holds pickled Python objects, or is no PyTorch file; nothing was run",
+            "save the weights alone: torch.save(network.state_dict(), path)",
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise WeightsError(
+            f"cannot read `{path}`: {first_line(error)}", "save the weights again"
+        ) from error
+    # Checkpoints of training keep the state dict beside the optimizer's.
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise WeightsError(
+            f"`{path}` is not a state dict of tensors",
+            "save the weights alone: torch.save(network.state_dict(), path)",
+        )
+    return dict(content)
+
+
+def _hint(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    if given and all(key.startswith("module.") for key in given):
+        return "the keys start with `module.`: save DataParallel's inner network"
+    common = len(given.keys() & wanted.keys())
+    return f"{common} of the network's {len(wanted)} entries are in the file; check --model"
