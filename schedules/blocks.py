@@ -4,7 +4,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-
 # tvm.tirx.IterVar kinds.
 SPATIAL, REDUCED = 0, 2
 

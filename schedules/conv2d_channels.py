@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolution in NHWC with output channels as the vector axis: small maps, many channels.
 
-    acc[y, x, g, o, l] = sum over i, j, c of  padded[y*s + i, x*s + j, g*C + c] * w[g, o, i, j, c, l]
+    acc[y, x, g, o, l] = sum over i, j, c of
+                         padded[y*s + i, x*s + j, g*C + c] * w[g, o, i, j, c, l]
 
 The weights are packed so that a register block reads them as one stream; a column's features are
 padded with zero weights to whole vectors (93 -> 96), and the padding is never written.
@@ -80,7 +81,7 @@ def conv2d(
 
 
 def pack(weight: Any, groups: int, machine: Machine) -> Any:
-    """OIHW array [G * F, C / G, KH, KW] -> [G, O, KH, KW, C / G, L], zeros behind the F-th feature."""
+    """OIHW array [G * F, C / G, KH, KW] -> [G, O, KH, KW, C / G, L], zeros behind feature F."""
     import numpy as np
 
     out, per_group, kh, kw = weight.shape
@@ -93,7 +94,7 @@ def pack(weight: Any, groups: int, machine: Machine) -> Any:
 
 
 def space(sch: Any, machine: Machine) -> DesignSpace:
-    """Register blocks of rows x columns x vectors, the rows of a job, and the order of the tiles."""
+    """Register blocks of rows x columns x vectors, rows of a job, order of the tiles."""
     block = sch.get(sch.get_sblock(NAME, func_name="main"))
     _, out_h, out_w, groups, outer, _, _, _, per_group = (
         int(var.dom.extent) for var in block.iter_vars

@@ -4,7 +4,8 @@
 The rows of a padded map, one behind the other with a pitch of S = OW + (KW - 1) // stride, are one
 long line on which a 3x3 convolution is nine shifted multiply-adds:
 
-    acc[f, q] = sum over c, i, j of  slab[c, i % s, j % s, q + (i // s) * S + j // s] * w[c, i, j, f]
+    acc[f, q] = sum over c, i, j of
+                slab[c, i % s, j % s, q + (i // s) * S + j // s] * w[c, i, j, f]
     out[f, y, x] = acc[f, y * S + x]
 
 so that vectors run across the ends of rows, and only the S - OW columns between them are wasted:
@@ -133,7 +134,7 @@ def conv2d(
 
 
 def pack(weight: Any, groups: int) -> Any:
-    """OIHW array [G * F, C / G, KH, KW] -> [G, C / G, KH, KW, F]: a column's features side by side."""
+    """OIHW array [G * F, C / G, KH, KW] -> [G, C / G, KH, KW, F], a column's features together."""
     out, per_group, kh, kw = weight.shape
     return weight.reshape(groups, out // groups, per_group, kh, kw).transpose(0, 2, 3, 4, 1).copy()
 

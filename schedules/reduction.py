@@ -45,7 +45,8 @@ def space(sch: Any, machine: Machine) -> DesignSpace:
             sch.compute_at(stage, job, preserve_unit_loops=True)
             blocks.vectorize_innermost(sch, stage, machine.lanes)
         sch.parallel(job)
-        _hold_in_registers(sch, block, machine, choose("vectors"))
+        if len(kept) > 1:  # else the only kept axis is the jobs' own
+            _hold_in_registers(sch, block, machine, choose("vectors"))
 
     return DesignSpace(NAME, (Knob("vectors", (1, 2, 4), 2),), schedule)
 
@@ -60,19 +61,15 @@ def _stages_before(sch: Any, name: str) -> list[str]:
 
 
 def _hold_in_registers(sch: Any, block: Any, machine: Machine, vectors: int) -> None:
-    iters = list(sch.get(block).iter_vars)
-    loops = sch.get_loops(block)[-len(iters) :] if iters else []
-    own = list(zip(loops, iters, strict=False))
-    spatial = [loop for loop, var in own if int(var.iter_type) == blocks.SPATIAL]
-    reduced = [loop for loop, var in own if int(var.iter_type) == blocks.REDUCED]
-    if not spatial or not reduced:
-        return
-    lane = spatial[-1]
+    # TE orders a block's loops: kept axes first, reduced ones last.
+    count = sum(int(var.iter_type) == blocks.REDUCED for var in sch.get(block).iter_vars)
+    loops = sch.get_loops(block)
+    reduced, lane = loops[-count:], loops[-count - 1]
     extent = int(sch.get(lane).extent)
     length = blocks.vector_length(extent, machine.lanes, vectors)
     if length > 1:
         lane_out, lane_in = sch.split(lane, [None, length])
-        sch.reorder(*spatial[:-1], lane_out, *reduced, lane_in)
+        sch.reorder(lane_out, *reduced, lane_in)
         sch.vectorize(lane_in)
     init = sch.decompose_reduction(block, reduced[0])
     if length > 1:

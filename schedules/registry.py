@@ -31,13 +31,15 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
 
     sch = s_tir.Schedule(mod)
     machine = machine_of(target)
-    names = blocks.names(sch)
     reductions = reduction.reduction_blocks(sch)
     if len(sch.get_output_blocks(blocks.root(sch))) != 1:
         return elementwise.plain_space()
-    for family in (conv2d_pixels, conv2d_channels, dense):
-        if family.NAME in names and reductions == [family.NAME]:
-            return family.space(sch, machine)
+    if reductions == [conv2d_pixels.NAME]:
+        return conv2d_pixels.space(sch, machine)
+    if reductions == [conv2d_channels.NAME]:
+        return conv2d_channels.space(sch, machine)
+    if reductions == [dense.NAME]:
+        return dense.space(sch, machine)
     if softmax.applies(sch):
         return softmax.space(sch, machine)
     if len(reductions) == 1:

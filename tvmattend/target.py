@@ -191,7 +191,9 @@ def _from_mapping(fields: Mapping[str, Any], text: str) -> TargetSpec:
     if not cpu:
         cpu = "generic" if triple.startswith("aarch64") else "x86-64"
     _check_cpu(triple, cpu, text)
-    return TargetSpec(triple, cpu, _normalise_features(fields, cpu, text), _cores(fields, cpu, text))
+    return TargetSpec(
+        triple, cpu, _normalise_features(fields, cpu, text), _cores(fields, cpu, text)
+    )
 
 
 def _normalise_triple(triple: str, cpu: str, text: str) -> str:
@@ -242,7 +244,9 @@ def _check_cpu(triple: str, cpu: str, text: str) -> None:
     from tvm.target import Target
     from tvm.target.codegen import llvm_get_cpu_archlist
 
-    known = [str(name) for name in llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))]
+    known = [
+        str(name) for name in llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
+    ]
     if cpu not in known:
         near = [name for name in known if name.startswith(cpu[:8])][:6]
         raise TargetError(
@@ -297,7 +301,8 @@ ARM_CORES: Mapping[str, str] = {
 def _host() -> TargetSpec:
     if _host_arch() not in _KNOWN_ARCHES:
         raise TargetError(
-            f"this machine is a {_host_arch()}, which is not supported", "use x86-64 or aarch64 Linux"
+            f"this machine is a {_host_arch()}, which is not supported",
+            "use x86-64 or aarch64 Linux",
         )
     cpu = _host_cpu()
     cores = os.cpu_count() or 1

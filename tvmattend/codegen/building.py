@@ -190,9 +190,7 @@ def _notes(
 
 
 @contextmanager
-def _step(
-    name: str, text: str, seconds: dict[str, float], observer: Observer
-) -> Iterator[None]:
+def _step(name: str, text: str, seconds: dict[str, float], observer: Observer) -> Iterator[None]:
     observer(text)
     start = time.monotonic()
     yield

@@ -29,22 +29,20 @@ def compile_module(scheduled: Any, target: TargetSpec) -> Any:
     use_vector_exp()
     passes = relax.transform
     # What is left of TVM's CPU pipeline once every operator is a scheduled PrimFunc.
-    lowering = tvm.transform.Sequential(
-        [
-            passes.RewriteDataflowReshape(),
-            passes.ToNonDataflow(),
-            passes.RemovePurityChecking(),
-            passes.CallTIRRewrite(),
-            # One arena, planned here: no allocation happens in an inference.
-            passes.StaticPlanBlockMemory(),
-            passes.LowerAllocTensor(),
-            passes.KillAfterLastUse(),
-            passes.LowerRuntimeBuiltin(),
-            passes.ComputePrimValue(),
-            passes.VMShapeLower(),
-            passes.AttachGlobalSymbol(),
-        ]
-    )
+    lowering = tvm.transform.Sequential([
+        passes.RewriteDataflowReshape(),
+        passes.ToNonDataflow(),
+        passes.RemovePurityChecking(),
+        passes.CallTIRRewrite(),
+        # One arena, planned here: no allocation happens in an inference.
+        passes.StaticPlanBlockMemory(),
+        passes.LowerAllocTensor(),
+        passes.KillAfterLastUse(),
+        passes.LowerRuntimeBuiltin(),
+        passes.ComputePrimValue(),
+        passes.VMShapeLower(),
+        passes.AttachGlobalSymbol(),
+    ])
     machine = target.to_tvm()
     try:
         with machine:

@@ -28,8 +28,9 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
 
     def conv2d(builder: Any, call: Any) -> Any:
         attrs, weight = call.attrs, call.args[1]
-        strides = tuple(int(step) for step in attrs.strides)
-        padding = tuple(int(step) for step in attrs.padding)
+        down, across = (int(step) for step in attrs.strides)
+        top, left, bottom, right = (int(step) for step in attrs.padding)
+        strides, padding = (down, across), (top, left, bottom, right)
         groups = int(attrs.groups)
         ours = (
             isinstance(weight, GenericConst)
@@ -46,6 +47,7 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
 
             def compute(x: Any, w: Any) -> Any:
                 return conv2d_pixels.conv2d(x, w, strides, padding, machine)
+
         else:
             packed = conv2d_channels.pack(array, groups, machine)
 
@@ -59,7 +61,9 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
 
     def matmul(builder: Any, call: Any) -> Any:
         x, weight = call.args
-        if not (isinstance(weight, GenericConst) and len(weight.value.shape) == len(x.ty.shape) == 2):
+        if not (
+            isinstance(weight, GenericConst) and len(weight.value.shape) == len(x.ty.shape) == 2
+        ):
             return _default("relax.matmul")(builder, call)
         array = weight.value.numpy()
 

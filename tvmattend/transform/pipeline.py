@@ -22,7 +22,8 @@ def phases(target: TargetSpec) -> list[Phase]:
     passes = relax.transform
 
     def run(*steps: Any) -> Callable[[Any], Any]:
-        return tvm.transform.Sequential(steps)
+        sequence: Callable[[Any], Any] = tvm.transform.Sequential(steps)
+        return sequence
 
     return [
         # First, while convolutions are still operators with a layout attribute.

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every point of every family computes what PyTorch computes."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax, s_tir
+
+from tvmattend.codegen.intrinsics import use_vector_exp
+from tvmattend.target import TargetSpec, parse_target
+from tvmattend.transform.layout import CHANNELS, PIXELS
+from tvmattend.transform.legalize import legalizations
+from tvmattend.transform.pipeline import machine_of
+from tvmattend.tuning.tasks import extract_tasks
+
+HOST = parse_target("host")
+# Accumulation order differs from PyTorch's; 1e-5 relative to the largest output is 100 ulp.
+TOLERANCE = 1e-5
+
+
+def lowered(function, args, target=HOST):
+    """Legalise and fuse the Relax function that `function(builder, *vars)` builds."""
+    builder = relax.BlockBuilder()
+    variables = [
+        relax.Var(f"x{i}", relax.TensorType(a.shape, "float32")) for i, a in enumerate(args)
+    ]
+    with builder.function("main", variables):
+        with builder.dataflow():
+            out = builder.emit_output(function(builder, *variables))
+        builder.emit_func_output(out)
+    with target.to_tvm() as machine:
+        del machine
+        passes = relax.transform
+        return tvm.transform.Sequential([
+            passes.LegalizeOps(legalizations(machine_of(target.to_tvm()))),
+            passes.AnnotateTIROpPattern(),
+            passes.FoldConstant(),
+            passes.FuseOps(),
+            passes.FuseTIR(),
+        ])(builder.get())
+
+
+def run_point(task, point, arrays):
+    """Schedule one kernel, compile it for the host and run it."""
+    use_vector_exp()
+    schedule = s_tir.Schedule(task.mod)
+    task.space.apply(schedule, point)
+    library = tvm.compile(schedule.mod, target=HOST.to_tvm())
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    library["main"](*tensors)
+    return tensors[-1].numpy()
+
+
+def relative(found, wanted):
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def constants(mod):
+    """Weights that the kernel call of `main` is given, in order."""
+    found = []
+
+    def visit(node):
+        if isinstance(node, tvm.ir.GenericConst) and hasattr(node.value, "numpy"):
+            found.append(node.value.numpy())
+
+    relax.analysis.post_order_visit(mod["main"], visit)
+    return found
+
+
+def convolution(layout, x, weight, stride, padding, groups, bias=None):
+    """Relax module of a convolution in one layout, and PyTorch's answer in the same layout."""
+    data = torch.from_numpy(x)
+    wanted = torch.nn.functional.conv2d(
+        data, torch.from_numpy(weight), None, stride, padding, 1, groups
+    )
+    if layout == CHANNELS:
+        data, wanted = data.permute(0, 2, 3, 1), wanted.permute(0, 2, 3, 1)
+    array = np.ascontiguousarray(data.numpy())
+
+    def function(builder, var):
+        return relax.op.nn.conv2d(
+            var,
+            relax.const(weight),
+            strides=stride,
+            padding=padding,
+            groups=groups,
+            data_layout=layout,
+            kernel_layout="OIHW",
+        )
+
+    return array, lowered(function, [array]), np.ascontiguousarray(wanted.numpy())
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    layout=st.sampled_from([PIXELS, CHANNELS]),
+    columns=st.sampled_from([1, 4]),
+    per_in=st.integers(1, 11),
+    per_out=st.integers(1, 37),
+    height=st.integers(3, 19),
+    width=st.integers(3, 19),
+    kernel=st.sampled_from([(1, 1), (3, 3), (3, 1), (5, 5)]),
+    stride=st.sampled_from([(1, 1), (2, 2), (1, 2)]),
+    batch=st.sampled_from([1, 3]),
+    data=st.data(),
+)
+def test_convolutions_of_any_shape(
+    layout, columns, per_in, per_out, height, width, kernel, stride, batch, data
+):
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    random = np.random.default_rng(per_in * 100 + per_out)
+    x = random.standard_normal((batch, columns * per_in, height, width)).astype("float32")
+    weight = random.standard_normal((columns * per_out, per_in, *kernel)).astype("float32")
+    array, mod, wanted = convolution(layout, x, weight, stride, padding, columns)
+    (task,) = extract_tasks(mod, HOST)
+    family = "conv2d_pixels" if layout == PIXELS else "conv2d_channels"
+    assert task.space.kernel == family
+    points = list(task.space.points(seed=1))
+    point = data.draw(st.sampled_from([points[0], points[len(points) // 2], points[-1]]))
+    (packed,) = constants(mod)
+    found = run_point(task, point, [array, packed, np.zeros_like(wanted)])
+    assert relative(found, wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", [PIXELS, CHANNELS])
+def test_wrong_weights_are_seen(layout):
+    """The comparison above can fail: a swapped pair of channels is far outside the tolerance."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1, 8, 9, 9)).astype("float32")
+    weight = random.standard_normal((12, 2, 3, 3)).astype("float32")
+    array, mod, wanted = convolution(layout, x, weight, (1, 1), (1, 1), 4)
+    (task,) = extract_tasks(mod, HOST)
+    (packed,) = constants(mod)
+    swapped = np.roll(packed, 1, axis=-1)
+    found = run_point(task, task.space.default, [array, swapped, np.zeros_like(wanted)])
+    assert relative(found, wanted) > 0.1
+
+
+@pytest.mark.parametrize(("shape", "features"), [((1, 744), 1000), ((4, 33), 7), ((2, 64), 128)])
+def test_linear(shape, features):
+    random = np.random.default_rng(0)
+    x = random.standard_normal(shape).astype("float32")
+    weight = random.standard_normal((shape[1], features)).astype("float32")
+    mod = lowered(lambda _, var: relax.op.matmul(var, relax.const(weight)), [x])
+    (task,) = extract_tasks(mod, HOST)
+    assert task.space.kernel == "dense"
+    (packed,) = constants(mod)
+    out = np.zeros((shape[0], features), "float32")
+    for point in list(task.space.points(seed=0))[:4]:
+        assert relative(run_point(task, point, [x, packed, out]), x @ weight) < TOLERANCE
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(1, (2, 40, 6, 6)), (3, (1, 5, 7, 93)), (1, (1, 10))])
+def test_softmax(axis, shape):
+    x = np.random.default_rng(0).standard_normal(shape).astype("float32") * 4
+    mod = lowered(lambda _, var: relax.op.nn.softmax(var, axis), [x])
+    (task,) = extract_tasks(mod, HOST)
+    assert task.space.kernel == "softmax"
+    wanted = torch.softmax(torch.from_numpy(x), axis).numpy()
+    found = run_point(task, task.space.default, [x, np.zeros_like(x)])
+    assert relative(found, wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("pool", "stride", "padding"), [(2, 2, 0), (3, 2, 1)])
+@pytest.mark.parametrize("kind", ["avg", "max"])
+def test_pools(layout, pool, stride, padding, kind):
+    x = np.random.default_rng(0).standard_normal((2, 10, 13, 11)).astype("float32")
+    reference = torch.nn.functional.avg_pool2d if kind == "avg" else torch.nn.functional.max_pool2d
+    wanted = reference(torch.from_numpy(x), pool, stride, padding)
+    op = relax.op.nn.avg_pool2d if kind == "avg" else relax.op.nn.max_pool2d
+    options = {"count_include_pad": True} if kind == "avg" else {}
+    if layout == "NHWC":
+        x, wanted = np.ascontiguousarray(x.transpose(0, 2, 3, 1)), wanted.permute(0, 2, 3, 1)
+    wanted = np.ascontiguousarray(wanted.numpy())
+
+    def function(builder, var):
+        return op(var, (pool, pool), (stride, stride), (padding, padding), layout=layout, **options)
+
+    (task,) = extract_tasks(lowered(function, [x]), HOST)
+    assert task.space.kernel == "reduction"
+    for point in task.space.points(seed=0):
+        assert relative(run_point(task, point, [x, np.zeros_like(wanted)]), wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("axes", [[1, 2], [2, 3]])
+def test_mean(axes):
+    x = np.random.default_rng(0).standard_normal((2, 7, 7, 24)).astype("float32")
+    mod = lowered(lambda _, var: relax.op.mean(var, axes, keepdims=True), [x])
+    (task,) = extract_tasks(mod, HOST)
+    wanted = x.mean(axis=tuple(axes), keepdims=True)
+    found = run_point(task, task.space.default, [x, np.zeros_like(wanted)])
+    assert relative(found, wanted) < TOLERANCE
+
+
+def test_exp_is_accurate_and_finite():
+    use_vector_exp()
+    x = np.linspace(-120, 88, 4096, dtype="float32")
+    mod = lowered(lambda _, var: relax.op.exp(var), [x])
+    (task,) = extract_tasks(mod, HOST)
+    found = run_point(task, task.space.default, [x, np.zeros_like(x)])
+    wanted = np.exp(x.astype("float64"))
+    normal = x >= -87
+    error = np.abs(found[normal] - wanted[normal]) / wanted[normal]
+    # Cephes states 1.8e-7 for the polynomial; one more rounding comes from the scaling.
+    assert error.max() < 3e-7
+    assert np.isfinite(found).all()
+    assert (found[~normal] < 2e-38).all()
+
+
+@pytest.mark.parametrize("target", ["cortex-a72", "host", "llvm -mcpu=x86-64-v3", "cortex-a53"])
+def test_every_kernel_of_the_network_schedules(target, tiny_module):
+    """All points of all kernels of a network are valid schedules for every machine."""
+    from tvmattend.transform import lower
+
+    spec: TargetSpec = parse_target(target)
+    for task in extract_tasks(lower(tiny_module, spec), spec):
+        points = list(task.space.points(seed=3))
+        for point in [points[0], *points[1:-1][:2], points[-1]]:
+            schedule = s_tir.Schedule(task.mod)
+            task.space.apply(schedule, point)
+        assert task.space.kernel != "plain", f"{task.name} has no family"
