@@ -4,6 +4,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+# Scope of a register tile. TVM puts a "global" buffer below 1 KB on the stack, where LLVM turns it
+# into registers; a "local" one goes to the heap workspace, and every tile is then stored twice.
+REGISTERS = "global"
+
 # tvm.tirx.IterVar kinds.
 SPATIAL, REDUCED = 0, 2
 

@@ -166,7 +166,7 @@ def _schedule(
     tiles = (o_out, y_out, x_out) if weights_outer else (y_out, x_out, o_out)
     sch.reorder(*tiles, ry, rx, rc_out, rc_in, y_in, x_in, o_in, lane)
     sch.unroll(rc_in)
-    registers = sch.cache_write(conv, 0, "local")
+    registers = sch.cache_write(conv, 0, blocks.REGISTERS)
     sch.reverse_compute_at(registers, tiles[-1], preserve_unit_loops=True)
     blocks.unroll_and_vectorize(sch, [y_in, x_in, o_in, lane])
     init = sch.decompose_reduction(conv, ry)

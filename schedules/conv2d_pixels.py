@@ -206,7 +206,7 @@ def _schedule(
     if unroll_taps:
         sch.unroll(rx)
     # In registers: written back once, after the whole reduction.
-    registers = sch.cache_write(conv, 0, "local")
+    registers = sch.cache_write(conv, 0, blocks.REGISTERS)
     sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
     blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
     init = sch.decompose_reduction(conv, rc)

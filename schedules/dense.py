@@ -72,7 +72,7 @@ def space(sch: Any, machine: Machine) -> DesignSpace:
         sch.reorder(job, m_out, o_out, k_out, k_in, m_in, o_in, lane)
         sch.unroll(k_in)
         sch.parallel(job)
-        registers = sch.cache_write(block, 0, "local")
+        registers = sch.cache_write(block, 0, blocks.REGISTERS)
         sch.reverse_compute_at(registers, o_out, preserve_unit_loops=True)
         blocks.unroll_and_vectorize(sch, [m_in, o_in, lane])
         init = sch.decompose_reduction(block, k_out)

@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from tvmattend.codegen.intrinsics import use_vector_exp
+from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.codegen.link import Linker
 from tvmattend.errors import CompileError
 from tvmattend.target import TargetSpec
@@ -26,7 +26,7 @@ def compile_module(scheduled: Any, target: TargetSpec) -> Any:
     import tvm
     from tvm import relax
 
-    use_vector_exp()
+    use_vector_math()
     passes = relax.transform
     # What is left of TVM's CPU pipeline once every operator is a scheduled PrimFunc.
     lowering = tvm.transform.Sequential([

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from tvmattend.codegen.intrinsics import use_vector_exp
+from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.codegen.link import Linker
 from tvmattend.device.endpoint import Endpoint, close_session, connect
 
@@ -27,7 +27,7 @@ def build_kernel(mod: Any, target: Any, params: Any) -> Any:
     del params  # MetaSchedule passes None
     import tvm
 
-    use_vector_exp()
+    use_vector_math()
     return tvm.tirx.build(mod, target=target)
 
 
