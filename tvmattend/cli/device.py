@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tvmattend device`: serve a board over TVM RPC until told to stop."""
+
+import json
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from tvmattend.errors import BoardUnreachableError
+
+if TYPE_CHECKING:
+    from tvmattend.device.process import ServerProcess
+
+_OPEN_PORT = (
+    "warning: {host} is not loopback: TVM RPC has no password and no encryption, and whoever can "
+    "connect to port {port} runs code as you; serve on a network that you trust only"
+)
+_UNSEEN_BOARD = (
+    "warning: the tracker will give out {host}, where only this machine reaches the board; "
+    "add --host 0.0.0.0 to serve others"
+)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9090,
+    show_default=True,
+    help="Port; 0 takes a free one.",
+)
+@click.option(
+    "--emulate",
+    type=click.Choice(["cortex-a72"]),
+    help="Serve an emulated board instead of this machine (needs qemu-user; prepared once).",
+)
+@click.option("--tracker", metavar="HOST:PORT", help="Register with a TVM RPC tracker.")
+@click.option("--key", metavar="NAME", help="Name to register under.")
+@click.option("--verbose", is_flag=True, help="Log every session on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when ready.")
+def command(
+    host: str,
+    port: int,
+    emulate: str | None,
+    tracker: str | None,
+    key: str | None,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Serve TVM RPC on this machine, or as an emulated Cortex-A72, until Ctrl-C.
+
+    Give the address printed to `--rpc` of tune, run and validate. One client is served at a time.
+    """
+    if (tracker is None) != (key is None):
+        raise click.UsageError("--tracker and --key go together")
+
+    from tvmattend.device.endpoint import tracker_endpoint
+    from tvmattend.device.process import LOOPBACK, ServerOptions, serve_here
+
+    entry = tracker_endpoint(tracker, key) if tracker is not None and key is not None else None
+    if host not in LOOPBACK:
+        click.echo(_OPEN_PORT.format(host=host, port=port), err=True)
+    elif entry is not None and entry.host not in LOOPBACK:
+        click.echo(_UNSEEN_BOARD.format(host=host), err=True)
+    options = ServerOptions(host, port, entry, verbose=verbose)
+    if emulate is None:
+        name, server = "this machine", serve_here(options)
+    else:
+        from tvmattend.device.emulated import prepare
+
+        board = prepare(lambda step: click.echo(f"preparing the emulated board: {step}", err=True))
+        name, server = f"an emulated {emulate}", board.start(options)
+    with server:
+        if as_json:
+            facts = {"host": server.host, "port": server.port, "emulated": emulate is not None}
+            click.echo(json.dumps({**facts, "rpc": server.address, "core": emulate}))
+        else:
+            click.echo(f"serving {name} on {server.address}")
+            click.echo(f"use it with `--rpc {server.address}`; Ctrl-C stops it", err=True)
+        _serve_until_stopped(server)
+    click.echo("stopped", err=True)
+
+
+def _serve_until_stopped(server: "ServerProcess") -> None:
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        return  # what a server is stopped with is no failure
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    raise BoardUnreachableError(
+        f"the server on {server.address} ended by itself with {code}",
+        "start it again; --verbose shows its sessions",
+    )

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a board is, found out by running a kernel on it, before anything expensive starts."""
+
+import json
+import re
+import struct
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tvmattend.device.endpoint import (
+    Endpoint,
+    check_reachable,
+    close_session,
+    connect,
+    parse_endpoint,
+    within,
+)
+from tvmattend.device.probe_kernel import ProbeModule, build_probe
+from tvmattend.device.serving.wire import BOARD_FUNCTION
+from tvmattend.errors import BoardMismatchError, BoardUnreachableError
+from tvmattend.target import ARM_CORES, TargetSpec
+
+# e_machine of an ELF header, for the architectures that boards and hosts have.
+_ELF_MACHINES = {3: "i386", 40: "arm (32 bit)", 62: "x86_64", 183: "aarch64", 243: "riscv"}
+
+_CPU = "/sys/devices/system/cpu/cpu0/cpufreq"
+
+
+@dataclass(frozen=True)
+class BoardInfo:
+    """What is known of a board.
+
+    Attributes:
+        endpoint: Where it was reached.
+        machine: Architecture of the process that serves there: `aarch64`, `x86_64`.
+        core: `cortex-a72`, or several joined by `+`; empty if unknown (and on x86).
+        core_count: Processors that Linux shows; 0 if unknown.
+        model: The board's or processor's own name; may be empty.
+        emulated: Whether a kernel's time says nothing about silicon.
+        governor: Linux's frequency governor; empty if it shows none.
+        clock_mhz: Frequency of core 0 at the time of asking, in MHz; 0 if unknown.
+        tvm_version: Of the server, if it tells.
+        notes: What the user should know before measuring, one sentence each.
+    """
+
+    endpoint: str
+    machine: str
+    core: str = ""
+    core_count: int = 0
+    model: str = ""
+    emulated: bool = False
+    governor: str = ""
+    clock_mhz: float = 0.0
+    tvm_version: str = ""
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+    def describe(self) -> str:
+        """One line for a person."""
+        parts = [self.model or self.machine]
+        if self.core and self.core not in self.model:
+            parts.append(self.core)
+        if self.core_count:
+            parts.append(f"{self.core_count} cores")
+        if self.clock_mhz:
+            parts.append(f"{self.clock_mhz:.0f} MHz")
+        if self.governor:
+            parts.append(f"governor {self.governor}")
+        if self.emulated:
+            parts.append("EMULATED")
+        return f"{self.endpoint}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """What /proc/cpuinfo says: the cores by name, how many, a model, and whether it is an x86's."""
+
+    cores: tuple[str, ...]
+    count: int
+    model: str
+    x86: bool
+
+
+def parse_cpuinfo(text: str) -> CpuInfo:
+    """Read /proc/cpuinfo of an Arm or x86 machine; parts that ARM_CORES lacks stay as numbers."""
+    parts = re.findall(r"^CPU part\s*:\s*(0x[0-9a-f]+)", text, re.MULTILINE)
+    cores = dict.fromkeys(ARM_CORES.get(part, part) for part in parts)
+    # Raspberry Pi kernels end the file with `Model`; x86 names the processor for each of them.
+    model = re.search(r"^(?:Model|model name)\s*:\s*(.+)$", text, re.MULTILINE)
+    return CpuInfo(
+        cores=tuple(cores),
+        count=len(re.findall(r"^processor\s*:", text, re.MULTILINE)),
+        model=model[1].strip() if model else "",
+        x86=re.search(r"^vendor_id\s*:", text, re.MULTILINE) is not None,
+    )
+
+
+def probe(
+    endpoint: Endpoint | str,
+    target: TargetSpec,
+    cross_compiler: str | None = None,
+    timeout: float = 60.0,
+) -> BoardInfo:
+    """Reach a board, run a tiny kernel built for the target there, and say what the board is.
+
+    Args:
+        endpoint: A server or tracker, or `host:port` of a server.
+        target: What the board is meant to be.
+        cross_compiler: See `link_shared`.
+        timeout: Seconds for the session, once the board is reached.
+
+    Raises:
+        BoardUnreachableError: Nothing answers there, or it stopped answering.
+        NoFreeBoardError: The tracker has no board free.
+        BoardMismatchError: The board cannot run code for the target.
+        ToolMissingError: There is no linker.
+    """
+    place = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
+    check_reachable(place)  # before TVM is even imported
+    with tempfile.TemporaryDirectory(prefix="tvmattend-probe-") as directory:
+        library = Path(directory) / "probe.so"
+        build_probe(target, library, cross_compiler)
+        content = bytearray(library.read_bytes())
+    # The server ends the session too, should we be gone by then.
+    session = connect(place, session_timeout=timeout + 10)
+    try:
+        return within(timeout, lambda: _examine(session, content, place, target))
+    except TimeoutError as error:
+        raise BoardUnreachableError(
+            f"{place}: the board stopped answering (a probe took more than {timeout:g} s)",
+            "restart the server on the board",
+        ) from error
+    finally:
+        # In a thread: a board that stopped answering would not answer this either.
+        _close_soon(session)
+
+
+def _examine(session: Any, library: bytearray, place: Endpoint, target: TargetSpec) -> BoardInfo:
+    device = session.cpu()
+    # A fresh name: replacing a library that is loaded crashes the session.
+    name = f"probe-{uuid.uuid4().hex}.so"
+    _step(place, lambda: session.upload(library, name))
+    module = _load(session, name, place, target)
+    kernel = ProbeModule(module, device)
+    try:
+        right = kernel.add()
+    except RuntimeError as error:
+        raise BoardMismatchError(
+            f"{place}: a kernel for {target.cpu} crashed there ({_reason(error)})",
+            "the board's core may lack the target's instructions; check --target, and restart "
+            "the server on the board if it is TVM's own",
+        ) from error
+    if not right:
+        raise BoardMismatchError(
+            f"{place}: a kernel for {target.cpu} gave wrong sums there",
+            "the board's core may not be the target's; check --target",
+        )
+    info: BoardInfo = _step(place, lambda: _describe(session, kernel, place, target))
+    _step(place, lambda: session.remove(name))
+    return info
+
+
+def _load(session: Any, name: str, place: Endpoint, target: TargetSpec) -> Any:
+    """Load the library; a refusal does not end the session, so the board can say what it is."""
+    try:
+        return session.load_module(name)
+    except RuntimeError as error:
+        machine = _machine(session)
+        if machine and machine != target.arch:
+            hint = f"the target is {target.describe()}; give the board's own with --target"
+            if machine == "arm (32 bit)" and target.arch == "aarch64":
+                hint = "install a 64-bit operating system on the board"
+            raise BoardMismatchError(
+                f"{place}: the board is {machine}, the target is {target.arch}", hint
+            ) from error
+        raise BoardMismatchError(
+            f"{place}: the board cannot load a library for {target.triple}: {_reason(error)}",
+            "its C library must be glibc 2.28 or later (Debian 10)",
+        ) from error
+
+
+def _machine(session: Any) -> str:
+    """Architecture of the server's own executable: what it can load, whatever its kernel is."""
+    try:
+        header = bytes(session.download("/proc/self/exe"))[:20]
+    except RuntimeError:
+        return ""  # some other kind of server; the caller reports what the loader said
+    if header[:4] != b"\x7fELF":
+        return ""
+    return _ELF_MACHINES.get(struct.unpack_from("<H", header, 18)[0], "of another architecture")
+
+
+def _describe(session: Any, kernel: ProbeModule, place: Endpoint, target: TargetSpec) -> BoardInfo:
+    told = _told(session)
+    cpu = parse_cpuinfo(kernel.read("/proc/cpuinfo"))
+    # qemu-user shows the files of the machine below, and Linux the name of what really runs.
+    below = kernel.read("/proc/self/comm")
+    emulated = bool(told.get("emulated")) or below.startswith("qemu-")
+    emulated = emulated or (cpu.x86 and target.arch == "aarch64")
+    core = str(told.get("core", "")) or ("" if emulated else "+".join(cpu.cores))
+    model = kernel.read("/proc/device-tree/model") or cpu.model
+    governor = kernel.read(f"{_CPU}/scaling_governor")
+    clock = kernel.read(f"{_CPU}/scaling_cur_freq")
+    info = BoardInfo(
+        endpoint=str(place),
+        machine=target.arch,  # it has just run the target's code
+        core=core,
+        core_count=cpu.count,
+        model=f"emulated {core or target.arch} on {model}" if emulated else model,
+        emulated=emulated,
+        governor="" if emulated else governor,
+        clock_mhz=0.0 if emulated or not clock.isdigit() else int(clock) / 1e3,
+        tvm_version=str(told.get("tvm", "")),
+    )
+    return BoardInfo(**{**vars(info), "notes": notes(info, target)})
+
+
+def notes(info: BoardInfo, target: TargetSpec) -> tuple[str, ...]:
+    """Say what a user should know before measuring on this board for this target."""
+    found = []
+    if info.emulated:
+        found.append("the board is emulated: its times say nothing about silicon")
+    cores = info.core.split("+") if info.core else []
+    if cores and info.machine == "aarch64" and target.cpu != "generic":
+        if target.cpu not in cores:
+            found.append(f"the board's core is {info.core}, the target's is {target.cpu}")
+        elif len(cores) > 1:
+            found.append(f"the board mixes cores ({info.core}): pin the server to one kind")
+    if not info.emulated and 0 < info.core_count < target.num_cores:
+        found.append(f"the board has {info.core_count} cores, the target {target.num_cores}")
+    if info.governor and info.governor != "performance":
+        found.append(f"the frequency governor is `{info.governor}`: times will vary")
+    return tuple(found)
+
+
+def _told(session: Any) -> dict[str, Any]:
+    """What a server of ours says of its machine; nothing if it is TVM's."""
+    try:
+        function = session.get_function(BOARD_FUNCTION)
+    except AttributeError:  # how TVM says that there is no such function
+        return {}
+    told = json.loads(str(function()))
+    return told if isinstance(told, dict) else {}
+
+
+def _step(place: Endpoint, action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except RuntimeError as error:
+        raise BoardUnreachableError(
+            f"{place}: the session broke: {_reason(error)}",
+            "restart the server on the board, and see whether its disk is full",
+        ) from error
+
+
+def _close_soon(session: Any) -> None:
+    try:
+        within(2.0, lambda: close_session(session))
+    except TimeoutError:
+        return  # the server's own limit ends the session
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

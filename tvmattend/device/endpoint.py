@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a board is, and a session with it: over a plain RPC server or through a tracker.
+
+TVM's own client connects and reads without a timeout, in C++. Here a host that is off, a port that
+says nothing and a board that is busy are each an error of one line after some seconds.
+"""
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tvmattend.device.serving import wire
+from tvmattend.errors import BoardUnreachableError, NoFreeBoardError
+
+SERVER_PORT = 9090
+TRACKER_PORT = 9190
+
+_HOW_TO_SERVE = (
+    "on the board run `tvmattend device --host 0.0.0.0`, or `python -m tvm.exec.rpc_server`"
+)
+_HOW_TO_TRACK = "start it with `python -m tvm.exec.rpc_tracker`"
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address to get a session from; a plain value that travels to worker processes.
+
+    Attributes:
+        host: Name or address.
+        port: TCP port of the server or the tracker.
+        key: The boards to ask a tracker for; empty means that this is a server, not a tracker.
+    """
+
+    host: str
+    port: int
+    key: str = ""
+
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"`{self.key}` at tracker {self.address}" if self.key else self.address
+
+
+def parse_endpoint(text: str, default_port: int = SERVER_PORT) -> Endpoint:
+    """Understand `pi4:9090`, `pi4`, `192.168.0.4`, `[fe80::1]:9090` or `::1`.
+
+    Raises:
+        BoardUnreachableError: It is none of these.
+    """
+    host, port = _split(text.strip(), text, default_port)
+    return Endpoint(host, port)
+
+
+def tracker_endpoint(text: str, key: str) -> Endpoint:
+    """Understand the address of a tracker (default port 9190) and the key of the boards.
+
+    Raises:
+        BoardUnreachableError: The address is none, or the key is empty.
+    """
+    if not key.strip() or len(key.split()) > 1 or ":" in key:
+        raise BoardUnreachableError(
+            f"`{key}` is not a key of boards at a tracker",
+            "give the name that the boards registered with (`tvmattend device --key NAME`)",
+        )
+    host, port = _split(text.strip(), text, TRACKER_PORT)
+    return Endpoint(host, port, key.strip())
+
+
+def connect(endpoint: Endpoint, timeout: float = 10.0, session_timeout: float = 0) -> Any:
+    """Open a session.
+
+    Args:
+        endpoint: A server or a tracker.
+        timeout: Seconds for each step: reaching the host, waiting for a free board, the greeting.
+        session_timeout: Seconds after which the *server* ends the session; 0 means never.
+
+    Returns:
+        A `tvm.rpc.RPCSession`. The board serves nobody else until it is closed (`close_session`).
+
+    Raises:
+        BoardUnreachableError: Nothing answers there, or not as a TVM RPC server.
+        NoFreeBoardError: The tracker has no board of that key, or none becomes free.
+    """
+    if endpoint.key:
+        host, port, match_key = request_board(endpoint, timeout)
+        board = Endpoint(host, port)
+    else:
+        check_reachable(endpoint, timeout)
+        board, match_key = endpoint, ""
+    try:
+        return within(timeout, lambda: _session(board, match_key, session_timeout), close_session)
+    except TimeoutError as error:
+        raise BoardUnreachableError(
+            f"{board}: the port is open, but no TVM RPC server answered within {timeout:g} s",
+            "it may be serving another client (one at a time), or be another program; "
+            + _HOW_TO_SERVE,
+        ) from error
+    except RuntimeError as error:  # what TVM's client raises
+        raise BoardUnreachableError(
+            f"{board}: the port is open, but it is no TVM RPC server: {_reason(error)}",
+            f"check the port; {_HOW_TO_SERVE}",
+        ) from error
+
+
+def close_session(session: Any) -> None:
+    """Close a session now; left to itself, it ends when the last remote object is collected."""
+    from tvm.error import RPCError
+
+    # A server that is gone, or that ended the session, leaves nothing to close.
+    with contextlib.suppress(RPCError, RuntimeError, AttributeError):
+        session.get_function("CloseRPCConnection")()
+
+
+def check_reachable(endpoint: Endpoint, timeout: float = 10.0) -> None:
+    """Open and close a TCP connection; needs no TVM, so it can come before everything else.
+
+    Raises:
+        BoardUnreachableError: The name does not resolve, or nothing accepts in time.
+    """
+    _tcp(endpoint, timeout, _HOW_TO_SERVE).close()
+
+
+def request_board(endpoint: Endpoint, timeout: float = 10.0) -> tuple[str, int, str]:
+    """Ask a tracker for a free board; needs no TVM.
+
+    Returns:
+        Host, port and match key of the board. The key is good for one session.
+
+    Raises:
+        BoardUnreachableError: The tracker does not answer, or is none.
+        NoFreeBoardError: It has no board of that key, or none becomes free in time.
+    """
+    with _tcp(endpoint, timeout, _HOW_TO_TRACK) as connection:
+        try:
+            wire.greet_tracker(connection)
+            status = wire.ask_tracker(connection, [wire.TRACKER_SUMMARY])[1]
+            registered = [str(entry.get("key", "")) for entry in status["server_info"]]
+            boards = [key.removeprefix("server:") for key in registered]
+            if endpoint.key not in boards:
+                others = ", ".join(sorted(set(boards)))
+                raise NoFreeBoardError(
+                    f"tracker {endpoint.address} has no board `{endpoint.key}`",
+                    f"its boards: {others}"
+                    if others
+                    else "no board is registered there; "
+                    "on the board run `tvmattend device --tracker HOST:PORT --key NAME`",
+                )
+            connection.settimeout(timeout)
+            answer = _wait_for_board(connection, endpoint, boards.count(endpoint.key))
+        except (OSError, wire.ProtocolError, LookupError, TypeError, AttributeError) as error:
+            raise BoardUnreachableError(
+                f"{endpoint.address} accepts connections, but is no TVM RPC tracker: {error}",
+                _HOW_TO_TRACK,
+            ) from error
+    host, port, match_key = answer[1]
+    return str(host), int(port), str(match_key)
+
+
+def _wait_for_board(connection: socket.socket, endpoint: Endpoint, count: int) -> Any:
+    try:
+        return wire.ask_tracker(connection, [wire.TRACKER_REQUEST, endpoint.key, "", 1])
+    except TimeoutError as error:
+        raise NoFreeBoardError(
+            f"tracker {endpoint.address}: no `{endpoint.key}` became free within "
+            f"{connection.gettimeout():g} s ({count} registered)",
+            "wait for the other user, or register another board",
+        ) from error
+
+
+def within(
+    seconds: float,
+    action: Callable[[], _Result],
+    discard: Callable[[_Result], None] = lambda _: None,
+) -> _Result:
+    """Run something that cannot be given a timeout.
+
+    It runs in a thread, because TVM's client blocks in C++; that thread is left behind when the
+    time is over, and what it still produces goes to `discard`.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+    finished = threading.Event()
+    lock = threading.Lock()
+    abandoned = False
+
+    def run() -> None:
+        try:
+            result = action()
+            with lock:
+                late = abandoned
+                results.append(result)
+            if late:
+                discard(result)
+        except BaseException as error:  # noqa: BLE001  (handed to the caller, below)
+            errors.append(error)
+        finished.set()
+
+    threading.Thread(target=run, daemon=True, name="tvmattend-board").start()
+    finished.wait(seconds)
+    with lock:
+        abandoned = not results and not errors
+    if abandoned:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _session(board: Endpoint, match_key: str, session_timeout: float) -> Any:
+    from tvm import rpc
+
+    return rpc.connect(board.host, board.port, match_key, session_timeout)
+
+
+def _tcp(endpoint: Endpoint, timeout: float, remedy: str) -> socket.socket:
+    try:
+        connection = socket.create_connection((endpoint.host, endpoint.port), timeout)
+    except socket.gaierror as error:
+        raise BoardUnreachableError(
+            f"{endpoint.address}: the name does not resolve ({error.strerror})",
+            "check the spelling, or give an IP address",
+        ) from error
+    except TimeoutError as error:
+        raise BoardUnreachableError(
+            f"{endpoint.address}: no answer to a TCP connection within {timeout:g} s",
+            f"is the machine on, and no firewall in between? {remedy}",
+        ) from error
+    except OSError as error:
+        raise BoardUnreachableError(
+            f"{endpoint.address}: TCP connection failed: {error.strerror or error}", remedy
+        ) from error
+    return connection
+
+
+def _split(word: str, text: str, default_port: int) -> tuple[str, int]:
+    match = (
+        re.fullmatch(r"\[([0-9A-Fa-f:.%\w]+)\](?::(\d+))?", word)
+        or re.fullmatch(r"([0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)()", word)
+        or re.fullmatch(r"([A-Za-z0-9._-]+)(?::(\d+))?", word)
+    )
+    port = int(match[2] or default_port) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise BoardUnreachableError(
+            f"`{text}` is not an address of a board",
+            f"write HOST or HOST:PORT, e.g. `pi4:{default_port}`",
+        )
+    return match[1], port
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serve on a listening socket that the starter handed over."""
+
+import argparse
+import ctypes
+import fcntl
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import signal
+import socket
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from .sessions import Server, log
+from .tracker import Registration
+from .wire import BOARD_FUNCTION, ProtocolError
+
+
+def load_runtime(directory: Path | None) -> None:
+    """Load TVM's runtime into this process, and nothing of its compiler.
+
+    Args:
+        directory: Where `libtvm_runtime.so` is; None means inside the installed `apache-tvm`.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    # tvm_ffi imports torch if it finds it: two seconds and 120 MB that a board has better uses for.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    import tvm_ffi  # noqa: F401  (brings libtvm_ffi.so, which the runtime needs)
+
+    if directory is None:
+        package = importlib.util.find_spec("tvm")
+        places = list(package.submodule_search_locations or []) if package else []
+        directory = next((Path(place) / "lib" for place in places), Path("lib"))
+    library = directory / "libtvm_runtime.so"
+    if not library.is_file():
+        raise FileNotFoundError(f"there is no {library}")
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    extra = directory / "libtvm_runtime_extra.so"
+    if extra.is_file():  # holds `random_fill_for_measure`, without which nothing can be tuned
+        ctypes.CDLL(str(extra))
+
+
+def register_board(facts: dict[str, Any]) -> None:
+    """Let clients ask what this board is, as JSON."""
+    import tvm_ffi
+
+    try:
+        version = importlib.metadata.version("apache-tvm")
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    text = json.dumps({"machine": platform.machine(), "tvm": version, **facts})
+    tvm_ffi.register_global_func(BOARD_FUNCTION, lambda: text, override=True)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve on a listening socket that the starter handed over."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--socket", type=int, required=True, help="file descriptor, listening")
+    parser.add_argument("--lifeline", type=int, help="file descriptor; stop at its end of file")
+    parser.add_argument("--runtime", type=Path, help="directory of libtvm_runtime.so")
+    parser.add_argument("--board", default="{}", help="facts about this board, JSON")
+    parser.add_argument("--tracker", type=_address, help="HOST:PORT to register with")
+    parser.add_argument("--key", default="", help="name at the tracker")
+    parser.add_argument("--advertise", help="host to give to the tracker's clients")
+    parser.add_argument("--verbose", action="store_true", help="log every session")
+    options = parser.parse_args(arguments)
+
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    # Forking is how a session starts; no thread of ours is running then.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    listener = socket.socket(fileno=options.socket)
+    for descriptor in [options.socket, options.lifeline]:
+        if descriptor is not None:
+            fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    try:
+        load_runtime(options.runtime)
+    except (ImportError, OSError) as error:
+        log(f"cannot load TVM's runtime: {error}")
+        return 1
+    register_board(json.loads(options.board))
+    registration = None
+    if options.tracker is not None:
+        address = (options.advertise, listener.getsockname()[1])
+        registration = Registration(options.tracker, options.key, address)
+        try:
+            registration.open()
+        except (OSError, ProtocolError) as error:
+            log(f"tracker {options.tracker[0]}:{options.tracker[1]}: {error}")
+            return 1
+    print("ready", flush=True)  # noqa: T201
+    Server(listener, options.lifeline, registration, options.verbose).run()
+    return 0

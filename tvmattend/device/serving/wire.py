@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol of TVM's RPC servers and trackers, as far as a handshake goes (tvm/rpc/base.py)."""
+
+import json
+import socket
+import struct
+from typing import Any
+
+RPC_MAGIC = 0xFF271
+TRACKER_MAGIC = 0x2F271
+RPC_SUCCESS = RPC_MAGIC
+RPC_MISMATCH = RPC_MAGIC + 2
+
+# What can be asked of a tracker; an answer starts with, or is, TRACKER_SUCCESS.
+TRACKER_SUCCESS, TRACKER_PUT, TRACKER_REQUEST = 0, 3, 4
+TRACKER_UPDATE_INFO, TRACKER_SUMMARY, TRACKER_PENDING = 5, 6, 7
+
+# The global function by which a client learns what a server of ours knows about its machine.
+BOARD_FUNCTION = "tvmattend.board"
+
+_MAX_KEY = 4096
+_MAX_TRACKER_MESSAGE = 1 << 20
+
+
+class ProtocolError(Exception):
+    """A peer that does not speak the protocol, or stopped in the middle of it."""
+
+
+def receive(connection: socket.socket, count: int) -> bytes:
+    """Receive exactly `count` bytes within the socket's timeout.
+
+    Raises:
+        ProtocolError: The peer closed the connection first.
+    """
+    data = b""
+    while len(data) < count:
+        chunk = connection.recv(count - len(data))
+        if not chunk:
+            raise ProtocolError(f"the connection ended after {len(data)} of {count} bytes")
+        data += chunk
+    return data
+
+
+def receive_int(connection: socket.socket) -> int:
+    """Receive one little-endian int32."""
+    return int(struct.unpack("<i", receive(connection, 4))[0])
+
+
+def send_json(connection: socket.socket, value: Any) -> None:
+    """Send a message of the tracker's protocol: a length, then JSON."""
+    data = json.dumps(value).encode()
+    connection.sendall(struct.pack("<i", len(data)) + data)
+
+
+def receive_json(connection: socket.socket) -> Any:
+    """Receive a message of the tracker's protocol.
+
+    Raises:
+        ProtocolError: It is not one.
+    """
+    size = receive_int(connection)
+    if not 0 < size <= _MAX_TRACKER_MESSAGE:
+        raise ProtocolError(f"a message of {size} bytes")
+    try:
+        return json.loads(receive(connection, size))
+    except ValueError as error:
+        raise ProtocolError(f"a message that is not JSON: {error}") from error
+
+
+def handshake(connection: socket.socket, match_key: str, server_key: str) -> float | None:
+    """Greet a client and give the timeout of the session that it asks for, in seconds.
+
+    Raises:
+        ProtocolError: It is no TVM RPC client, or it came with another key.
+        OSError: It was silent for too long, or vanished.
+    """
+    if receive_int(connection) != RPC_MAGIC:
+        raise ProtocolError("not a TVM RPC client")
+    length = receive_int(connection)
+    if not 0 < length <= _MAX_KEY:
+        raise ProtocolError(f"a key of {length} bytes")
+    words = receive(connection, length).decode(errors="replace").split()
+    if not words or words[0] != f"client:{match_key}":
+        connection.sendall(struct.pack("<i", RPC_MISMATCH))
+        raise ProtocolError(f"key {' '.join(words)!r} does not match")
+    answer = f"server:{server_key}".encode()
+    connection.sendall(struct.pack("<ii", RPC_SUCCESS, len(answer)) + answer)
+    for word in words[1:]:
+        if word.startswith("-timeout="):
+            try:
+                return float(word.removeprefix("-timeout="))
+            except ValueError as error:
+                raise ProtocolError(f"option {word!r}") from error
+    return None
+
+
+def greet_tracker(connection: socket.socket) -> None:
+    """Open the conversation with a tracker.
+
+    Raises:
+        ProtocolError: It is none.
+        OSError: It was silent for too long, or vanished.
+    """
+    connection.sendall(struct.pack("<i", TRACKER_MAGIC))
+    if receive_int(connection) != TRACKER_MAGIC:
+        raise ProtocolError("it is not a TVM RPC tracker")
+
+
+def ask_tracker(connection: socket.socket, request: list[Any]) -> Any:
+    """Send one request and receive its answer."""
+    send_json(connection, request)
+    return receive_json(connection)
