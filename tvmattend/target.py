@@ -6,12 +6,13 @@ command-line form. All forms of the same machine give equal specs but for the th
 same `name`, which is the directory under `tuning_logs/` and `artifacts/`.
 """
 
+import difflib
 import json
 import os
 import platform
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -52,9 +53,13 @@ class TargetSpec:
     @property
     def is_host(self) -> bool:
         """Whether code for this target runs on this machine."""
-        return self.arch == _host_arch() and (
-            self.arch != "x86_64" or _x86_level(self.cpu) <= _x86_level(_host_cpu())
-        )
+        if self.arch != _host_arch():
+            return False
+        if self.arch == "x86_64":
+            return _x86_level(self.cpu) <= _x86_level(_host_cpu())
+        on = {flag[1:] for flag in self.features if flag[0] == "+"}
+        needs = _ARM_EXTENSIONS & (on | _cpu_features(self.triple, self.cpu))
+        return needs <= _cpu_features(self.triple, _host_cpu())
 
     def to_json(self) -> dict[str, Any]:
         """TVM's own form of the target, as plain data."""
@@ -90,6 +95,26 @@ _PRESETS: Mapping[str, TargetSpec] = {
 
 PRESETS: tuple[str, ...] = (*_PRESETS, "host")
 
+_FORMS = (
+    f"a preset ({', '.join(PRESETS)}), "
+    '"llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72", a JSON object, or a TVM tag'
+)
+
+# What a target may say. `device`, `model`, `keys` and `host` select TVM's own schedules and change
+# no code of ours; TVM derives the keys and the features again.
+_OPTIONS = frozenset((
+    "kind",
+    "tag",
+    "keys",
+    "host",
+    "device",
+    "model",
+    "mtriple",
+    "mcpu",
+    "mattr",
+    "num-cores",
+))
+
 
 def parse_target(text: str | Mapping[str, Any], threads: int | None = None) -> TargetSpec:
     """Understand a target in any of its forms.
@@ -104,6 +129,8 @@ def parse_target(text: str | Mapping[str, Any], threads: int | None = None) -> T
     """
     if threads is not None and threads < 1:
         raise TargetError(f"--threads {threads} is not a number of threads", "give 1 or more")
+    if not isinstance(text, str | Mapping):
+        raise TargetError(f"target {text!r} is not text or an object", f"use {_FORMS}")
     spec = _from_mapping(text, str(dict(text))) if isinstance(text, Mapping) else _from_text(text)
     return spec if threads is None else replace(spec, num_cores=threads)
 
@@ -115,14 +142,14 @@ def host_target(threads: int | None = None) -> TargetSpec:
 
 def _from_text(text: str) -> TargetSpec:
     word = text.strip()
-    if word == "host":
+    if word.lower() == "host":
         return _host()
-    if word in _PRESETS:
-        return _PRESETS[word]
+    if word.lower() in _PRESETS:
+        return _PRESETS[word.lower()]
     if word.startswith("{"):
         try:
             parsed = json.loads(word)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TargetError(
                 f"target is not valid JSON: {error}", 'e.g. {"kind": "llvm", "mcpu": "cortex-a72"}'
             ) from error
@@ -151,6 +178,8 @@ def _from_command_line(text: str) -> TargetSpec:
             if position == len(words):
                 raise TargetError(f"target `{text}`: -{key} has no value", f"write `-{key}=VALUE`")
             value = words[position]
+        if not value:
+            raise TargetError(f"target `{text}`: -{key} has no value", f"write `-{key}=VALUE`")
         fields[key] = value
         position += 1
     return _from_mapping(fields, text)
@@ -159,15 +188,12 @@ def _from_command_line(text: str) -> TargetSpec:
 def _from_tag(word: str) -> TargetSpec:
     from tvm.target import Target, list_tags
 
-    if word not in (list_tags() or {}):
-        raise TargetError(
-            f"unknown target `{word}`",
-            f"use a preset ({', '.join(PRESETS)}), "
-            '"llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72", a JSON object, or a TVM tag',
-        )
-    exported = dict(Target(word).export()) if hasattr(Target(word), "export") else None
-    fields = exported if exported is not None else json.loads(str(Target(word)))
-    return _from_mapping(fields, word)
+    tags = [str(tag) for tag in list_tags() or ()]
+    if word not in tags:
+        near = difflib.get_close_matches(word.lower(), [*PRESETS, *tags], n=2)
+        hint = f"did you mean {' or '.join(near)}? Else use {_FORMS}" if near else f"use {_FORMS}"
+        raise TargetError(f"unknown target `{word}`", hint)
+    return _from_mapping(dict(Target(word).export()), word)
 
 
 def _from_mapping(fields: Mapping[str, Any], text: str) -> TargetSpec:
@@ -180,30 +206,42 @@ def _from_mapping(fields: Mapping[str, Any], text: str) -> TargetSpec:
         raise TargetError(
             f"target kind `{kind}` is not supported", "tvmattend compiles for CPUs: kind `llvm`"
         )
-    allowed = {"kind", "tag", "keys", "host", "mtriple", "mcpu", "mattr", "num-cores", "device"}
+    cpu = _word(fields, "mcpu", text).lower()
+    triple = _normalise_triple(_word(fields, "mtriple", text), cpu, text)
     for key in fields:
-        if key not in allowed and not key.startswith("feature."):
+        if key not in _OPTIONS and not str(key).startswith("feature."):
             raise TargetError(
                 f"target `{text}`: unknown option `{key}`", "known: mtriple, mcpu, mattr, num-cores"
             )
-    cpu = str(fields.get("mcpu", ""))
-    triple = _normalise_triple(str(fields.get("mtriple", "")), cpu, text)
     if not cpu:
         cpu = "generic" if triple.startswith("aarch64") else "x86-64"
     _check_cpu(triple, cpu, text)
-    return TargetSpec(
-        triple, cpu, _normalise_features(fields, cpu, text), _cores(fields, cpu, text)
-    )
+    features = _normalise_features(fields.get("mattr"), triple, cpu, text)
+    return TargetSpec(triple, cpu, features, _cores(fields, cpu, text))
+
+
+def _word(fields: Mapping[str, Any], key: str, text: str) -> str:
+    value = fields.get(key, "")
+    if not isinstance(value, str):
+        raise TargetError(f"target `{text}`: {key} is not text", f'e.g. "{key}": "cortex-a72"')
+    return value.strip()
 
 
 def _normalise_triple(triple: str, cpu: str, text: str) -> str:
     if not triple:
         if cpu in _PRESETS:
             return _PRESETS[cpu].triple
-        return f"{_host_arch()}-linux-gnu"
+        # A core names its architecture; what both or neither know is taken to be the host's.
+        others = [arch for arch in _KNOWN_ARCHES if arch != _host_arch()]
+        for arch in (_host_arch(), *others) if cpu else ():
+            if arch in _KNOWN_ARCHES and cpu in _known_cpus(f"{arch}-linux-gnu"):
+                return f"{arch}-linux-gnu"
+        if cpu:
+            raise _unknown_core(cpu, "", text)
+        triple = f"{_host_arch()}-linux-gnu"
     arch, _, system = triple.partition("-")
     arch = {"arm64": "aarch64", "amd64": "x86_64"}.get(arch, arch)
-    if arch not in _KNOWN_ARCHES or (system and "linux" not in system):
+    if arch not in _KNOWN_ARCHES or not re.fullmatch(r"(|(\w+-)?linux(-gnu)?)", system):
         raise TargetError(
             f"target `{text}`: triple `{triple}` is not supported",
             "use aarch64-linux-gnu or x86_64-linux-gnu",
@@ -211,48 +249,72 @@ def _normalise_triple(triple: str, cpu: str, text: str) -> str:
     return f"{arch}-linux-gnu"
 
 
-def _normalise_features(fields: Mapping[str, Any], cpu: str, text: str) -> tuple[str, ...]:
-    raw = fields.get("mattr", ())
-    flags = raw.split(",") if isinstance(raw, str) else [str(flag) for flag in raw]
-    flags = [flag.strip() for flag in flags if flag.strip()]
-    for flag in flags:
-        if not re.fullmatch(r"[+-][a-z0-9.-]+", flag):
+def _normalise_features(raw: Any, triple: str, cpu: str, text: str) -> tuple[str, ...]:
+    """Sort the flags, and drop those that say what the core has or lacks anyway."""
+    flags = raw.split(",") if isinstance(raw, str) else () if raw is None else raw
+    if isinstance(flags, Mapping) or not isinstance(flags, Iterable):
+        raise TargetError(f"target `{text}`: mattr is not a list", 'e.g. "mattr": ["+crc"]')
+    wanted = {str(flag).strip() for flag in flags} - {""}
+    for flag in sorted(wanted):
+        if not re.fullmatch(r"[+-][a-z0-9][a-z0-9._-]*", flag):
+            raise TargetError(f"target `{text}`: `{flag}` is not a feature flag", "e.g. `+crc`")
+        if flag[0] == "-" and f"+{flag[1:]}" in wanted:
             raise TargetError(
-                f"target `{text}`: feature `{flag}` has no sign", f"write `+{flag.strip('+-')}`"
+                f"target `{text}`: feature `{flag[1:]}` is on and off", "give one of the two"
             )
-    always = {"+neon", "+fp-armv8"} if cpu.startswith("cortex-a") else set()
-    return tuple(sorted((set(flags) - always) | set(_implied_features(cpu))))
+    if "+crypto" in wanted and triple.startswith("aarch64"):
+        wanted = (wanted - {"+crypto"}) | {"+aes", "+sha2"}
+    if triple.startswith("aarch64"):
+        wanted -= {"+neon", "+fp-armv8"}  # part of every AArch64 core that runs Linux
+    if wanted:
+        has = _cpu_features(triple, cpu)
+        wanted = {flag for flag in wanted if (flag[0] == "+") != (flag[1:] in has)}
+    return tuple(sorted(wanted | set(_implied_features(cpu))))
 
 
 def _cores(fields: Mapping[str, Any], cpu: str, text: str) -> int:
     raw = fields.get("num-cores")
     if raw is None:
         return _PRESETS[cpu].num_cores if cpu in _PRESETS else (os.cpu_count() or 1)
-    try:
-        count = int(raw)
-    except (TypeError, ValueError):
-        count = 0
-    if count < 1 or isinstance(raw, bool):
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", str(raw)) or isinstance(raw, bool):
         raise TargetError(f"target `{text}`: num-cores `{raw}` is not a count", "give 1 or more")
-    return count
+    return int(raw)
 
 
 def _check_cpu(triple: str, cpu: str, text: str) -> None:
     """Ask LLVM, which otherwise only warns and compiles for a generic core."""
     if cpu in _PRESETS and triple == _PRESETS[cpu].triple:
         return
+    if cpu not in _known_cpus(triple):
+        raise _unknown_core(cpu, triple, text)
+
+
+def _unknown_core(cpu: str, triple: str, text: str) -> TargetError:
+    triples = [triple] if triple else [f"{arch}-linux-gnu" for arch in _KNOWN_ARCHES]
+    known = [name for one in triples for name in _known_cpus(one)]
+    near = difflib.get_close_matches(cpu, known, n=6, cutoff=0.7)
+    return TargetError(
+        f"target `{text}`: LLVM knows no core `{cpu}`" + (f" for {triple}" if triple else ""),
+        f"did you mean {', '.join(near)}?" if near else f"presets: {', '.join(PRESETS)}",
+    )
+
+
+@cache
+def _known_cpus(triple: str) -> tuple[str, ...]:
     from tvm.target import Target
     from tvm.target.codegen import llvm_get_cpu_archlist
 
-    known = [
-        str(name) for name in llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
-    ]
-    if cpu not in known:
-        near = [name for name in known if name.startswith(cpu[:8])][:6]
-        raise TargetError(
-            f"target `{text}`: LLVM knows no core `{cpu}` for {triple}",
-            f"did you mean {', '.join(near)}?" if near else f"presets: {', '.join(PRESETS)}",
-        )
+    target = Target({"kind": "llvm", "mtriple": triple})
+    return tuple(str(name) for name in llvm_get_cpu_archlist(target))
+
+
+@cache
+def _cpu_features(triple: str, cpu: str) -> frozenset[str]:
+    from tvm.target import Target
+    from tvm.target.codegen import llvm_get_cpu_features
+
+    target = Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
+    return frozenset(str(name) for name in llvm_get_cpu_features(target))
 
 
 def _implied_features(cpu: str) -> tuple[str, ...]:
@@ -261,8 +323,13 @@ def _implied_features(cpu: str) -> tuple[str, ...]:
 
 
 def _x86_level(cpu: str) -> int:
-    match = re.fullmatch(r"x86-64-v([234])", cpu)
-    return int(match[1]) if match else 1
+    """Give the psABI level that holds all of a core's instructions which LLVM would choose."""
+    match = re.fullmatch(r"x86-64(?:-v([234]))?", cpu)
+    if match:
+        return int(match[1] or 1)
+    has = _cpu_features("x86_64-linux-gnu", cpu)
+    marks = {4: {"avx512f"}, 3: {"avx", "avx2", "fma", "bmi2"}, 2: {"sse4.2", "ssse3", "popcnt"}}
+    return next((level for level, names in marks.items() if names & has), 1)
 
 
 def _host_arch() -> str:
@@ -285,6 +352,20 @@ def _host_cpu() -> str:
         return "x86-64-v3"
     return "x86-64-v2" if {"sse4_2", "popcnt", "ssse3"} <= flags else "x86-64"
 
+
+# What AArch64 cores of the last years have and a Cortex-A72 has not (LLVM's names).
+_ARM_EXTENSIONS = frozenset((
+    "bf16",
+    "dotprod",
+    "fp16fml",
+    "fullfp16",
+    "i8mm",
+    "lse",
+    "rdm",
+    "sme",
+    "sve",
+    "sve2",
+))
 
 # "CPU part" of /proc/cpuinfo -> core (Arm's technical reference manuals, MIDR_EL1).
 ARM_CORES: Mapping[str, str] = {
