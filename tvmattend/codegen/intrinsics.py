@@ -112,7 +112,7 @@ class _Vector:
         return self.let("exp", mantissa * tirx.reinterpret(self.dtype, bits))
 
     def reciprocal(self, d: Any) -> Any:
-        """1 / d for d in [1, 8e37], where the guess is a normal number; see the head of this file."""
+        """1 / d for d in [1, 8e37], where the guess is normal; see the head of this file."""
         from tvm import tirx
 
         divisor = self.let("divisor", d)
