@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tvmattend build`: compile a network into a bundle."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tvmattend.cli.options import model_options
+from tvmattend.cli.run import open_bundle
+from tvmattend.errors import ValidationError
+from tvmattend.frontend.request import ModelRequest
+from tvmattend.target import TargetSpec, parse_target
+
+if TYPE_CHECKING:
+    from tvmattend.codegen.building import BuildReport
+
+
+@click.command("build")
+@model_options
+@click.option(
+    "--target",
+    default="cortex-a72",
+    show_default=True,
+    help='A preset, "llvm -mtriple=... -mcpu=...", a JSON object, or a TVM tag.',
+)
+@click.option("--threads", type=int, metavar="N", help="Threads of an inference. [default: cores]")
+@click.option(
+    "--tuning-records",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="Records to use before those of ./tuning_logs and the shipped ones; may be repeated.",
+)
+@click.option("--no-records", is_flag=True, help="Build every kernel with its default schedule.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="[default: artifacts/<model>-<target>]",
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--cross-compiler", metavar="CMD", help="Link with this command instead of Zig.")
+@click.option(
+    "--dump-ir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the IR after every phase, numbered.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run the golden vectors: here, or on an emulated board for another architecture.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    request: ModelRequest,
+    target: str,
+    threads: int | None,
+    tuning_records: tuple[Path, ...],
+    no_records: bool,
+    output: Path | None,
+    force: bool,
+    cross_compiler: str | None,
+    dump_ir: Path | None,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Compile a network into a bundle: the library, its manifest, golden vectors, device files."""
+    request.check()
+    spec = parse_target(target, threads)
+    from tvmattend.codegen import build
+
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"[{time.monotonic() - start:5.1f} s] {text}", err=True)
+
+    report = build(
+        request,
+        spec,
+        output=output,
+        force=force,
+        tuning_records=tuning_records,
+        use_records=not no_records,
+        cross_compiler=cross_compiler,
+        dump_ir=dump_ir,
+        observer=say,
+    )
+    errors = _verify(report.directory, spec, say) if verify else None
+    if as_json:
+        verified = None if errors is None else {"max_rel_error": max(errors)}
+        click.echo(json.dumps({**report.to_json(), "verified": verified}, indent=2))
+    else:
+        _print(report, errors)
+
+
+def _verify(directory: Path, target: TargetSpec, say: Callable[[str], None]) -> list[float]:
+    """Relative error of each golden vector.
+
+    Raises:
+        ValidationError: One is above the bundle's tolerance; the bundle stays for a closer look.
+        ToolMissingError: There is no emulator for a target that cannot run here.
+    """
+    if target.is_host:
+        say("running the golden vectors here")
+        return _golden_errors(directory, None)
+    from tvmattend.device.emulated import prepare
+
+    board = prepare(say)
+    say("running the golden vectors on the emulated board (a minute for a large network)")
+    with board.serve() as address:
+        return _golden_errors(directory, address)
+
+
+def _golden_errors(directory: Path, rpc: str | None) -> list[float]:
+    with open_bundle(directory, rpc, None) as net:
+        errors: list[float] = net.golden_errors()
+        tolerance = float(net.manifest["tolerance"])
+    if not all(error <= tolerance for error in errors):
+        raise ValidationError(
+            f"the golden vectors of {directory} are off by up to {max(errors):.1e}, "
+            f"more than {tolerance:.0e}",
+            "do not deploy it; build again with --no-records, and report it",
+        )
+    return errors
+
+
+def _print(report: "BuildReport", errors: list[float] | None) -> None:
+    origins = report.origins()
+    tuned = sum(count for origin, count in origins.items() if origin != "default")
+    parts = [f"{count} {origin}" for origin, count in origins.items() if count]
+    size = sum(path.stat().st_size for path in report.directory.rglob("*") if path.is_file())
+    click.echo(f"model    {report.model}")
+    click.echo(f"target   {report.target.describe()}")
+    click.echo(f"kernels  {len(report.kernels)}, {tuned} with a tuning record ({', '.join(parts)})")
+    click.echo(f"records  {report.records}")
+    for note in report.notes:
+        click.echo(f"note     {note}")
+    if not tuned:
+        click.echo("note     default schedules come from static reasoning, not from measurements")
+    click.echo(f"bundle   {report.directory} ({size / 1e6:.1f} MB)")
+    if errors is not None:
+        click.echo(f"verified {len(errors)} golden vectors, max relative error {max(errors):.1e}")
