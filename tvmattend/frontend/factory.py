@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tvmattend.errors import ModelError
+from tvmattend.frontend.faults import first_line
 from tvmattend.frontend.request import ModelRequest, importable_from_here
-from tvmattend.frontend.torch_graph import first_line
 
 
 def make_module(request: ModelRequest) -> nn.Module:
@@ -32,8 +32,8 @@ def make_module(request: ModelRequest) -> nn.Module:
             network = factory(**options)
         except Exception as error:  # somebody else's code fails as it likes
             raise ModelError(
-                f"`{request.model}` failed: {type(error).__name__}: {first_line(error)}"
-                f", at {_place(error)}",
+                f"`{request.model}` failed: {type(error).__name__}: "
+                f"{first_line(error)}{_place(error)}",
                 "call it in Python first; it must need no arguments",
             ) from error
     if not isinstance(network, nn.Module):
@@ -72,7 +72,7 @@ def _find(module_name: str, attribute: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # importing runs somebody else's code
-        place = "" if isinstance(error, ModuleNotFoundError) else f", at {_place(error)}"
+        place = "" if isinstance(error, ModuleNotFoundError) else _place(error)
         raise ModelError(
             f"cannot import `{module_name}`: {type(error).__name__}: {first_line(error)}{place}",
             "run from the directory that holds it, or install it",
@@ -114,5 +114,6 @@ def _options(factory: Callable[..., Any], request: ModelRequest) -> dict[str, in
 
 
 def _place(error: BaseException) -> str:
+    """Say where in the user's code an error arose; nothing if the call itself was wrong."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{frame.filename}:{frame.lineno}"
+    return "" if frame.filename == __file__ else f", at {frame.filename}:{frame.lineno}"

@@ -18,6 +18,7 @@ from tvmattend.errors import ModelError
 from tvmattend.frontend import onnx_graph, torch_graph
 from tvmattend.frontend.canonical import canonicalise
 from tvmattend.frontend.factory import input_size, make_module
+from tvmattend.frontend.faults import first_line, quiet
 from tvmattend.frontend.imported import Arrays, ImportedModel, Preprocessing, TensorSpec
 from tvmattend.frontend.pt2 import load_archive
 from tvmattend.frontend.request import ModelRequest
@@ -243,11 +244,11 @@ def _specialise(
     network: nn.Module, inputs: tuple[torch.Tensor, ...], request: ModelRequest
 ) -> ExportedProgram:
     try:
-        with torch.no_grad(), torch_graph.quiet():
+        with torch.no_grad(), quiet():
             return torch.export.export(network, inputs)
     except Exception as error:  # torch.export documents no base class for what it raises
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
         raise ModelError(
-            f"`{request.model}` does not take {shapes}: {torch_graph.first_line(error)}",
+            f"`{request.model}` does not take {shapes}: {first_line(error)}",
             "give another --batch or --input-size",
         ) from error

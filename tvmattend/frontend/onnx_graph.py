@@ -13,7 +13,7 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
-from tvmattend.frontend.torch_graph import first_line
+from tvmattend.frontend.faults import first_line
 
 _STANDARD = ("", "ai.onnx")
 # `If` has no converter: the importer treats it itself, and the canonical form refuses it.

@@ -22,7 +22,7 @@ import torch
 from torch.export import ExportedProgram
 
 from tvmattend.errors import ModelError
-from tvmattend.frontend.torch_graph import first_line, quiet
+from tvmattend.frontend.faults import first_line, quiet
 
 # What PyTorch writes for a symbolic extent: s77, u0, 2*s77 + 1, Max(1, s3), (s0//2).
 _NAMES = re.compile(r"[su]\d+|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|Integer|Symbol")

@@ -80,6 +80,8 @@ def rewrite(
         ModelError: The function is not one dataflow block, as a network with control flow is not.
     """
     blocks = function.body.blocks
+    if not blocks:
+        raise ModelError("the network computes nothing", "check what its forward returns")
     if len(blocks) != 1 or not isinstance(blocks[0], relax.DataflowBlock):
         raise ModelError(
             "the network has control flow that depends on its data",

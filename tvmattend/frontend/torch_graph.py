@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A PyTorch module or exported program -> Relax, with errors that name the line at fault."""
 
-import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -17,6 +14,7 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.frontend.faults import first_line, quiet, source_line, unsupported, user_line
 
 _EVAL_HINT = "call .eval() on the network before it is exported"
 # Random operators give another output at every call; a compiled network cannot follow PyTorch's.
@@ -27,14 +25,14 @@ def export(module: nn.Module, inputs: tuple[torch.Tensor, ...], name: str) -> Ex
     """Trace a module in evaluation mode with inputs of a fixed shape.
 
     Raises:
-        ModelError: torch.export refuses; the message is its first useful line.
+        ModelError: torch.export refuses; the message is its first useful line and the user's.
     """
     try:
         with torch.no_grad(), quiet():
             return torch.export.export(module.eval(), inputs)
     except Exception as error:  # torch.export documents no base class for what it raises
         raise ModelError(
-            f"torch.export cannot export {name}: {first_line(error)}",
+            f"torch.export cannot export {name}: {first_line(error)}{user_line(error)}",
             "its forward must take one path, and shapes may not depend on the data",
         ) from error
 
@@ -65,6 +63,8 @@ def to_relax(program: ExportedProgram) -> tuple[IRModule, dict[str, str]]:
             custom_convert_map=None,
         )
     except (ModelError, UnsupportedOperatorError):
+        # Or TVM warns of the block that the importer left open.
+        importer.block_builder._end_block()  # noqa: SLF001
         raise
     except Exception as error:  # the importer fails in many ways, none of them its own class
         raise ModelError(
@@ -72,36 +72,6 @@ def to_relax(program: ExportedProgram) -> tuple[IRModule, dict[str, str]]:
             "run again with --debug for the traceback",
         ) from error
     return cast("IRModule", module), importer.paths
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep a deprecation that PyTorch 2.13 causes in its own export code from the user."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-        yield
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of an error that says something."""
-    for line in str(error).splitlines():
-        text = line.strip()
-        if text and not re.fullmatch(r"[-=*#\s]+", text):
-            return text
-    return type(error).__name__
-
-
-def source_line(node: Node) -> str:
-    """Give `file:line: code` of a node, from the innermost frame outside torch itself."""
-    frames = re.findall(
-        r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)',
-        str(node.meta.get("stack_trace") or ""),
-    )
-    own = [frame for frame in frames if "/torch/nn/" not in frame[0].replace("\\", "/")]
-    if not frames:
-        return ""
-    file, line, code = (own or frames)[-1]
-    return f"{file}:{line}: {code.strip()}"
 
 
 class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
@@ -112,23 +82,26 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         self.paths: dict[str, str] = {}
 
     def create_convert_map(self) -> dict[str, Callable[[Node], Any]]:
-        """Wrap TVM's converters, and replace the one whose result differs from PyTorch's."""
+        """Wrap TVM's converters, and replace those whose results differ from PyTorch's."""
         converters = dict(super().create_convert_map())
         converters["upsample_nearest2d.vec"] = self._nearest
+        converters["avg_pool2d.default"] = _without_divisor(converters["avg_pool2d.default"])
+        linear = "upsample_bilinear2d.vec"
+        converters[linear] = self._whole_pixels(converters[linear])
         return {name: self._located(convert) for name, convert in converters.items()}
 
     def check(self, program: ExportedProgram) -> None:
         """Refuse the first operator that has no converter."""
         for node in program.graph.nodes:
             if node.op == "call_function" and node.target.__name__ not in self.convert_map:
-                raise _unsupported(node, "the importer does not know it")
+                raise unsupported(node, "the importer does not know it")
 
     def _located(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
         def located(node: Node) -> Any:
             try:
                 result = convert(node)
             except Exception as error:  # converters raise what they like
-                raise _unsupported(node, first_line(error)) from error
+                raise unsupported(node, first_line(error)) from error
             if isinstance(result, relax.Var):
                 # The first node wins: `getitem` of a tuple gives back the variable it names.
                 self.paths.setdefault(str(result.name), _module_path(node))
@@ -143,13 +116,13 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         """
         data, size, factors = (*node.args, None, None)[:3]
         source = self.env[data]
+        extents = [int(extent) for extent in source.ty.shape][2:]
         if size is None:
-            extents = [int(extent) for extent in source.ty.shape[2:]]
-            size = [int(n * f) for n, f in zip(extents, cast("list[float]", factors), strict=True)]
+            size = _scaled(extents, [float(factor) for factor in cast("Any", factors)])
         return self.block_builder.emit(
             relax.op.image.resize2d(
                 source,
-                relax.ShapeExpr([int(extent) for extent in cast("list[int]", size)]),
+                relax.ShapeExpr([int(extent) for extent in cast("Any", size)]),
                 layout="NCHW",
                 method="nearest_neighbor",
                 coordinate_transformation_mode="asymmetric",
@@ -157,13 +130,40 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
             )
         )
 
+    def _whole_pixels(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+        """Steps of 1 / factor, as PyTorch takes, are TVM's in / out only for whole results."""
 
-def _unsupported(node: Node, reason: str) -> UnsupportedOperatorError:
-    place = source_line(node)
-    return UnsupportedOperatorError(
-        f"operator `{_target(node)}` cannot be imported" + (f", at {place}" if place else ""),
-        f"{reason}; express it with convolutions, pools, element-wise or linear operators",
-    )
+        def checked(node: Node) -> Any:
+            given = dict(_arguments(node))
+            extents = [int(extent) for extent in self.env[node.args[0]].ty.shape][2:]
+            for extent, factor in zip(extents, given.get("scale_factors") or (), strict=False):
+                if not float(extent * factor).is_integer():
+                    raise ValueError(f"{extent} pixels times {factor:g} are no whole number")
+            return convert(node)
+
+        return checked
+
+
+def _without_divisor(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+    """TVM's converter leaves `divisor_override` out, and the averages come out wrong."""
+
+    def checked(node: Node) -> Any:
+        if dict(_arguments(node)).get("divisor_override") is not None:
+            raise ValueError("`divisor_override` has no counterpart in Relax")
+        return convert(node)
+
+    return checked
+
+
+def _scaled(extents: list[int], factors: list[float]) -> list[int]:
+    """Give the size that a scale factor makes, if it reads the pixels that the size would."""
+    size = [int(extent * factor) for extent, factor in zip(extents, factors, strict=True)]
+    for extent, factor, result in zip(extents, factors, size, strict=True):
+        if any(int(i / factor) != i * extent // result for i in range(result)):
+            raise ValueError(
+                f"scale factor {factor:g} reads other pixels than `size={result}` does"
+            )
+    return size
 
 
 def _check_program(program: ExportedProgram) -> None:
@@ -183,9 +183,7 @@ def _check_program(program: ExportedProgram) -> None:
         if node.op != "call_function":
             continue
         name = str(getattr(node.target, "__name__", node.target)).partition(".")[0].rstrip("_")
-        training = {str(a.name): v for a, v in _arguments(node)}.get(
-            "train" if "dropout" in name else "training"
-        )
+        training = dict(_arguments(node)).get("train" if "dropout" in name else "training")
         if training is True and ("dropout" in name or "norm" in name):
             raise ModelError(f"`{name}` runs in training mode, at {source_line(node)}", _EVAL_HINT)
         if name in _RANDOM or name.removesuffix("_like") in _RANDOM:
@@ -195,12 +193,11 @@ def _check_program(program: ExportedProgram) -> None:
             )
 
 
-def _arguments(node: Node) -> list[tuple[Any, Any]]:
+def _arguments(node: Node) -> list[tuple[str, Any]]:
+    """List the arguments that are given, by the names of the operator's schema."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return []
-    given = [(a, node.kwargs[a.name]) for a in schema.arguments if a.name in node.kwargs]
-    return [*zip(schema.arguments, node.args, strict=False), *given]
+    names = [str(argument.name) for argument in schema.arguments] if schema is not None else []
+    return [*zip(names, node.args, strict=False), *node.kwargs.items()]
 
 
 def _check_namespaces(program: ExportedProgram) -> None:
@@ -208,12 +205,7 @@ def _check_namespaces(program: ExportedProgram) -> None:
         if node.op == "call_function":
             module = getattr(node.target, "namespace", getattr(node.target, "__module__", ""))
             if module not in {"aten", "prims", "_operator", "operator", "math", "builtins"}:
-                raise _unsupported(node, "it is not one of PyTorch's own")
-
-
-def _target(node: Node) -> str:
-    name = getattr(node.target, "name", None)
-    return str(name()) if callable(name) else str(getattr(node.target, "__name__", node.target))
+                raise unsupported(node, "it is not one of PyTorch's own")
 
 
 def _module_path(node: Node) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tvmattend.errors import WeightsError
-from tvmattend.frontend.torch_graph import first_line
+from tvmattend.frontend.faults import first_line
 
 # Counters of training; older files lack them, and inference does not read them.
 _IGNORED = "num_batches_tracked"

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what PyTorch or TVM raises to what a user can act on: the line, the node, the reason."""
+
+import contextlib
+import io
+import logging
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch.fx import Node
+
+from tvmattend.errors import UnsupportedOperatorError
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error that says something."""
+    for line in str(error).splitlines():
+        text = line.strip()
+        if text and not re.fullmatch(r"[-=*#\s]+", text):
+            return text
+    return type(error).__name__
+
+
+def user_line(error: BaseException) -> str:
+    """Give `, at file:line` of the innermost frame outside torch and this package, if any."""
+    quoted = re.findall(r'File "([^"]+)", line (\d+)', str(error))
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = str(Path(__file__).parent)
+    for file, line in [*quoted[::-1], *frames[::-1]]:
+        if "/torch/" not in Path(file).as_posix() and not file.startswith((ours, "<")):
+            return f", at {file}:{line}"
+    return ""
+
+
+def source_line(node: Node) -> str:
+    """Give `file:line: code` of a node, from the innermost frame outside torch itself."""
+    frames = re.findall(
+        r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)',
+        str(node.meta.get("stack_trace") or ""),
+    )
+    own = [frame for frame in frames if "/torch/nn/" not in frame[0].replace("\\", "/")]
+    if not frames:
+        return ""
+    file, line, code = (own or frames)[-1]
+    return f"{file}:{line}: {code.strip()}"
+
+
+def unsupported(node: Node, reason: str) -> UnsupportedOperatorError:
+    """Make the error for a node that cannot be imported."""
+    place = source_line(node)
+    return UnsupportedOperatorError(
+        f"operator `{operator_name(node)}` cannot be imported" + (f", at {place}" if place else ""),
+        f"{reason}; express it with convolutions, pools, element-wise or linear operators",
+    )
+
+
+def operator_name(node: Node) -> str:
+    """Give `aten::fft_fft2` of a node's target."""
+    name = getattr(node.target, "name", None)
+    return str(name()) if callable(name) else str(getattr(node.target, "__name__", node.target))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep from the user what PyTorch's export says on its way.
+
+    A deprecation that PyTorch 2.13 causes in its own code; its log; and the graph that it prints
+    before the error that says why. What a run without an error prints is passed on.
+    """
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    printed = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+        sys.stderr.write(printed.getvalue())
+    finally:
+        logger.setLevel(level)
