@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """MetaSchedule's XGBoost cost model, taught with records and asked to rank schedules."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Protocol
 
 from tvmattend.target import TargetSpec
@@ -72,5 +75,21 @@ class CostModel:
         if task.key not in self._contexts:
             from tvm.s_tir.meta_schedule import TuneContext
 
-            self._contexts[task.key] = TuneContext(task.mod, target=self._target, num_threads=1)
+            with _without_intrinsics():
+                context = TuneContext(task.mod, target=self._target, num_threads=1)
+            self._contexts[task.key] = context
         return self._contexts[task.key]
+
+
+@contextmanager
+def _without_intrinsics() -> Iterator[None]:
+    """Keep `TuneContext` from importing all tensor intrinsics: 13 s of parsing, and we use none."""
+    name = "tvm.s_tir.tensor_intrin"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]

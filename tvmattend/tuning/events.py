@@ -61,6 +61,13 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something the user should know before the trials."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Planned:
     """The tasks are known; trials begin."""
 
@@ -90,6 +97,7 @@ class TrialDone:
         done: Trials of the network that the records hold now.
         best_secs: Best time of the task so far; infinity before the first success.
         total_secs: Kernel time of one inference with the best so far, over tasks that have one.
+        error: The whole text of a failure, of which the record keeps a line.
     """
 
     record: Record
@@ -97,6 +105,7 @@ class TrialDone:
     done: int
     best_secs: float
     total_secs: float
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,9 @@ class Interrupted:
     report: "TuneReport"
 
 
-Event: TypeAlias = Stage | Planned | Building | TrialDone | BoardGone | BoardBack | Interrupted
+Event: TypeAlias = (
+    Stage | Note | Planned | Building | TrialDone | BoardGone | BoardBack | Interrupted
+)
 Observer: TypeAlias = Callable[[Event], None]
 
 

@@ -22,6 +22,7 @@ from tvmattend.codegen.link import Linker
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
+from tvmattend.tuning.builder import KernelBuilder
 from tvmattend.tuning.record import Origin, Status
 from tvmattend.tuning.tasks import Task
 
@@ -90,6 +91,9 @@ class Measurer(Protocol):
             BoardLostError: The board is gone; the kernel may or may not be the reason.
         """
 
+    def discard(self, artifact: Artifact) -> None:
+        """Remove a kernel that was measured."""
+
     def answers(self) -> bool:
         """Whether the machine can take another kernel."""
 
@@ -137,16 +141,15 @@ class KernelMeasurer:
     ) -> None:
         self.origin = origin
         self.machine = machine
-        self._target = target
         self._timeout = repetition.timeout
         self._endpoint = endpoint
-        self._linker = Linker(target, cross_compiler)
         self._before = set(_workers())
         self._directory = tempfile.TemporaryDirectory(prefix="tvmattend-tune-")
         try:
-            self._warm_up()
+            linker = Linker(target, cross_compiler)
+            self._builder = KernelBuilder(target, linker, self._directory.name, self._timeout)
+            self._builder.warm_up()
             with _importable():
-                self._builder = _builder(self._directory.name, self._linker, self._timeout)
                 if endpoint is None:
                     self._runner = _local_runner(repetition, target.num_cores)
                 else:
@@ -172,28 +175,23 @@ class KernelMeasurer:
     def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
         """Build a batch, as many at once as there are cores."""
         from tvm.s_tir.meta_schedule.arg_info import ArgInfo
-        from tvm.s_tir.meta_schedule.builder import BuilderInput
 
-        ready = [item for item in candidates if item.schedule is not None]
-        target = self._target.to_tvm()
         with _importable():
-            results = iter(
-                self._builder.build([BuilderInput(item.schedule.mod, target) for item in ready])
-            )
+            modules = [item.schedule.mod for item in candidates if item.schedule is not None]
+            products = iter(self._builder.build(modules))
         built: list[Artifact | Outcome] = []
         for item in candidates:
             if item.schedule is None:
                 built.append(Outcome("build-error", error=f"schedule: {item.error}"))
                 continue
-            result = next(results)
-            if result.artifact_path is not None:
+            product = next(products)
+            if isinstance(product, str):
                 # The arguments of the unscheduled function: a schedule keeps its signature.
                 info = ArgInfo.from_entry_func(item.task.mod, remove_preproc=False)
-                built.append(Artifact(str(result.artifact_path), info))
+                built.append(Artifact(product, info))
             else:
-                error = str(result.error_msg)
-                status: Status = "timeout" if "Timeout, killed" in error else "build-error"
-                built.append(Outcome(status, error=error))
+                late = isinstance(product, TimeoutError)
+                built.append(Outcome("timeout" if late else "build-error", error=str(product)))
         return built
 
     def run(self, artifact: Artifact) -> Outcome:
@@ -233,20 +231,6 @@ class KernelMeasurer:
                 return False
         return True
 
-    def _warm_up(self) -> None:
-        """Build and link something trivial, outside any trial's time limit.
-
-        A missing linker shows here, as its own error instead of a failure of every trial; and
-        Zig's first link for a target takes 15 s, because it builds a C library.
-        """
-        from tvm import te
-
-        source = te.placeholder((4,), name="source")
-        func = te.create_prim_func([source, te.compute((4,), lambda i: source[i] + 1.0)])
-        module = workers.build_kernel(func, self._target.to_tvm(), None)
-        path = workers.export_kernel(module, self._directory.name, self._linker)
-        Path(path).unlink()
-
     def close(self) -> None:
         """Kill the workers this object started, then remove what was built.
 
@@ -255,20 +239,11 @@ class KernelMeasurer:
         """
         for worker in set(_workers()) - self._before:
             _kill_tree(worker)
-        runner = getattr(self, "_runner", None)
-        if runner is not None:
-            runner.pool.shutdown(wait=False)
+        if hasattr(self, "_builder"):  # a failed start leaves it out
+            self._builder.close()
+        if hasattr(self, "_runner"):
+            self._runner.pool.shutdown(wait=False)
         self._directory.cleanup()
-
-
-def _builder(directory: str, linker: Linker, timeout: float) -> Any:
-    from tvm.s_tir.meta_schedule.builder import LocalBuilder
-
-    return LocalBuilder._cls(  # noqa: SLF001  (TVM's documented way to the plain class)
-        timeout_sec=timeout,
-        f_build=workers.build_kernel,
-        f_export=partial(workers.export_kernel, directory=directory, linker=linker),
-    )
 
 
 def _evaluator(repetition: Repetition) -> Any:

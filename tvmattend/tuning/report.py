@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmattend.target import TargetSpec
+from tvmattend.tuning.machine import describe_machine
 from tvmattend.tuning.record import Origin
 
 EMULATED_NOTE = "times from an emulated board say nothing about silicon"
@@ -98,7 +99,7 @@ class TunePlan:
         lines = [
             f"model     {self.model}",
             f"target    {self.target.describe()}",
-            f"measured  {describe_machine(self.origin, self.machine)}",
+            f"machine   {describe_origin(self.origin, self.machine)}",
             f"records   {self.path if self.path is not None else '-'}",
             *(f"note      {note}" for note in self.notes),
             "",
@@ -262,18 +263,16 @@ class TuneReport:
         rejected = sum(task.rejected for task in self.tasks)
         if rejected:
             lines.append(f"{rejected} points could not be scheduled (see the log)")
-        lines.append(describe_machine(self.origin, self.machine))
+        lines.append(describe_origin(self.origin, self.machine))
         return lines
 
 
-def describe_machine(origin: Origin | None, machine: Mapping[str, Any]) -> str:
+def describe_origin(origin: Origin | None, machine: Mapping[str, Any]) -> str:
     """One line: what the times are worth and where they come from."""
     if origin is None:
         return "no board was given"
-    name = " ".join(str(machine[key]) for key in ("model", "core") if machine.get(key)) or "?"
-    if origin == "emulated":
-        return f"emulated: {name}; {EMULATED_NOTE}"
-    return f"{origin} on {name}"
+    where = f"{origin} on {describe_machine(machine)}"
+    return f"{where}; {EMULATED_NOTE}" if origin == "emulated" else where
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:

@@ -58,11 +58,12 @@ class TaskSearch:
         self._ranker = ranker
         self._records: dict[_Key, list[Record]] = {}
         self._pending: set[_Key] = set()
-        self._starts = [dict(point) for point in starts]
         self._order: Iterator[dict[str, int]] = task.space.points(seed)
         self._pool: dict[_Key, Candidate] = {}  # of the seeded order
         self._near: dict[_Key, Candidate] = {}  # neighbours of the best
         self._replay(records)
+        fresh = [dict(point) for point in starts if not self._settled(_key(point))]
+        self._starts = fresh[:_STARTS]
 
     @property
     def planned(self) -> int:
@@ -86,11 +87,11 @@ class TaskSearch:
         """Give up to `count` points that were not tried; fewer when the space runs out."""
         draw = random.Random(f"{self._seed}/{self.task.key}/{self.trials}")  # noqa: S311
         chosen: list[Candidate] = []
-        for point in [self.task.space.default, *self._starts[:_STARTS]]:
+        for point in [self.task.space.default, *self._starts]:
             if len(chosen) < count and not self._settled(_key(point)):
                 chosen.append(self._take(point))
         # The first visit measures the default alone; the model has nothing to say yet.
-        if self.planned > 1:
+        if self.trials or not chosen:
             chosen += self._from_pool(count - len(chosen), draw)
         return chosen
 

@@ -18,25 +18,20 @@ from tvmattend.device.endpoint import Endpoint, close_session, connect
 _BIG_CORES_FIRST = 1
 
 
-def build_kernel(mod: Any, target: Any, params: Any) -> Any:
-    """Compile a scheduled IRModule.
+def make_kernel(mod: Any, target: Any, directory: str, linker: Linker) -> str:
+    """Compile a scheduled IRModule and link it into a library of a name that was never used.
 
     MetaSchedule's own `default_build` imports all tensor intrinsics first, which takes 13 s in
-    each fresh worker; our schedules use none.
+    each fresh worker; our schedules use none. The name matters to an RPC server: its child crashes
+    when a library that it has open is uploaded again, and MetaSchedule uploads under this name.
+
+    Returns:
+        The library's path.
     """
-    del params  # MetaSchedule passes None
     import tvm
 
     use_vector_math()
-    return tvm.tirx.build(mod, target=target)
-
-
-def export_kernel(module: Any, directory: str, linker: Linker) -> str:
-    """Link a compiled kernel into a library of a name that was never used.
-
-    An RPC server whose child has a library open under a name crashes when that name is uploaded
-    again, and MetaSchedule uploads under the file's own name.
-    """
+    module = tvm.tirx.build(mod, target=target)
     path = os.path.join(directory, f"kernel-{uuid.uuid4().hex}.so")  # noqa: PTH118
     module.export_library(path, fcompile=linker)
     return path

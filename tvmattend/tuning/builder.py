@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules -> linked libraries, in worker processes that stay.
+
+MetaSchedule's `LocalBuilder` starts its workers anew for every batch, because they leak: 4 s of
+importing TVM for a batch whose eight kernels compile in one. These are the same workers
+(`tvm.support.popen_pool`), replaced after so many kernels instead.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvmattend.codegen.link import Linker
+from tvmattend.target import TargetSpec
+from tvmattend.tuning import workers
+
+_KERNELS_PER_PROCESS = 64
+
+
+class KernelBuilder:
+    """Builds batches of kernels, as many at once as there are cores.
+
+    Args:
+        target: What to build for.
+        linker: Links each kernel.
+        directory: Where the libraries go.
+        timeout: Seconds a kernel may take.
+    """
+
+    def __init__(self, target: TargetSpec, linker: Linker, directory: str, timeout: float) -> None:
+        from tvm.s_tir.meta_schedule.utils import cpu_count
+        from tvm.support.popen_pool import PopenPoolExecutor
+
+        self._target = target.to_tvm()
+        self._linker = linker
+        self._directory = directory
+        self._timeout = timeout
+        self._pool = PopenPoolExecutor(
+            max_workers=cpu_count(logical=True),
+            timeout=timeout,
+            maximum_process_uses=_KERNELS_PER_PROCESS,
+        )
+
+    def build(self, modules: Sequence[Any]) -> list[str | TimeoutError | Exception]:
+        """Build scheduled IRModules.
+
+        Returns:
+            For each the path of its library, or what went wrong.
+        """
+        from tvm.support.popen_pool import StatusKind
+
+        jobs = [(mod, self._target, self._directory, self._linker) for mod in modules]
+        built: list[str | TimeoutError | Exception] = []
+        for result in self._pool.map_with_error_catching(_make, jobs):
+            if result.status == StatusKind.COMPLETE:
+                built.append(str(result.value))
+            elif result.status == StatusKind.TIMEOUT:
+                built.append(TimeoutError(f"building took more than {self._timeout:g} s"))
+            else:
+                built.append(result.value)
+        return built
+
+    def warm_up(self) -> None:
+        """Build and link something trivial here, outside any kernel's time limit.
+
+        A missing linker shows now, as its own error instead of a failure of every trial; and Zig's
+        first link for a target takes 15 s, because it builds a C library.
+        """
+        import tvm
+        from tvm import te
+
+        source = te.placeholder((4,), name="source")
+        func = te.create_prim_func([source, te.compute((4,), lambda i: source[i] + 1.0)])
+        mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+        workers.make_kernel(mod, self._target, self._directory, self._linker)
+
+    def close(self) -> None:
+        """Forget the workers, which the caller has killed."""
+        self._pool.shutdown(wait=False)
+
+
+def _make(job: tuple[Any, Any, str, Linker]) -> str:
+    return workers.make_kernel(*job)

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trials themselves: pick, build, measure, record, until the total is reached."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tvmattend.errors import TuningError
+from tvmattend.target import TargetSpec
+from tvmattend.tuning.cost import Ranker
+from tvmattend.tuning.events import (
+    BoardBack,
+    BoardGone,
+    Building,
+    Interrupted,
+    Observer,
+    TrialDone,
+    TuneOptions,
+)
+from tvmattend.tuning.measure import (
+    RECONNECT_WAITS,
+    Artifact,
+    BoardLostError,
+    Candidate,
+    Measurer,
+    Outcome,
+)
+from tvmattend.tuning.record import Record, one_line
+from tvmattend.tuning.record_file import RecordFile
+from tvmattend.tuning.records import RecordSet
+from tvmattend.tuning.report import TaskResult, TuneReport
+from tvmattend.tuning.search import BOARD_LOST, TaskSearch, next_task
+from tvmattend.tuning.tasks import Task
+
+# Kernels built together: enough to keep the builder's processes busy, few enough to learn between.
+_BATCH = 8
+_BATCH_PER_TASK = 4
+# Trials of each kernel before the expected gain decides: the default and one batch.
+_WARM = 1 + _BATCH_PER_TASK
+# So many failures and no success: something is wrong that more trials will not cure.
+_HOPELESS = 16
+
+
+@dataclass
+class TuningRun:
+    """One run over the tasks of a network.
+
+    Attributes:
+        model: Name of the network.
+        target: The machine that is tuned for.
+        tasks: Its kernels.
+        file: Where records go.
+        earlier: The records that the file holds.
+        found: Records from elsewhere, whose points are tried early.
+        options: How much, and how.
+        measurer: Builds and times.
+        ranker: Scores schedules.
+        observer: Told of everything.
+        waits: Seconds to wait for a lost board, before each attempt.
+        sleep: Waits.
+    """
+
+    model: str
+    target: TargetSpec
+    tasks: Sequence[Task]
+    file: RecordFile
+    earlier: Sequence[Record]
+    found: RecordSet
+    options: TuneOptions
+    measurer: Measurer
+    ranker: Ranker
+    observer: Observer
+    waits: Sequence[float] = RECONNECT_WAITS
+    sleep: Callable[[float], None] = time.sleep
+    searches: list[TaskSearch] = field(init=False)
+    new: int = field(init=False, default=0)
+    succeeded: int = field(init=False, default=0)
+    first_failure: Record | None = field(init=False, default=None)
+    started: float = field(init=False, default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.searches = [
+            TaskSearch(
+                task,
+                recorded(task, self.earlier),
+                [
+                    record.point
+                    for record in self.found.ranked(
+                        task.key, self.target.num_cores, task.space.accepts
+                    )
+                ],
+                self.options.seed,
+                self.ranker,
+            )
+            for task in self.tasks
+        ]
+
+    def run(self) -> TuneReport:
+        """Do the trials.
+
+        Raises:
+            TuningError: The board stayed away, or nothing succeeded.
+            StorageError: A record could not be written.
+            KeyboardInterrupt: Ctrl-C, after the observer got `Interrupted`.
+        """
+        try:
+            while batch := self._pick():
+                self._try(batch)
+                self._check_hope(_HOPELESS)
+        except KeyboardInterrupt:
+            self.observer(Interrupted(self.report()))
+            raise
+        self._check_hope(1 if not any(search.best for search in self.searches) else _HOPELESS)
+        return self.report()
+
+    @property
+    def done(self) -> int:
+        """Trials of the network that the file holds."""
+        return sum(search.trials for search in self.searches)
+
+    def report(self) -> TuneReport:
+        """The state of things now."""
+        return TuneReport(
+            self.model,
+            self.target,
+            self.measurer.origin,
+            self.measurer.machine,
+            self.file.path,
+            tuple(_result(search) for search in self.searches),
+            self.new,
+            time.monotonic() - self.started,
+        )
+
+    def _pick(self) -> list[Candidate]:
+        """The next batch, from one or several tasks."""
+        room = self.options.trials - self.done
+        cap = self.options.trials_per_task
+        batch: list[Candidate] = []
+        while len(batch) < min(_BATCH, room):
+            search = next_task(self.searches, _WARM, cap)
+            if search is None:
+                break
+            most = min(_BATCH_PER_TASK, min(_BATCH, room) - len(batch), cap - search.planned)
+            batch += search.propose(most)
+        return batch
+
+    def _try(self, batch: Sequence[Candidate]) -> None:
+        order = [task.key for task in self.tasks]
+        places = tuple(dict.fromkeys(order.index(candidate.task.key) for candidate in batch))
+        self.observer(Building(places, len(batch)))
+        begun = time.monotonic()
+        built = self.measurer.build(batch)
+        build_secs = (time.monotonic() - begun) / len(batch)
+        learned: dict[str, list[tuple[Candidate, Record]]] = {}
+        for candidate, product in zip(batch, built, strict=True):
+            begun = time.monotonic()
+            if isinstance(product, Outcome):
+                outcome = product
+            else:
+                outcome = self._measure(candidate, product, build_secs)
+                self.measurer.discard(product)
+            record = self._keep(candidate, outcome, build_secs + time.monotonic() - begun)
+            learned.setdefault(candidate.task.key, []).append((candidate, record))
+        for search in self.searches:
+            search.teach(learned.get(search.task.key, ()))
+
+    def _keep(self, candidate: Candidate, outcome: Outcome, wall_secs: float) -> Record:
+        """Write the record first; everything else can be had again."""
+        record = self._record(candidate, outcome, wall_secs)
+        self.file.append(record)
+        place = next(
+            index for index, task in enumerate(self.tasks) if task.key == candidate.task.key
+        )
+        search = self.searches[place]
+        search.learn(candidate, record)
+        self.new += 1
+        self.succeeded += record.ok
+        if not record.ok and self.first_failure is None:
+            self.first_failure = record
+        total = sum(each.task.weight * each.best_secs for each in self.searches if each.best)
+        self.observer(TrialDone(record, place, self.done, search.best_secs, total, outcome.error))
+        return record
+
+    def _record(self, candidate: Candidate, outcome: Outcome, wall_secs: float) -> Record:
+        import tvm
+
+        task = candidate.task
+        return Record(
+            task=task.name,
+            key=task.key,
+            kernel=task.space.kernel,
+            point=dict(candidate.point),
+            status=outcome.status,
+            origin=self.measurer.origin,
+            machine=dict(self.measurer.machine),
+            target=self.target.to_json(),
+            trace=None if candidate.schedule is None else trace_of(candidate.schedule),
+            run_secs=outcome.run_secs,
+            error="" if outcome.status == "ok" else one_line(outcome.error),
+            tvm=str(tvm.__version__),
+            seed=self.options.seed,
+            wall_secs=round(wall_secs, 3),
+        )
+
+    def _measure(self, candidate: Candidate, artifact: Artifact, build_secs: float) -> Outcome:
+        """Measure; if the board goes away, wait for it and measure once more."""
+        begun = time.monotonic()
+        try:
+            return self.measurer.run(artifact)
+        except BoardLostError as lost:
+            reason = str(lost)
+        if self._wait_for_board(reason):
+            try:
+                return self.measurer.run(artifact)
+            except BoardLostError as lost:
+                reason = str(lost)
+            if self._wait_for_board(reason):
+                # Twice the same kernel, and the board is back both times: it is the kernel.
+                return Outcome("run-error", error=f"the board's server stops at it: {reason}")
+        # Kept, so that a kernel that crashes the board is not the first of every run to come.
+        outcome = Outcome("run-error", error=f"{BOARD_LOST}: {one_line(reason)}")
+        self._keep(candidate, outcome, build_secs + time.monotonic() - begun)
+        raise TuningError(
+            f"the board stopped answering and did not come back: {one_line(reason)}",
+            f"{self.new} trials of this run ({self.done} in all) are in `{self.file.path}`; "
+            "start the board's server again and repeat the command to go on",
+        )
+
+    def _wait_for_board(self, reason: str) -> bool:
+        for attempt, wait in enumerate(self.waits, start=1):
+            self.observer(BoardGone(wait, attempt, len(self.waits), one_line(reason)))
+            self.sleep(wait)
+            if self.measurer.answers():
+                self.observer(BoardBack())
+                return True
+        return False
+
+    def _check_hope(self, failures: int) -> None:
+        if self.succeeded or self.new < failures or self.first_failure is None:
+            return
+        record = self.first_failure
+        raise TuningError(
+            f"none of {self.new} trials succeeded; the first, of `{record.task}`: "
+            f"{record.status}: {record.error}",
+            f"the records are in `{self.file.path}`, the whole text is in the log",
+        )
+
+
+def recorded(task: Task, records: Sequence[Record]) -> list[Record]:
+    """The trials of a task whose points its space still has."""
+    return [
+        record for record in records if record.key == task.key and task.space.accepts(record.point)
+    ]
+
+
+def trace_of(schedule: object) -> object:
+    """A schedule's trace as plain JSON data (TVM leaves its own integers and floats in it)."""
+    return _plain(schedule.trace.as_json())  # type: ignore[attr-defined]
+
+
+def _plain(item: object) -> object:
+    if item is None or isinstance(item, (bool, int, float)):
+        return item
+    if isinstance(item, str):
+        return str(item)
+    if hasattr(item, "value"):  # tirx.IntImm, FloatImm
+        return item.value
+    if hasattr(item, "items"):
+        return {str(key): _plain(value) for key, value in item.items()}
+    return [_plain(each) for each in item]  # type: ignore[attr-defined]
+
+
+def _result(search: TaskSearch) -> TaskResult:
+    task = search.task
+    return TaskResult(
+        name=task.name,
+        key=task.key,
+        kernel=task.space.kernel,
+        weight=task.weight,
+        flops=task.flops,
+        points=task.space.size,
+        trials=search.trials,
+        errors=search.errors,
+        rejected=len(search.rejected),
+        default_secs=search.default_secs,
+        best_secs=search.best.seconds if search.best is not None else None,
+        best_point=dict(search.best.point) if search.best is not None else None,
+    )

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request to a report: check, reach the board, lower the network, run the trials.
+
+The order is the user's: what can be refused without torch, or without compiling, is refused first.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvmattend.codegen.link import link_command
+from tvmattend.device.endpoint import Endpoint
+from tvmattend.errors import TargetError
+from tvmattend.frontend import ModelRequest
+from tvmattend.target import TargetSpec
+from tvmattend.tuning.chatter import chatter_to
+from tvmattend.tuning.events import Note, Observer, Planned, Stage, TuneOptions, ignore
+from tvmattend.tuning.record import Origin, Record
+from tvmattend.tuning.record_file import Fault, RecordFile, read_records, record_path
+from tvmattend.tuning.records import ROOT_NAME, RecordSet, find_records
+from tvmattend.tuning.report import TaskPlan, TunePlan, TuneReport
+
+# Seconds a trial where no record says: building on two cores, then measuring.
+_TRIAL_SECS: Mapping[Origin | None, float] = {"measured": 0.8, "emulated": 3.0, None: 1.5}
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the caller asked for; the fields are the arguments of `tune`."""
+
+    request: ModelRequest
+    target: TargetSpec
+    endpoint: Endpoint | None
+    options: TuneOptions
+    output: Path | None
+    tuning_records: Sequence[Path]
+    cross_compiler: str | None
+
+
+@dataclass(frozen=True)
+class _Board:
+    """The machine that is measured."""
+
+    endpoint: Endpoint | None
+    origin: Origin
+    machine: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Everything that is known before the first trial."""
+
+    order: _Order
+    board: _Board | None
+    found: RecordSet
+    path: Path | None
+    earlier: list[Record]
+    faults: list[Fault]
+    tasks: Sequence[Any]
+
+
+def tune(
+    request: ModelRequest | str,
+    target: TargetSpec,
+    endpoint: Endpoint | None = None,
+    *,
+    options: TuneOptions | None = None,
+    output: Path | None = None,
+    tuning_records: Sequence[Path] = (),
+    cross_compiler: str | None = None,
+    log: Path | None = None,
+    observer: Observer = ignore,
+) -> TuneReport:
+    """Tune the kernels of a network on this machine or on a board.
+
+    Args:
+        request: The network.
+        target: The machine to tune for.
+        endpoint: The board; None for this machine, whose target it must then be.
+        options: How much to try, and how to measure.
+        output: Directory of the records; `tuning_logs/<model>/<target>` if None. A run goes on
+            with what it finds there.
+        tuning_records: Files or directories of other records, whose points are tried early.
+        cross_compiler: Linker to use instead of Zig.
+        log: Takes what TVM and its worker processes print; None leaves that on the screen.
+        observer: Told of everything that happens.
+
+    Raises:
+        TvmattendError: One of its classes for each thing that can go wrong.
+        KeyboardInterrupt: Ctrl-C; every finished trial is recorded and the workers are gone.
+    """
+    order = _order(request, target, endpoint, options, output, tuning_records, cross_compiler)
+    with chatter_to(log):
+        return _run(_start(order, observer, need_board=True), observer)
+
+
+def plan_tuning(
+    request: ModelRequest | str,
+    target: TargetSpec,
+    endpoint: Endpoint | None = None,
+    *,
+    options: TuneOptions | None = None,
+    output: Path | None = None,
+    tuning_records: Sequence[Path] = (),
+    cross_compiler: str | None = None,
+    log: Path | None = None,
+    observer: Observer = ignore,
+) -> TunePlan:
+    """Say what `tune` would do: tasks, sizes, records present, estimated time. Measures nothing.
+
+    The arguments and errors are those of `tune`; a target that is not this machine needs no board.
+    """
+    order = _order(request, target, endpoint, options, output, tuning_records, cross_compiler)
+    with chatter_to(log):
+        return _plan(_start(order, observer, need_board=False))
+
+
+def records_directory(request: ModelRequest, target: TargetSpec, output: Path | None) -> Path:
+    """Where a run of these puts its records, below which come origin and threads."""
+    return output if output is not None else Path.cwd() / ROOT_NAME / request.name / target.name
+
+
+def _order(
+    request: ModelRequest | str,
+    target: TargetSpec,
+    endpoint: Endpoint | None,
+    options: TuneOptions | None,
+    output: Path | None,
+    tuning_records: Sequence[Path],
+    cross_compiler: str | None,
+) -> _Order:
+    return _Order(
+        ModelRequest(request) if isinstance(request, str) else request,
+        target,
+        endpoint,
+        options or TuneOptions(),
+        output,
+        tuning_records,
+        cross_compiler,
+    )
+
+
+def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
+    order.options.check()
+    request, target = order.request, order.target
+    request.check()
+    if order.cross_compiler is not None:
+        link_command(target, order.cross_compiler)
+    if order.endpoint is None and need_board and not target.is_host:
+        raise TargetError(
+            f"{target.name} is not this machine, so its kernels must be measured on a board",
+            "give --rpc HOST:PORT of a board that runs `tvmattend device`; to try without one, "
+            "serve an emulated board with `tvmattend device --emulate cortex-a72`",
+        )
+    directory = records_directory(request, target, order.output)
+    found = find_records(request.name, target, order.tuning_records)
+    board = _reach(order, observer)
+    path = None if board is None else record_path(directory, board.origin, target.num_cores)
+    earlier, faults = read_records(path) if path is not None and path.is_file() else ([], [])
+    if path is not None:
+        earlier = _own_records(path, earlier, target)
+    tasks = _tasks(request, target, observer)
+    return _Start(order, board, found, path, earlier, faults, tasks)
+
+
+def _own_records(path: Path, records: Sequence[Record], target: TargetSpec) -> list[Record]:
+    """Of the lines of a run's own file, those that it goes on with."""
+    origin = path.parent.name
+    return [
+        record
+        for record in records
+        if record.origin == origin and record.threads == target.num_cores and record.is_for(target)
+    ]
+
+
+def _reach(order: _Order, observer: Observer) -> _Board | None:
+    from tvmattend.tuning.machine import board_machine, describe_machine, host_machine
+
+    endpoint, target = order.endpoint, order.target
+    if endpoint is None:
+        return _Board(None, "measured", host_machine()) if target.is_host else None
+    from tvmattend.device.board import probe
+
+    observer(Stage(f"reaching the board {endpoint}"))
+    info = probe(endpoint, target, order.cross_compiler)
+    machine = board_machine(info)
+    observer(Note(f"the board is {describe_machine(machine)}"))
+    for note in info.notes:
+        observer(Note(note))
+    return _Board(endpoint, "emulated" if info.emulated else "measured", machine)
+
+
+def _tasks(request: ModelRequest, target: TargetSpec, observer: Observer) -> Sequence[Any]:
+    observer(Stage(f"importing {request.model}"))
+    from tvmattend.frontend import import_model
+
+    imported = import_model(request)
+    observer(Stage(f"lowering {request.name} for {target.name}"))
+    from tvmattend.transform import lower
+    from tvmattend.tuning.tasks import extract_tasks
+
+    return extract_tasks(lower(imported.ir_module, target), target)
+
+
+def _run(start: _Start, observer: Observer) -> TuneReport:
+    from tvmattend.tuning.cost import CostModel
+    from tvmattend.tuning.measure import KernelMeasurer, Repetition
+    from tvmattend.tuning.run import TuningRun
+
+    order, board, path = start.order, start.board, start.path
+    options = order.options
+    assert board is not None  # noqa: S101  (`need_board`)
+    assert path is not None  # noqa: S101
+    plan = _plan(start)
+    observer(Stage("starting the builder and the runner"))
+    repetition = Repetition(options.number, options.repeat, options.min_repeat_ms, options.timeout)
+    with KernelMeasurer(
+        order.target,
+        repetition,
+        board.endpoint,
+        board.origin,
+        board.machine,
+        order.cross_compiler,
+    ) as measurer:
+        run = TuningRun(
+            model=order.request.name,
+            target=order.target,
+            tasks=start.tasks,
+            file=RecordFile(path),
+            earlier=start.earlier,
+            found=start.found,
+            options=options,
+            measurer=measurer,
+            ranker=CostModel(order.target, options.seed),
+            observer=observer,
+        )
+        observer(Planned(plan))
+        return run.run()
+
+
+def _plan(start: _Start) -> TunePlan:
+    from tvmattend.tuning.run import recorded
+
+    order, options = start.order, start.order.options
+    tasks = []
+    room = 0
+    # The run's own file is among those found, unless --output puts it elsewhere.
+    apart = start.path is not None and start.path.resolve() not in start.found.files
+    for task in start.tasks:
+        here = len(recorded(task, start.earlier))
+        counts = dict(start.found.count(task.key))
+        if here and apart and start.board is not None:
+            origin = start.board.origin
+            counts[origin] = counts.get(origin, 0) + here
+        room += max(0, min(task.space.size, options.trials_per_task) - here)
+        tasks.append(
+            TaskPlan(
+                name=task.name,
+                key=task.key,
+                kernel=task.space.kernel,
+                weight=task.weight,
+                flops=task.flops,
+                points=task.space.size,
+                trials=here,
+                records=counts,
+            )
+        )
+    done = sum(task.trials for task in tasks)
+    trials = max(0, min(options.trials - done, room))
+    notes = []
+    if start.found.records or start.found.faults or start.found.foreign:
+        notes.append(f"found {start.found.describe()}")
+    if start.faults and apart:
+        notes.append(f"{len(start.faults)} unreadable lines skipped (first: {start.faults[0]})")
+    origin_or_none = None if start.board is None else start.board.origin
+    return TunePlan(
+        model=order.request.name,
+        target=order.target,
+        origin=origin_or_none,
+        machine={} if start.board is None else start.board.machine,
+        path=start.path,
+        tasks=tuple(tasks),
+        trials=trials,
+        done=done,
+        seconds=trials * _seconds_a_trial(start, origin_or_none),
+        notes=tuple(notes),
+    )
+
+
+def _seconds_a_trial(start: _Start, origin: Origin | None) -> float:
+    known = [record.wall_secs for record in start.earlier if record.wall_secs > 0]
+    return statistics.median(known) if known else _TRIAL_SECS[origin]
