@@ -109,3 +109,31 @@ def rehash(bundle: Path) -> None:
 
 def with_target(contents: BundleContents, **changes: Any) -> BundleContents:
     return replace(contents, target=replace(contents.target, **changes))
+
+
+def two_by_two(directory: Path) -> BundleContents:
+    """Compile a network that gives the sum and the difference of its two inputs."""
+    from tvm import relax
+
+    specs = [TensorSpec(name, (2, 3), "float32", "") for name in ("a", "b", "sum", "difference")]
+    a, b = (relax.Var(spec.name, relax.TensorType(spec.shape, spec.dtype)) for spec in specs[:2])
+    builder = relax.BlockBuilder()
+    with builder.function("main", [a, b]):
+        with builder.dataflow():
+            pair = [builder.emit(relax.op.add(a, b)), builder.emit(relax.op.subtract(a, b))]
+            out = builder.emit_output(relax.Tuple(pair))
+        builder.emit_func_output(out)
+    target = host_target(threads=1)
+    random = np.random.default_rng(2)
+    vectors = [random.standard_normal((2, 2, 3)).astype("float32") for _ in range(2)]
+    return BundleContents(
+        library=compile_library(builder.get(), target, directory / "two_by_two.so"),
+        target=target,
+        model="two-by-two",
+        inputs=specs[:2],
+        outputs=specs[2:],
+        golden=[([x, y], [x + y, x - y]) for x, y in vectors],
+        reference="numpy",
+        weights=Weights("none"),
+        records=RecordCounts(default=2),
+    )

@@ -116,8 +116,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Network:
         raise InputError(f"threads={threads}, but this process may use {cpus} CPUs")
     tvm_ffi = _load_runtime(directory, manifest)
     count = threads or min(int(manifest["threads"]), cpus)
-    specs = tensor_specs(manifest["inputs"])
-    return Network(directory, manifest, _LocalVM(tvm_ffi, directory / "model.so", specs, count))
+    return Network(directory, manifest, _LocalVM(tvm_ffi, directory, manifest, count))
 
 
 class Network:
@@ -147,7 +146,7 @@ class Network:
         Raises:
             InputError: An array is of another shape, dtype or layout.
         """
-        results = self._executor.run(self._checked(arrays))
+        results = self._executor.run(self._fit(arrays))
         return results[0] if len(results) == 1 else tuple(results)
 
     def classify(self, image: Any, top: int = 5) -> list[Prediction]:
@@ -167,7 +166,7 @@ class Network:
         """Make probabilities of the first output (softmax; sigmoid if it is one number)."""
         logits = np.ravel(outputs[0] if isinstance(outputs, tuple) else outputs).astype(np.float64)
         powers = np.exp(logits - logits.max())
-        shares = powers / powers.sum() if logits.size > 1 else 1 / (1 + np.exp(-logits))
+        shares = powers / powers.sum() if logits.size > 1 else (1 + np.tanh(logits / 2)) / 2
         order = np.argsort(-shares, kind="stable")[: max(top, 1)]
         labels = self.manifest["labels"]
         return [Prediction(int(i), labels[i] if labels else None, float(shares[i])) for i in order]
@@ -181,7 +180,7 @@ class Network:
 
     def golden_errors(self) -> list[float]:
         """Run the golden vectors; give the relative error of each, over all outputs."""
-        pairs = ((self._executor.run(self._checked(x)), y) for x, y in self.golden())
+        pairs = ((self._executor.run(self._fit(x)), y) for x, y in self.golden())
         return [max(map(relative_error, results, references)) for results, references in pairs]
 
     def self_test(self) -> list[float]:
@@ -201,10 +200,10 @@ class Network:
 
     def time(self, *arrays: np.ndarray, repeat: int = 10, warmup: int = 2) -> list[float]:
         """Give the seconds of `repeat` runs after `warmup` others; copies are not timed."""
-        seconds: list[float] = self._executor.time(self._checked(arrays), repeat, warmup)
+        seconds: list[float] = self._executor.time(self._fit(arrays), repeat, warmup)
         return seconds
 
-    def _checked(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _fit(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         if len(arrays) != len(self.inputs):
             names = ", ".join(spec.name for spec in self.inputs)
             raise InputError(f"{len(arrays)} inputs given", f"the network takes: {names}")
@@ -385,14 +384,14 @@ def _kernel_thread(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"tvmattend-{threads}")
 
 
-def _size_pool(tvm_ffi: Any, threads: int) -> None:
-    """Give the calling thread a pool of `threads` workers on the fastest CPUs it may use."""
+def _size_pool(tvm_ffi: Any, threads: int, allowed: set[int]) -> None:
+    """Give the calling thread a pool of `threads` workers on the fastest of the allowed CPUs."""
 
     def speed(cpu: int) -> int:
         entry = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
         return int(entry.read_text(encoding="ascii")) if entry.is_file() else 0
 
-    cpus = sorted(os.sched_getaffinity(os.getpid()), key=lambda cpu: (-speed(cpu), cpu))
+    cpus = sorted(allowed, key=lambda cpu: (-speed(cpu), cpu))
     fast = [str(cpu) for cpu in cpus if speed(cpu) >= speed(cpus[threads - 1])]
     configure = tvm_ffi.get_global_func("runtime.config_threadpool")
     # Mode -3: each worker may run on every CPU of the list. The first call of a thread makes its
@@ -408,12 +407,12 @@ def _size_pool(tvm_ffi: Any, threads: int) -> None:
 class _LocalVM:
     """The Relax virtual machine of one bundle, in this process."""
 
-    def __init__(
-        self, tvm_ffi: Any, library: Path, specs: Sequence[TensorSpec], threads: int
-    ) -> None:
+    def __init__(self, tvm_ffi: Any, bundle: Path, manifest: dict[str, Any], threads: int) -> None:
         self.threads = threads
         self._process = os.getpid()
-        self._call(self._start, tvm_ffi, library, specs)
+        self._buffers = [_aligned(spec) for spec in tensor_specs(manifest["inputs"])]
+        library = _fresh_name(bundle.resolve(), manifest["files"]["model.so"]["sha256"])
+        self._call(self._start, tvm_ffi, library, os.sched_getaffinity(0))
 
     def run(self, inputs: list[np.ndarray]) -> Any:
         return self._call(self._run, inputs)
@@ -426,12 +425,11 @@ class _LocalVM:
             raise DeviceError("the bundle was loaded before a fork", "load it in the child process")
         return _kernel_thread(self.threads).submit(function, *args).result()
 
-    def _start(self, tvm_ffi: Any, library: Path, specs: Sequence[TensorSpec]) -> None:
-        _size_pool(tvm_ffi, self.threads)
-        self._vm = tvm_ffi.load_module(str(library.resolve()))["vm_load_executable"]()
+    def _start(self, tvm_ffi: Any, library: str, allowed: set[int]) -> None:
+        _size_pool(tvm_ffi, self.threads, allowed)
+        self._vm = tvm_ffi.load_module(library)["vm_load_executable"]()
         self._vm["vm_initialization"](1, 0, 2)  # CPU, device 0, pooled allocator
         self._main = self._vm["main"]
-        self._buffers = [_aligned(spec) for spec in specs]
         self._tensors = [tvm_ffi.from_dlpack(buffer) for buffer in self._buffers]
 
     def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -450,6 +448,17 @@ class _LocalVM:
             self._main(*self._tensors)
             marks.append(time.perf_counter())
         return np.diff(marks).tolist()
+
+
+_models: dict[Path, list[str]] = {}  # bundle -> SHA-256 of each model.so that it has had
+
+
+def _fresh_name(bundle: Path, sha256: str) -> str:
+    """Name model.so so that dlopen, which goes by names, does not give the one it replaced."""
+    had = _models.setdefault(bundle, [])
+    if sha256 not in had:
+        had.append(sha256)
+    return f"{bundle}/{'./' * had.index(sha256)}model.so"
 
 
 def _aligned(spec: TensorSpec) -> np.ndarray:
@@ -474,12 +483,11 @@ def _checked(spec: TensorSpec, array: Any) -> np.ndarray:
             nhwc: "that is NHWC: pass x.transpose(0, 3, 1, 2)",
             nhwc[1:]: "that is one image, HWC: pass x.transpose(2, 0, 1)[None]",
         }
-        raise InputError(message, hints.get(array.shape, "it is compiled for this one shape"))
+        hint = hints.get(array.shape) if array.shape else None
+        raise InputError(message, hint or "the network is compiled for this one shape")
     if array.dtype != np.dtype(spec.dtype):
-        image = array.dtype == np.uint8
-        raise InputError(
-            message, "for images: net.classify" if image else f"x.astype({spec.dtype})"
-        )
+        hint = "for images: net.classify(image)" if array.dtype == np.uint8 else ""
+        raise InputError(message, hint or f'pass x.astype("{spec.dtype}")')
     return array
 
 
@@ -539,7 +547,7 @@ def _open_image(path: Path) -> Any:
     try:
         with Image.open(path) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} does not open as an image: {error}") from error
 
 

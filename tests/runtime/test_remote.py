@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle on a board over RPC: this machine's server, and the emulated Cortex-A72."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sample_bundles import INPUT, cortex_a72_bundle, reference, rewrite_manifest
+
+from tvmattend.device.emulated import EmulatedPython
+from tvmattend.errors import (
+    BoardMismatchError,
+    BoardUnreachableError,
+    BundleError,
+    BundleMismatchError,
+    InputError,
+)
+from tvmattend.runtime import network, remote
+from tvmattend.runtime.remote import load_remote
+
+
+@pytest.fixture(scope="session")
+def a72_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cortex_a72_bundle(tmp_path_factory.mktemp("a72"))
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(3).standard_normal(INPUT.shape).astype("float32")
+
+
+def test_it_is_the_same_network(sound_bundle: Path, host_board: str, x: np.ndarray) -> None:
+    with load_remote(sound_bundle, host_board) as net:
+        assert network.relative_error(np.asarray(net(x)), reference(x)) < 1e-6
+        assert max(net.self_test()) < 1e-6
+        assert net.classify(np.zeros((20, 20, 3), np.uint8), top=1)[0].label
+        assert not net.board.emulated
+        with pytest.raises(network.InputError, match="image"):
+            net(x[0])
+        seconds = net.time(x, repeat=5, warmup=0)
+    assert len(seconds) == 5
+    # The board's own time: a round trip alone is longer than this network takes.
+    assert 0 < min(seconds) < 1e-3
+
+
+def test_several_inputs_and_outputs(tmp_path: Path, host_board: str) -> None:
+    from sample_bundles import two_by_two
+
+    from tvmattend.bundle import write_bundle
+
+    contents = two_by_two(tmp_path)
+    with load_remote(write_bundle(tmp_path / "pair", contents), host_board) as net:
+        assert net.self_test() == [0.0, 0.0]
+        assert len(net(*contents.golden[0][0])) == 2
+
+
+def test_threads_are_set_or_refused(sound_bundle: Path, host_board: str) -> None:
+    with load_remote(sound_bundle, host_board, threads=1) as net:
+        assert net.threads == 1
+    with (
+        pytest.raises(InputError, match=f"{host_board} offers"),
+        load_remote(sound_bundle, host_board, threads=4096),
+    ):
+        pytest.fail("there is no such board")
+
+
+def test_the_board_is_free_again_after_an_error(sound_bundle: Path, host_board: str) -> None:
+    def fail() -> None:
+        with load_remote(sound_bundle, host_board) as net:
+            net.self_test()
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+
+
+def test_a_damaged_bundle_is_refused_before_the_board_is_asked(bundle: Path) -> None:
+    os.truncate(bundle / "model.so", 10)
+    with pytest.raises(BundleError), load_remote(bundle, "127.0.0.1:1"):
+        pytest.fail("loaded")
+
+
+def test_a_board_that_is_not_there(sound_bundle: Path) -> None:
+    with (
+        pytest.raises(BoardUnreachableError, match=r"127\.0\.0\.1:1"),
+        load_remote(sound_bundle, "127.0.0.1:1"),
+    ):
+        pytest.fail("loaded")
+
+
+def test_a_board_with_another_tvm(bundle: Path, host_board: str) -> None:
+    rewrite_manifest(
+        bundle, versions={"tvmattend": "0", "tvm": "0.26.0", "tvm_ffi": "0.1.14.post1"}
+    )
+    with (
+        pytest.raises(BundleMismatchError, match=r"TVM 0\.26\.0.*serves 0\.27"),
+        load_remote(bundle, host_board),
+    ):
+        pytest.fail("loaded")
+
+
+def test_a_board_that_stops_answering(
+    sound_bundle: Path, host_board: str, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load_remote(sound_bundle, host_board) as net:
+        monkeypatch.setattr(remote, "STEP_SECONDS", 0.0)
+        with pytest.raises(BoardUnreachableError, match="did not answer"):
+            net(x)
+
+
+def test_a_bundle_for_another_machine_says_what_it_is_for(
+    a72_bundle: Path, host_board: str
+) -> None:
+    with (
+        pytest.raises(BoardMismatchError, match="the board is x86_64") as caught,
+        load_remote(a72_bundle, host_board),
+    ):
+        pytest.fail("loaded")
+    assert "cortex-a72" in caught.value.hint
+
+
+@pytest.mark.emulated
+def test_on_the_emulated_cortex_a72(a72_bundle: Path, emulated_board: str, x: np.ndarray) -> None:
+    with load_remote(a72_bundle, emulated_board) as net:
+        assert net.board.emulated
+        assert max(net.self_test()) < 1e-6
+        assert network.relative_error(np.asarray(net(x)), reference(x)) < 1e-6
+        assert len(net.time(x, repeat=3)) == 3
+
+
+@pytest.mark.emulated
+def test_a_copied_bundle_runs_on_a_boards_python(
+    a72_bundle: Path, device_python: EmulatedPython, tmp_path: Path
+) -> None:
+    """The bundle's own wrapper, with numpy and apache-tvm-ffi and nothing of ours."""
+    place = Path(shutil.copytree(a72_bundle, tmp_path / "copied"))
+    program = (
+        "import sys, numpy as np; from tvmattend_runtime import load; net = load('.', threads=2); "
+        "print(max(net.self_test()), net.threads, net.classify(np.zeros((20, 20, 3), np.uint8))[0])"
+    )
+    done = device_python.run(["-c", program], cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[0]) < 1e-6
+    done = device_python.run(["tvmattend_runtime.py"], cwd=place)
+    assert done.stdout.startswith("passed"), done.stderr

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same network, executed on a board over TVM RPC.
+
+It stands beside `network.py`, and not in it, because this side needs TVM itself, which no device
+has. The board needs only its RPC server: `model.so` is uploaded, and lives as long as the session.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tvmattend.bundle.verify import verify
+from tvmattend.device.board import BoardInfo, probe
+from tvmattend.device.endpoint import Endpoint, close_session, connect, parse_endpoint, within
+from tvmattend.errors import (
+    BoardMismatchError,
+    BoardUnreachableError,
+    BundleMismatchError,
+    InputError,
+)
+from tvmattend.runtime.network import Network, read_manifest
+from tvmattend.target import TargetSpec
+
+# An emulated board needs some ten seconds for a forward of the largest network.
+STEP_SECONDS = 600.0
+
+_Result = TypeVar("_Result")
+
+
+class RemoteNetwork(Network):
+    """A bundle on a board; `board` says what that is."""
+
+    def __init__(
+        self, directory: Path, manifest: dict[str, Any], executor: "_BoardVM", board: BoardInfo
+    ) -> None:
+        super().__init__(directory, manifest, executor)
+        self.board = board
+
+
+@contextmanager
+def load_remote(
+    path: str | Path, endpoint: Endpoint | str, threads: int | None = None
+) -> Iterator[RemoteNetwork]:
+    """Give a bundle as a network that runs on a board; the session ends with the context.
+
+    Args:
+        path: The bundle's directory.
+        endpoint: A server or tracker, or `host:port` of a server.
+        threads: Threads that run the kernels; by default as many as the bundle was compiled for,
+            or as the board offers if those are fewer.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        BoardUnreachableError: Nothing answers there, or it stopped answering.
+        NoFreeBoardError: The tracker has no board free.
+        BoardMismatchError: The board cannot run code for the bundle's target.
+        BundleMismatchError: The board's TVM is of another version.
+        InputError: More threads than the board offers.
+    """
+    place, directory = _endpoint(endpoint), Path(path)
+    manifest = verify(directory)
+    board = _probe(place, manifest.target)
+    if board.tvm_version and board.tvm_version != manifest.versions.tvm:
+        raise BundleMismatchError(
+            f"the bundle needs TVM {manifest.versions.tvm}; {place} serves {board.tvm_version}",
+            "install that version on the board, or build the bundle again",
+        )
+    session = connect(place)
+    try:
+        executor = _BoardVM(session, place, directory / "model.so", threads, manifest.threads)
+        yield RemoteNetwork(directory, read_manifest(directory), executor, board)
+    finally:
+        close_session(session)
+
+
+def _probe(place: Endpoint, target: TargetSpec) -> BoardInfo:
+    try:
+        return probe(place, target)
+    except BoardMismatchError as error:
+        # Here the user gave a bundle, not a target.
+        hint = f"the bundle is for {target.describe()}; build one for the board"
+        raise BoardMismatchError(str(error), hint) from error
+
+
+def _endpoint(given: Endpoint | str) -> Endpoint:
+    return parse_endpoint(given) if isinstance(given, str) else given
+
+
+class _BoardVM:
+    """The Relax virtual machine of one bundle, in the session's process on the board.
+
+    Calling `vm["main"](x)` fails over RPC, because a result that is an object cannot come back;
+    `set_input`, `invoke_stateful` and `get_outputs` leave it on the board and fetch tensors.
+    """
+
+    def __init__(
+        self, session: Any, place: Endpoint, library: Path, threads: int | None, wanted: int
+    ) -> None:
+        self._session = session
+        self._place = place
+        self.threads = self._step(lambda: self._size_pool(threads, wanted))
+        self._machine = self._step(lambda: self._start(library))
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        return self._step(lambda: self._run(inputs))
+
+    def time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
+        return self._step(lambda: self._time(inputs, repeat, warmup))
+
+    def _size_pool(self, threads: int | None, wanted: int) -> int:
+        offered = int(self._session.get_function("runtime.NumThreads")())
+        count = min(wanted, offered) if threads is None else threads
+        if count != offered:
+            # Mode 1: the big cores. A pool cannot grow beyond what its server started with.
+            self._session.get_function("runtime.config_threadpool")(1, count)
+            if int(self._session.get_function("runtime.NumThreads")()) != count:
+                raise InputError(
+                    f"threads={count}, but {self._place} offers {offered}",
+                    "TVM_NUM_THREADS, set where the server starts, raises what it offers",
+                )
+        return count
+
+    def _start(self, library: Path) -> Any:
+        from tvm import relax
+
+        # A fresh name: replacing a library that is loaded crashes the session.
+        name = f"model-{uuid.uuid4().hex}.so"
+        self._session.upload(bytearray(library.read_bytes()), name)
+        module = self._session.load_module(name)
+        self._session.remove(name)  # the loaded code stays; the board's disk is free again
+        return relax.VirtualMachine(module, self._session.cpu())
+
+    def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        self._set(inputs)
+        self._machine.invoke_stateful("main")
+        outputs = self._machine.get_outputs("main")
+        return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else [outputs])]
+
+    def _time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
+        self._set(inputs)
+        for _ in range(warmup):
+            self._machine.invoke_stateful("main")
+        # The board takes the time itself: no round trip is in it.
+        evaluate = self._machine.time_evaluator(
+            "invoke_stateful", self._session.cpu(), number=1, repeat=repeat
+        )
+        return [float(seconds) for seconds in evaluate("main").results]
+
+    def _set(self, inputs: list[np.ndarray]) -> None:
+        from tvm.runtime import tensor
+
+        device = self._session.cpu()
+        self._machine.set_input("main", *(tensor(array, device) for array in inputs))
+
+    def _step(self, action: Callable[[], _Result]) -> _Result:
+        try:
+            return within(STEP_SECONDS, action)
+        except TimeoutError as error:
+            raise BoardUnreachableError(
+                f"{self._place}: the board did not answer for {STEP_SECONDS:g} s",
+                "restart the server on the board",
+            ) from error
+        except RuntimeError as error:  # what TVM's client raises
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise BoardUnreachableError(
+                f"{self._place}: the session broke: {lines[-1] if lines else 'no reason given'}",
+                "restart the server on the board, and see whether its disk or memory is full",
+            ) from error
