@@ -128,3 +128,9 @@ class PortError(TvmattendError):
     """The port to serve on is taken, or may not be used."""
 
     exit_code = 20
+
+
+class BenchmarkError(TvmattendError):
+    """A runtime to compare with is unknown, or nothing could be timed."""
+
+    exit_code = 21

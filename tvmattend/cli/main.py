@@ -17,6 +17,7 @@ _COMMANDS = {
     "build": "Compile a network into a bundle for a device.",
     "run": "Run a bundle on an input, here or on a board, and time it.",
     "validate": "Compare a bundle's outputs with the reference, here or on a board.",
+    "bench": "Time a network here beside other runtimes, outputs compared first.",
     "device": "Serve this machine, or an emulated Cortex-A72, as a board over RPC.",
 }
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runtimes that the bench knows, as data."""
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+from tvmattend.bench.runtime import Runtime, Setup
+from tvmattend.errors import BenchmarkError
+
+OURS = "tvmattend"
+UNTUNED = "tvmattend-untuned"
+TVM_DEFAULT = "tvm-default"
+TVM_TUNED = "tvm-default-tuned"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A runtime.
+
+    Attributes:
+        name: As `--against` takes it.
+        module: Module of this package whose `Adapter` drives it.
+        packages: Python packages that it imports, beyond what tvmattend needs anyway.
+        install: The line that installs them.
+        peer: Whether it counts as something a user could pick instead; TVM's own pipelines and
+            other builds of ours do not.
+    """
+
+    name: str
+    module: str
+    packages: tuple[str, ...] = ()
+    install: str = "pip install tvmattend"
+    peer: bool = True
+
+    def missing(self) -> tuple[str, ...]:
+        """Packages that are not installed; they are looked for, not imported."""
+        return tuple(name for name in self.packages if importlib.util.find_spec(name) is None)
+
+
+# onnxscript is what torch's ONNX exporter is written with. executorch is pinned to the release
+# that is built for torch 2.13: its wheel does not say so, and another one fails to load.
+CATALOGUE: Mapping[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(OURS, "ours", peer=False),
+        Entry("openvino", "openvino_cpu", ("openvino",), "pip install openvino"),
+        Entry(
+            "onnxruntime",
+            "onnx_runtime",
+            ("onnxruntime", "onnxscript"),
+            "pip install onnxruntime onnxscript",
+        ),
+        Entry("ncnn", "ncnn_cpu", ("ncnn", "pnnx"), "pip install ncnn pnnx"),
+        Entry(
+            "executorch",
+            "executorch_xnnpack",
+            ("executorch",),
+            'pip install "executorch>=1.5,<1.6" "torch>=2.13,<2.14"',
+        ),
+        Entry("torch-compile", "torch_compile", ("torch",)),
+        Entry("torch", "torch_eager", ("torch",)),
+        Entry(TVM_DEFAULT, "tvm_default", peer=False),
+        Entry(TVM_TUNED, "tvm_default", peer=False),
+        Entry(UNTUNED, "ours", peer=False),
+    )
+}
+
+# What `--against` means when it is left out.
+AGAINST = tuple(name for name in CATALOGUE if name not in {OURS, UNTUNED, TVM_TUNED})
+
+
+def find(name: str, catalogue: Mapping[str, Entry] = CATALOGUE) -> Entry:
+    """Look a runtime up.
+
+    Raises:
+        BenchmarkError: There is none of that name; the hint names the nearest.
+    """
+    if name in catalogue:
+        return catalogue[name]
+    near = difflib.get_close_matches(name, catalogue, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(AGAINST)}"
+    raise BenchmarkError(f"the bench knows no runtime `{name}`", hint)
+
+
+def parse_against(text: str) -> tuple[str, ...]:
+    """Understand `openvino,ncnn,...`; spaces and repetitions are forgiven.
+
+    Raises:
+        BenchmarkError: A name is unknown, or there is none.
+    """
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    if not names:
+        raise BenchmarkError("--against names no runtime", f"e.g. --against {','.join(AGAINST)}")
+    chosen = [find(name).name for name in names]
+    return tuple(dict.fromkeys(name for name in chosen if name != OURS))
+
+
+def make(entry: Entry, setup: Setup) -> Runtime:
+    """Import an adapter and make it for a setup."""
+    module = import_module(f"tvmattend.bench.{entry.module}")
+    return cast("Runtime", module.Adapter(setup))
