@@ -73,25 +73,24 @@ def command(
         board = prepare(lambda step: click.echo(f"preparing the emulated board: {step}", err=True))
         name, server = f"an emulated {emulate}", board.start(options)
     with server:
-        if as_json:
-            facts = {"host": server.host, "port": server.port, "emulated": emulate is not None}
-            click.echo(json.dumps({**facts, "rpc": server.address, "core": emulate}))
-        else:
-            click.echo(f"serving {name} on {server.address}")
-            click.echo(f"use it with `--rpc {server.address}`; Ctrl-C stops it", err=True)
-        _serve_until_stopped(server)
-    click.echo("stopped", err=True)
-
-
-def _serve_until_stopped(server: "ServerProcess") -> None:
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        code = server.wait()
-    except KeyboardInterrupt:
-        return  # what a server is stopped with is no failure
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        # Before the line is printed: a script may stop us as soon as it has read it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            _announce(server, name, emulate, as_json)
+            code = server.wait()
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            return  # what a server is stopped with is no failure
     raise BoardUnreachableError(
         f"the server on {server.address} ended by itself with {code}",
         "start it again; --verbose shows its sessions",
     )
+
+
+def _announce(server: "ServerProcess", name: str, core: str | None, as_json: bool) -> None:
+    if as_json:
+        facts = {"host": server.host, "port": server.port, "rpc": server.address}
+        click.echo(json.dumps({**facts, "emulated": core is not None, "core": core}))
+    else:
+        click.echo(f"serving {name} on {server.address}")
+        click.echo(f"use it with `--rpc {server.address}`; Ctrl-C stops it", err=True)

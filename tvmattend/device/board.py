@@ -27,6 +27,9 @@ from tvmattend.target import ARM_CORES, TargetSpec
 # e_machine of an ELF header, for the architectures that boards and hosts have.
 _ELF_MACHINES = {3: "i386", 40: "arm (32 bit)", 62: "x86_64", 183: "aarch64", 243: "riscv"}
 
+# How a server ends a session at its limit (the text of the error that the client gets).
+_TIMEOUT = "RPCSessionTimeoutError"
+
 _CPU = "/sys/devices/system/cpu/cpu0/cpufreq"
 
 
@@ -128,30 +131,39 @@ def probe(
         library = Path(directory) / "probe.so"
         build_probe(target, library, cross_compiler)
         content = bytearray(library.read_bytes())
-    # The server ends the session too, should we be gone by then.
-    session = connect(place, session_timeout=timeout + 10)
+    # The server keeps the limit; ours is for a server, or a network, that is gone by then.
+    session = connect(place, session_timeout=timeout)
     try:
-        return within(timeout, lambda: _examine(session, content, place, target))
+        return within(timeout + 5, lambda: _examine(session, content, place, target))
     except TimeoutError as error:
-        raise BoardUnreachableError(
-            f"{place}: the board stopped answering (a probe took more than {timeout:g} s)",
-            "restart the server on the board",
-        ) from error
-    finally:
-        # In a thread: a board that stopped answering would not answer this either.
-        _close_soon(session)
+        raise _stuck(place) from error
 
 
 def _examine(session: Any, library: bytearray, place: Endpoint, target: TargetSpec) -> BoardInfo:
-    device = session.cpu()
+    """Run the kernel, ask, and close the session.
+
+    All of it in one thread: TVM 0.27 crashes when one thread closes a session in which another
+    waits for a call. Should this one be left behind, it closes when the server ends the session.
+    """
     # A fresh name: replacing a library that is loaded crashes the session.
     name = f"probe-{uuid.uuid4().hex}.so"
-    _step(place, lambda: session.upload(library, name))
-    module = _load(session, name, place, target)
-    kernel = ProbeModule(module, device)
+    try:
+        _step(place, lambda: session.upload(library, name))
+        kernel = ProbeModule(_load(session, name, place, target), session.cpu())
+        _add(kernel, place, target)
+        info: BoardInfo = _step(place, lambda: _describe(session, kernel, place, target))
+        _step(place, lambda: session.remove(name))
+        return info
+    finally:
+        close_session(session)
+
+
+def _add(kernel: ProbeModule, place: Endpoint, target: TargetSpec) -> None:
     try:
         right = kernel.add()
     except RuntimeError as error:
+        if _TIMEOUT in str(error):
+            raise _stuck(place) from error
         raise BoardMismatchError(
             f"{place}: a kernel for {target.cpu} crashed there ({_reason(error)})",
             "the board's core may lack the target's instructions; check --target, and restart "
@@ -162,9 +174,6 @@ def _examine(session: Any, library: bytearray, place: Endpoint, target: TargetSp
             f"{place}: a kernel for {target.cpu} gave wrong sums there",
             "the board's core may not be the target's; check --target",
         )
-    info: BoardInfo = _step(place, lambda: _describe(session, kernel, place, target))
-    _step(place, lambda: session.remove(name))
-    return info
 
 
 def _load(session: Any, name: str, place: Endpoint, target: TargetSpec) -> Any:
@@ -254,17 +263,18 @@ def _step(place: Endpoint, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except RuntimeError as error:
+        if _TIMEOUT in str(error):
+            raise _stuck(place) from error
         raise BoardUnreachableError(
             f"{place}: the session broke: {_reason(error)}",
             "restart the server on the board, and see whether its disk is full",
         ) from error
 
 
-def _close_soon(session: Any) -> None:
-    try:
-        within(2.0, lambda: close_session(session))
-    except TimeoutError:
-        return  # the server's own limit ends the session
+def _stuck(place: Endpoint) -> BoardUnreachableError:
+    return BoardUnreachableError(
+        f"{place}: the board stopped answering during a probe", "restart the server on the board"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ says nothing and a board that is busy are each an error of one line after some s
 """
 
 import contextlib
+import ipaddress
 import re
 import socket
 import threading
@@ -25,6 +26,9 @@ _HOW_TO_SERVE = (
 _HOW_TO_TRACK = "start it with `python -m tvm.exec.rpc_tracker`"
 
 _Result = TypeVar("_Result")
+
+# Threads in which a call to a board never came back (see `within`).
+_LEFT_BEHIND: list[threading.Thread] = []
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,15 @@ def connect(endpoint: Endpoint, timeout: float = 10.0, session_timeout: float = 
 
 
 def close_session(session: Any) -> None:
-    """Close a session now; left to itself, it ends when the last remote object is collected."""
+    """Close a session now; left to itself, it ends when the last remote object is collected.
+
+    TVM 0.27 crashes when one thread closes a session in which another waits for a call. So nothing
+    is closed while `within` has left such a call behind; the board ends the session by its limit,
+    or when this process ends.
+    """
+    here = threading.current_thread()
+    if any(thread.is_alive() and thread is not here for thread in _LEFT_BEHIND):
+        return
     from tvm.error import RPCError
 
     # A server that is gone, or that ended the session, leaves nothing to close.
@@ -179,12 +191,18 @@ def _wait_for_board(connection: socket.socket, endpoint: Endpoint, count: int) -
 def within(
     seconds: float,
     action: Callable[[], _Result],
-    discard: Callable[[_Result], None] = lambda _: None,
+    discard: Callable[[_Result], None] | None = None,
 ) -> _Result:
     """Run something that cannot be given a timeout.
 
     It runs in a thread, because TVM's client blocks in C++; that thread is left behind when the
-    time is over, and what it still produces goes to `discard`.
+    time is over.
+
+    Args:
+        seconds: How long to wait.
+        action: What to run.
+        discard: Takes what comes too late. Without it, `action` is taken for a call in a session,
+            which must not be closed before that call is back (see `close_session`).
 
     Raises:
         TimeoutError: It took longer.
@@ -201,17 +219,20 @@ def within(
             with lock:
                 late = abandoned
                 results.append(result)
-            if late:
+            if late and discard is not None:
                 discard(result)
         except BaseException as error:  # noqa: BLE001  (handed to the caller, below)
             errors.append(error)
         finished.set()
 
-    threading.Thread(target=run, daemon=True, name="tvmattend-board").start()
+    thread = threading.Thread(target=run, daemon=True, name="tvmattend-board")
+    thread.start()
     finished.wait(seconds)
     with lock:
         abandoned = not results and not errors
     if abandoned:
+        if discard is None:
+            _LEFT_BEHIND.append(thread)
         raise TimeoutError(f"no answer within {seconds:g} s")
     if errors:
         raise errors[0]
@@ -245,18 +266,26 @@ def _tcp(endpoint: Endpoint, timeout: float, remedy: str) -> socket.socket:
 
 
 def _split(word: str, text: str, default_port: int) -> tuple[str, int]:
-    match = (
-        re.fullmatch(r"\[([0-9A-Fa-f:.%\w]+)\](?::(\d+))?", word)
-        or re.fullmatch(r"([0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)()", word)
-        or re.fullmatch(r"([A-Za-z0-9._-]+)(?::(\d+))?", word)
-    )
-    port = int(match[2] or default_port) if match else 0
-    if match is None or not 0 < port < 65536:
+    bracketed = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", word)
+    named = re.fullmatch(r"([A-Za-z0-9._-]+)(?::(\d+))?", word)
+    host, port = word, default_port
+    if (match := bracketed or named) is not None:
+        host, port = match[1], int(match[2] or default_port)
+    # What is in brackets, or has no port because it has colons of its own, is IPv6.
+    good = named is not None or _is_ipv6(host)
+    if not good or not 0 < port < 65536:
         raise BoardUnreachableError(
             f"`{text}` is not an address of a board",
             f"write HOST or HOST:PORT, e.g. `pi4:{default_port}`",
         )
-    return match[1], port
+    return host, port
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 def _reason(error: Exception) -> str:

@@ -124,6 +124,7 @@ class ServerProcess:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
+        self._process.terminate()  # the lifeline is watched once it serves; this works before too
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
         # Whatever is left of it, sessions included, is in its process group.

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boards for every test: this machine as one, and an emulated Cortex-A72.
+
+The emulated board is never skipped: without `qemu-aarch64` its tests are errors that say which
+package is missing.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, prepare
+from tvmattend.device.process import ServerOptions, serve_here
+
+
+@pytest.fixture(scope="session")
+def emulated() -> EmulatedBoard:
+    """The prepared board itself; the first call ever downloads it (20 s, 130 MB)."""
+    return prepare(lambda step: print(step, file=sys.stderr))  # noqa: T201
+
+
+@pytest.fixture(scope="session")
+def emulated_board(
+    emulated: EmulatedBoard, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """`127.0.0.1:PORT` of an emulated Cortex-A72 that serves TVM RPC."""
+    log = tmp_path_factory.mktemp("emulated-board") / "server.log"
+    with emulated.serve(log=log) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def device_python(emulated: EmulatedBoard) -> EmulatedPython:
+    """An aarch64 Python with only numpy and apache-tvm-ffi, as on a user's device."""
+    return emulated.minimal_python()
+
+
+@pytest.fixture(scope="session")
+def host_board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`127.0.0.1:PORT` of this machine as a board."""
+    log = tmp_path_factory.mktemp("host-board") / "server.log"
+    with serve_here(ServerOptions(), log) as server:
+        yield server.address

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses, and everything that can be wrong with what is there."""
+
+import contextlib
+import pickle
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvmattend.device.endpoint import (
+    Endpoint,
+    check_reachable,
+    close_session,
+    connect,
+    parse_endpoint,
+    tracker_endpoint,
+    within,
+)
+from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.errors import BoardUnreachableError, NoFreeBoardError
+from tvmattend.target import TargetSpec, host_target
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("pi4", "pi4", 9090),
+        ("pi4:9091", "pi4", 9091),
+        (" 192.168.0.4:80 ", "192.168.0.4", 80),
+        ("[fe80::1]:9090", "fe80::1", 9090),
+        ("[::1]", "::1", 9090),
+        ("::1", "::1", 9090),
+    ],
+)
+def test_addresses(text: str, host: str, port: int) -> None:
+    endpoint = parse_endpoint(text)
+    assert endpoint == Endpoint(host, port)
+    assert parse_endpoint(endpoint.address) == endpoint
+    assert pickle.loads(pickle.dumps(endpoint)) == endpoint  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":9090", "pi4:", "pi4:x", "pi4:0", "pi4:65536", "a b", "a:1:2"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(BoardUnreachableError, match="is not an address of a board"):
+        parse_endpoint(text)
+
+
+def test_trackers_have_a_port_and_a_key_of_their_own() -> None:
+    endpoint = tracker_endpoint("farm", "pi4")
+    assert (endpoint.port, endpoint.key) == (9190, "pi4")
+    assert str(endpoint) == "`pi4` at tracker farm:9190"
+    for key in ("", "two words", "server:pi4"):
+        with pytest.raises(BoardUnreachableError, match="is not a key"):
+            tracker_endpoint("farm", key)
+
+
+def test_nothing_listens_there(closed_port: str) -> None:
+    with pytest.raises(BoardUnreachableError, match=closed_port) as caught:
+        connect(parse_endpoint(closed_port))
+    assert "refused" in str(caught.value)
+    assert "tvmattend device --host" in caught.value.hint
+
+
+def test_a_name_that_does_not_resolve() -> None:
+    with pytest.raises(BoardUnreachableError, match=r"no-such-board\.invalid:9090"):
+        check_reachable(parse_endpoint("no-such-board.invalid"))
+
+
+def test_a_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silence(address: tuple[str, int], timeout: float) -> socket.socket:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", silence)
+    with pytest.raises(BoardUnreachableError, match=r"pi4:9090: no answer .* within 0\.5 s"):
+        check_reachable(parse_endpoint("pi4"), timeout=0.5)
+
+
+def test_a_port_that_says_nothing_does_not_hang(silent_port: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(BoardUnreachableError, match=r"no TVM RPC server answered within 0\.5 s"):
+        connect(parse_endpoint(silent_port), timeout=0.5)
+    assert time.monotonic() - started < 5  # TVM's import is in it
+
+
+def test_a_port_that_speaks_something_else(ssh_port: str) -> None:
+    with pytest.raises(BoardUnreachableError, match="it is no TVM RPC server"):
+        connect(parse_endpoint(ssh_port), timeout=5)
+
+
+def test_a_tracker_that_is_none(ssh_port: str, closed_port: str, silent_port: str) -> None:
+    with pytest.raises(BoardUnreachableError, match="is no TVM RPC tracker"):
+        connect(tracker_endpoint(ssh_port, "pi4"), timeout=2)
+    with pytest.raises(BoardUnreachableError, match="is no TVM RPC tracker"):
+        connect(tracker_endpoint(silent_port, "pi4"), timeout=0.3)
+    with pytest.raises(BoardUnreachableError, match="refused") as caught:
+        connect(tracker_endpoint(closed_port, "pi4"), timeout=2)
+    assert "rpc_tracker" in caught.value.hint
+
+
+def test_a_busy_board_is_not_waited_for_for_ever(host_board: str) -> None:
+    first = connect(parse_endpoint(host_board))
+    try:
+        with pytest.raises(BoardUnreachableError, match="no TVM RPC server answered") as caught:
+            connect(parse_endpoint(host_board), timeout=0.5)
+        assert "another client" in caught.value.hint
+    finally:
+        close_session(first)
+    # The one that gave up gets its turn now, and must not keep it.
+    close_session(connect(parse_endpoint(host_board), timeout=5))
+
+
+@contextlib.contextmanager
+def tracker() -> Iterator[Any]:
+    from tvm.rpc.tracker import Tracker
+
+    running = Tracker(host="127.0.0.1", port=19190, port_end=19290, silent=True)
+    try:
+        yield running
+    finally:
+        running.terminate()
+
+
+def test_boards_from_a_tracker() -> None:
+    with tracker() as running:
+        address = f"127.0.0.1:{running.port}"
+        wanted = tracker_endpoint(address, "pi4")
+        with pytest.raises(NoFreeBoardError, match="has no board `pi4`") as caught:
+            connect(wanted, timeout=2)
+        assert "no board is registered" in caught.value.hint
+
+        with serve_here(ServerOptions(tracker=wanted)):
+            for _ in range(2):  # a board comes back after each session
+                session = connect(wanted, timeout=5)
+                assert "machine" in str(session.get_function("tvmattend.board")())
+                with pytest.raises(NoFreeBoardError, match=r"no `pi4` became free .*1 registered"):
+                    connect(wanted, timeout=0.5)
+                close_session(session)
+            with pytest.raises(NoFreeBoardError) as caught:
+                connect(tracker_endpoint(address, "pi5"), timeout=2)
+            assert "pi4" in caught.value.hint
+
+
+def test_within_hands_over_results_errors_and_what_comes_late() -> None:
+    assert within(1, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(1, lambda: 1 // 0)
+    late: list[str] = []
+
+    def slow() -> str:
+        time.sleep(0.2)
+        return "late"
+
+    with pytest.raises(TimeoutError):
+        within(0.05, slow, late.append)
+    time.sleep(0.4)
+    assert late == ["late"]
+
+
+def test_a_session_with_a_call_left_behind_is_not_closed(
+    host_board: str, misbehaving: Callable[[TargetSpec], Path]
+) -> None:
+    """Closing it would end this process with a segmentation fault."""
+    place = parse_endpoint(host_board)
+    session = connect(place, session_timeout=1)
+    session.upload(bytearray(misbehaving(host_target()).read_bytes()), "forever.so")
+    module = session.load_module("forever.so")
+    with pytest.raises(TimeoutError):
+        within(0.2, module["forever"])
+    close_session(session)
+    # The server's limit brings the call back; then boards are free again, and sessions close.
+    close_session(connect(place, timeout=10))
