@@ -12,7 +12,9 @@ from typing import Any
 
 from schedules import blocks
 from schedules.machines import Machine
-from schedules.space import Choose, DesignSpace, Knob
+from schedules.softmax import place_rows
+from schedules.space import Choose, Knob, Part
+from schedules.stages import Stage
 
 NAME = "conv2d_channels"
 
@@ -93,10 +95,15 @@ def pack(weight: Any, groups: int, machine: Machine) -> Any:
     return shaped.transpose(0, 1, 4, 5, 3, 2).copy()
 
 
-def space(sch: Any, machine: Machine) -> DesignSpace:
-    """Register blocks of rows x columns x vectors, rows of a job, order of the tiles."""
-    block = sch.get(sch.get_sblock(NAME, func_name="main"))
-    _, out_h, out_w, groups, outer, _, _, _, per_group = (
+def part(sch: Any, stage: Stage, machine: Machine) -> Part:
+    """Register blocks of rows x columns x vectors, and what a job is.
+
+    `job_rows` r > 0 makes r rows of the map (of one column) a job, 0 makes a block of features one:
+    then each weight is read once, by one core, which pays where the weights outweigh the map.
+    """
+    assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
+    block = sch.get(sch.get_sblock(stage.anchor, func_name="main"))
+    _, out_h, out_w, groups, outer, lanes, kh, kw, per_group = (
         int(var.dom.extent) for var in block.iter_vars
     )
     tiles = [
@@ -114,63 +121,69 @@ def space(sch: Any, machine: Machine) -> DesignSpace:
 
     ranked = sorted(tiles, key=cost)[:8]
     code = {rows * 10000 + cols * 100 + v: (rows, cols, v) for rows, cols, v in ranked}
-    first = next(iter(code))
-    row_choices = tuple(blocks.divisors(out_h))
+    weights = groups * outer * lanes * kh * kw * per_group
+    pixels = out_h * out_w * groups * per_group
+    by_rows = out_h if groups >= machine.threads or machine.threads == 1 else ranked[0][0]
     knobs = (
-        Knob("tile", tuple(sorted(code)), first),
-        # Grouped: the columns are the jobs. Ungrouped: each row of the map is one.
-        Knob("job_rows", row_choices, out_h if groups > 1 else code[first][0]),
-        Knob("weights_outer", (0, 1), 1),
-        Knob("unroll", tuple(blocks.divisors(per_group, 4)), 1),
+        Knob("tile", tuple(sorted(code)), next(iter(code))),
+        Knob("job_rows", (0, *blocks.divisors(out_h)), 0 if weights > pixels else by_rows),
     )
 
     def schedule(sch: Any, choose: Choose) -> None:
-        tile = code[choose("tile")]
-        rows = max(choose("job_rows"), tile[0])
-        rows = rows if rows % tile[0] == 0 else out_h
-        order = choose("weights_outer") == 1
-        _schedule(sch, machine, groups, tile, (rows, order, choose("unroll")))
+        tile, rows = code[choose("tile")], choose("job_rows")
+        if rows:
+            # A job holds whole tiles; where its rows do not, it is the whole map.
+            rows = rows if rows % tile[0] == 0 else out_h
+        _schedule(sch, stage, machine, groups, tile, rows)
 
-    return DesignSpace(NAME, knobs, schedule)
+    return Part(knobs, schedule)
 
 
 def _schedule(
     sch: Any,
+    stage: Stage,
     machine: Machine,
     groups: int,
     tile: tuple[int, int, int],
-    plan: tuple[int, bool, int],
+    job_rows: int,
 ) -> None:
-    job_rows, weights_outer, unroll = plan
-    has_slab = "slab" in blocks.names(sch)
-    blocks.inline_all_but(sch, (NAME, "slab"))
-    conv, out = sch.get_sblock(NAME, func_name="main"), blocks.output(sch)
+    conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
     n, y, x, c = sch.get_loops(out)
-    g, f = sch.split(c, [groups, None])
-    y_job, y_in = sch.split(y, [None, job_rows])
+    by_features = job_rows == 0
+    columns = 1 if by_features or stage.softmax is not None else groups
+    g, f = sch.split(c, [columns, None])
+    y_job, y_in = sch.split(y, [None, job_rows or 1])
     sch.reorder(n, g, y_job, y_in, x, f)
+    finish_softmax = None
+    if stage.softmax is not None:
+        finish_softmax = place_rows(sch, stage.softmax, x, machine, innermost=True)
     job = sch.fuse(n, g, y_job)
-    sch.compute_at(conv, job, preserve_unit_loops=True)
+    if not by_features:
+        sch.compute_at(conv, job, preserve_unit_loops=True)
+        for pad in stage.pads:
+            sch.compute_at(sch.get_sblock(pad, func_name="main"), job, preserve_unit_loops=True)
+    for name in (stage.out, *stage.pads):
+        blocks.vectorize_innermost(sch, sch.get_sblock(name, func_name="main"), machine.lanes)
     sch.parallel(job)
-    if has_slab:
-        slab = sch.get_sblock("slab", func_name="main")
-        sch.compute_at(slab, job, preserve_unit_loops=True)
-        blocks.vectorize_innermost(sch, slab, machine.lanes)
-    blocks.vectorize_innermost(sch, out, machine.lanes)
+    if finish_softmax is not None:
+        finish_softmax()
 
-    _, _, y, x, _, o, lane, ry, rx, rc = sch.get_loops(conv)
+    n, y, x, g, o, lane, ry, rx, rc = sch.get_loops(conv)[-9:]
     y_out, y_in = sch.split(y, [None, tile[0]])
     x_out, x_in = sch.split(x, [None, tile[1]])
     o_out, o_in = sch.split(o, [None, tile[2]])
-    rc_out, rc_in = sch.split(rc, [None, unroll])
-    tiles = (o_out, y_out, x_out) if weights_outer else (y_out, x_out, o_out)
-    sch.reorder(*tiles, ry, rx, rc_out, rc_in, y_in, x_in, o_in, lane)
-    sch.unroll(rc_in)
+    sch.reorder(n, g, o_out, y_out, x_out, ry, rx, rc, y_in, x_in, o_in, lane)
     registers = sch.cache_write(conv, 0, blocks.REGISTERS)
-    sch.reverse_compute_at(registers, tiles[-1], preserve_unit_loops=True)
+    sch.reverse_compute_at(registers, x_out, preserve_unit_loops=True)
+    if by_features:
+        sch.parallel(sch.fuse(n, g, o_out))
+        for pad in stage.pads:
+            slab = sch.get_loops(sch.get_sblock(pad, func_name="main"))
+            sch.parallel(sch.fuse(*slab[:2]))
     blocks.unroll_and_vectorize(sch, [y_in, x_in, o_in, lane])
     init = sch.decompose_reduction(conv, ry)
     blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-4:])
-    sch.vectorize(sch.get_loops(registers)[-1])
-    for loop in sch.get_loops(registers)[-6:-1]:
+    *tile_loops, lane = sch.get_loops(registers)
+    sch.vectorize(lane)
+    for loop in tile_loops[-5:]:
         sch.unroll(loop)

@@ -19,7 +19,9 @@ from typing import Any
 
 from schedules import blocks
 from schedules.machines import Machine
-from schedules.space import Choose, DesignSpace, Knob
+from schedules.softmax import place_rows
+from schedules.space import Choose, Knob, Part
+from schedules.stages import Stage
 
 NAME = "conv2d_pixels"
 
@@ -139,13 +141,12 @@ def pack(weight: Any, groups: int) -> Any:
     return weight.reshape(groups, out // groups, per_group, kh, kw).transpose(0, 2, 3, 4, 1).copy()
 
 
-def space(sch: Any, machine: Machine) -> DesignSpace:
-    """Register blocks of features x vectors, and how far the reduction is unrolled."""
-    block = sch.get(sch.get_sblock(NAME, func_name="main"))
-    batch, groups, chunks, features, vectors = (
-        int(var.dom.extent) for var in list(block.iter_vars)[:5]
-    )
-    kernel_width = int(list(block.iter_vars)[-1].dom.extent)
+def part(sch: Any, stage: Stage, machine: Machine) -> Part:
+    """Register blocks of features x vectors, and whether the taps of a row are unrolled."""
+    assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
+    iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
+    batch, groups, chunks, features, vectors = (int(var.dom.extent) for var in iters[:5])
+    kernel_width = int(iters[-1].dom.extent)
     tiles = [
         (f, v)
         for f in blocks.divisors(features)
@@ -158,46 +159,49 @@ def space(sch: Any, machine: Machine) -> DesignSpace:
         f, v = tile
         return (f + v) / (f * v) + (0.2 if f * v < 8 else 0.0)
 
-    ranked = sorted(tiles, key=cost)[:8]
-    codes = tuple(sorted(f * 100 + v for f, v in ranked))
+    code = {f * 100 + v: (f, v) for f, v in sorted(tiles, key=cost)[:8]}
+    taps = (0, 1) if kernel_width > 1 else (0,)
     knobs = (
-        Knob("tile", codes, ranked[0][0] * 100 + ranked[0][1]),
-        Knob("unroll_taps", (0, 1) if kernel_width > 1 else (0,), 1 if kernel_width > 1 else 0),
+        Knob("tile", tuple(sorted(code)), next(iter(code))),
+        Knob("unroll_taps", taps, taps[-1]),
     )
-    jobs = batch * groups * chunks
 
     def schedule(sch: Any, choose: Choose) -> None:
-        per_f, per_v = divmod(choose("tile"), 100)
-        _schedule(sch, machine, (groups, chunks), (per_f, per_v), choose("unroll_taps") == 1, jobs)
+        plan = (code[choose("tile")], choose("unroll_taps") == 1)
+        _schedule(sch, stage, machine, (groups, chunks), plan, batch * groups * chunks > 1)
 
-    return DesignSpace(NAME, knobs, schedule)
+    return Part(knobs, schedule)
 
 
 def _schedule(
     sch: Any,
+    stage: Stage,
     machine: Machine,
     cut: tuple[int, int],
-    tile: tuple[int, int],
-    unroll_taps: bool,
-    jobs: int,
+    plan: tuple[tuple[int, int], bool],
+    parallel: bool,
 ) -> None:
-    groups, chunks = cut
-    blocks.inline_all_but(sch, (NAME, "slab"))
-    conv, slab, out = (
-        sch.get_sblock(NAME, func_name="main"),
-        sch.get_sblock("slab", func_name="main"),
-        blocks.output(sch),
-    )
+    (groups, chunks), (tile, unroll_taps) = cut, plan
+    conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
     n, c, y, x = sch.get_loops(out)
     g, f = sch.split(c, [groups, None])
     chunk, row = sch.split(y, [chunks, None])
-    sch.reorder(n, g, chunk, f, row, x)
+    softmax = () if stage.softmax is None else (row,)
+    sch.reorder(n, g, chunk, *softmax, f, *(() if softmax else (row,)), x)
+    finish_softmax = None
+    if stage.softmax is not None:
+        finish_softmax = place_rows(sch, stage.softmax, row, machine, innermost=False)
     job = sch.fuse(n, g, chunk)
     sch.compute_at(conv, job, preserve_unit_loops=True)
-    sch.compute_at(slab, job, preserve_unit_loops=True)
-    if jobs > 1:
+    for pad in stage.pads:
+        slab = sch.get_sblock(pad, func_name="main")
+        sch.compute_at(slab, job, preserve_unit_loops=True)
+        _fill_slab(sch, slab, machine)
+    if parallel:
         sch.parallel(job)
     blocks.vectorize_innermost(sch, out, machine.lanes)
+    if finish_softmax is not None:
+        finish_softmax()
 
     *_, f, vector, lane, rc, ry, rx = sch.get_loops(conv)
     f_out, f_in = sch.split(f, [None, tile[0]])
@@ -210,12 +214,11 @@ def _schedule(
     sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
     blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
     init = sch.decompose_reduction(conv, rc)
-    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[3:])
+    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
     blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
-    _schedule_slab(sch, slab, machine)
 
 
-def _schedule_slab(sch: Any, slab: Any, machine: Machine) -> None:
+def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
     """Zero the slab, then copy the rows that exist; strided phases are gathered one by one."""
     loops = sch.get_loops(slab)
     if len(sch.get(slab).iter_vars) > 4 or not sch.can_decompose_padding(slab, loops[1]):

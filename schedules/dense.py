@@ -9,7 +9,8 @@ from typing import Any
 
 from schedules import blocks
 from schedules.machines import Machine
-from schedules.space import Choose, DesignSpace, Knob
+from schedules.space import Choose, Knob, Part
+from schedules.stages import Stage
 
 NAME = "dense"
 
@@ -50,21 +51,22 @@ def pack(weight: Any, machine: Machine) -> Any:
     return padded.reshape(depth, outer, machine.lanes).transpose(1, 0, 2).copy()
 
 
-def space(sch: Any, machine: Machine) -> DesignSpace:
+def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """Vectors in a register block, unrolling, and how many blocks make a job."""
-    block = sch.get(sch.get_sblock(NAME, func_name="main"))
-    rows, outer, _, depth = (int(var.dom.extent) for var in block.iter_vars)
+    assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
+    iters = sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars
+    rows, outer, _, depth = (int(var.dom.extent) for var in iters)
     row_tile = max(step for step in blocks.divisors(rows, 4))
     vectors = tuple(v for v in (1, 2, 4, 8) if v * row_tile <= machine.accumulators)
+    jobs = tuple(blocks.divisors(outer // 8, 8))
     knobs = (
         Knob("vectors", vectors, vectors[-1] if row_tile == 1 else vectors[len(vectors) // 2]),
         Knob("unroll", tuple(blocks.divisors(depth, 4)), 1),
-        Knob("jobs", tuple(blocks.divisors(outer // 8, 8)), max(blocks.divisors(outer // 8, 8))),
+        Knob("jobs", jobs, jobs[-1]),
     )
 
     def schedule(sch: Any, choose: Choose) -> None:
-        blocks.inline_all_but(sch, (NAME,))
-        block, out = sch.get_sblock(NAME, func_name="main"), blocks.output(sch)
+        block, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
         m, o, lane, k = sch.get_loops(block)
         job, o_out, o_in = sch.split(o, [choose("jobs"), None, choose("vectors")])
         m_out, m_in = sch.split(m, [None, row_tile])
@@ -80,4 +82,4 @@ def space(sch: Any, machine: Machine) -> DesignSpace:
         blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
         blocks.vectorize_innermost(sch, out, machine.lanes)
 
-    return DesignSpace(NAME, knobs, schedule)
+    return Part(knobs, schedule)

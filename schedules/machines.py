@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a schedule must know of a core: vector length, registers, first-level cache."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -13,11 +13,13 @@ class Machine:
         lanes: fp32 elements in one vector register.
         accumulators: Vector registers that may hold accumulators; the others feed them.
         l1_bytes: First-level data cache of one core.
+        threads: Cores that run a kernel together.
     """
 
     lanes: int
     accumulators: int
     l1_bytes: int
+    threads: int = 1
 
 
 # 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6).
@@ -39,6 +41,11 @@ def machine_of(target: Any) -> Machine:
         target: A `tvm.target.Target` of kind `llvm`.
     """
     triple, cpu = str(target.attrs.get("mtriple", "")), str(target.attrs.get("mcpu", ""))
+    threads = int(target.attrs.get("num-cores", 1))
+    return replace(_core(triple, cpu), threads=threads)
+
+
+def _core(triple: str, cpu: str) -> Machine:
     if triple.startswith("aarch64"):
         return AARCH64
     if cpu.startswith(_AVX512_CORES):

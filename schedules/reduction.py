@@ -5,59 +5,33 @@ from typing import Any
 
 from schedules import blocks
 from schedules.machines import Machine
-from schedules.space import Choose, DesignSpace, Knob
-
-NAME = "reduction"
-
-
-def reduction_blocks(sch: Any) -> list[str]:
-    """Names of the blocks under the root that reduce."""
-    found = []
-    for name in blocks.names(sch):
-        iters = sch.get(sch.get_sblock(name, func_name="main")).iter_vars
-        if any(int(var.iter_type) == blocks.REDUCED for var in iters):  # IterVar::kCommReduce
-            found.append(name)
-    return found
+from schedules.space import Choose, Knob, Part
+from schedules.stages import Stage
 
 
-def space(sch: Any, machine: Machine) -> DesignSpace:
+def part(stage: Stage, machine: Machine) -> Part:
     """How many vectors are reduced side by side."""
-    (name,) = reduction_blocks(sch)
-    producers = _stages_before(sch, name)
 
     def schedule(sch: Any, choose: Choose) -> None:
-        pads = [producer for producer in producers if "pad" in producer]
-        blocks.inline_all_but(sch, (name, *pads))
-        block, out = sch.get_sblock(name, func_name="main"), blocks.output(sch)
-        separate = str(sch.get(out).name_hint) != name
-        loops = sch.get_loops(out)
+        block, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
         kept = [
             loop
-            for loop, var in zip(loops, sch.get(out).iter_vars, strict=False)
+            for loop, var in zip(sch.get_loops(out), sch.get(out).iter_vars, strict=True)
             if int(var.iter_type) == blocks.SPATIAL
         ]
         job = sch.fuse(*kept[:-2]) if len(kept) > 2 else kept[0]
-        if separate:
+        if stage.out != stage.anchor:
             sch.compute_at(block, job, preserve_unit_loops=True)
             blocks.vectorize_innermost(sch, out, machine.lanes)
-        for pad in pads:
-            stage = sch.get_sblock(pad, func_name="main")
-            sch.compute_at(stage, job, preserve_unit_loops=True)
-            blocks.vectorize_innermost(sch, stage, machine.lanes)
+        for name in stage.pads:
+            pad = sch.get_sblock(name, func_name="main")
+            sch.compute_at(pad, job, preserve_unit_loops=True)
+            blocks.vectorize_innermost(sch, pad, machine.lanes)
         sch.parallel(job)
         if len(kept) > 1:  # else the only kept axis is the jobs' own
             _hold_in_registers(sch, block, machine, choose("vectors"))
 
-    return DesignSpace(NAME, (Knob("vectors", (1, 2, 4), 2),), schedule)
-
-
-def _stages_before(sch: Any, name: str) -> list[str]:
-    seen: list[str] = []
-    for block in blocks.names(sch):
-        if block == name:
-            break
-        seen.append(block)
-    return seen
+    return Part((Knob("vectors", (1, 2, 4), 2),), schedule)
 
 
 def _hold_in_registers(sch: Any, block: Any, machine: Machine, vectors: int) -> None:

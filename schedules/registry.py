@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PrimFunc and target -> the design space of its family."""
+"""PrimFunc and target -> its design space, made of the spaces of its stages."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from schedules import (
@@ -11,9 +13,19 @@ from schedules import (
     elementwise,
     reduction,
     softmax,
+    stages,
 )
-from schedules.machines import machine_of
-from schedules.space import DesignSpace
+from schedules.machines import Machine, machine_of
+from schedules.space import Choose, DesignSpace, Knob, Part
+from schedules.stages import Stage
+
+PLAIN = "plain"
+
+_BY_ANCHOR: dict[str, Callable[[Any, Stage, Machine], Part]] = {
+    conv2d_pixels.NAME: conv2d_pixels.part,
+    conv2d_channels.NAME: conv2d_channels.part,
+    dense.NAME: dense.part,
+}
 
 
 def space_for(mod: Any, target: Any) -> DesignSpace:
@@ -24,26 +36,65 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
         target: A `tvm.target.Target` of kind `llvm`.
 
     Returns:
-        The space of the first family that recognises the kernel's blocks; family `plain` (one
-        point, no transformation) for a kernel that none recognises.
+        The product of its stages' spaces; for a kernel that cannot be cut into stages of known
+        families, the family `plain` (one point, no transformation: correct, not fast).
     """
     from tvm import s_tir
 
     sch = s_tir.Schedule(mod)
-    machine = machine_of(target)
-    reductions = reduction.reduction_blocks(sch)
     if len(sch.get_output_blocks(blocks.root(sch))) != 1:
-        return elementwise.plain_space()
-    if reductions == [conv2d_pixels.NAME]:
-        return conv2d_pixels.space(sch, machine)
-    if reductions == [conv2d_channels.NAME]:
-        return conv2d_channels.space(sch, machine)
-    if reductions == [dense.NAME]:
-        return dense.space(sch, machine)
-    if softmax.applies(sch):
-        return softmax.space(sch, machine)
-    if len(reductions) == 1:
-        return reduction.space(sch, machine)
-    if not reductions:
-        return elementwise.space(sch, machine)
-    return elementwise.plain_space()
+        return _plain()
+    try:
+        found = stages.cut(sch)
+    except ValueError:  # two reductions that finish in one block: no family schedules them
+        return _plain()
+    machine = machine_of(target)
+    parts = [_part(sch, stage, machine) for stage in found]
+    names = [_family(stage) for stage in found]
+    numbered = len(parts) > 1
+
+    def label(index: int, name: str) -> str:
+        return f"{index}.{name}" if numbered else name
+
+    knobs = tuple(
+        Knob(label(index, knob.name), knob.choices, knob.default)
+        for index, part in enumerate(parts)
+        for knob in part.knobs
+    )
+
+    def schedule(sch: Any, choose: Choose) -> None:
+        stages.cut(sch)
+        for index, part in enumerate(parts):
+            part.schedule(sch, _within(choose, partial(label, index)))
+
+    return DesignSpace("+".join(names), knobs, schedule)
+
+
+def _within(choose: Choose, label: Callable[[str], str]) -> Choose:
+    """A stage's view of the kernel's decisions."""
+    return lambda name: choose(label(name))
+
+
+def _part(sch: Any, stage: Stage, machine: Machine) -> Part:
+    if stage.family in _BY_ANCHOR:
+        return _BY_ANCHOR[stage.family](sch, stage, machine)
+    if stage.anchor is not None:
+        return reduction.part(stage, machine)
+    if stage.softmax is not None:
+        return softmax.part(sch, stage, machine)
+    return elementwise.part(stage, machine)
+
+
+def _family(stage: Stage) -> str:
+    if stage.family in _BY_ANCHOR:
+        return stage.family
+    if stage.anchor is not None:
+        return "reduction"
+    return "elementwise" if stage.softmax is None else "softmax"
+
+
+def _plain() -> DesignSpace:
+    def schedule(sch: Any, choose: Choose) -> None:
+        del sch, choose
+
+    return DesignSpace(PLAIN, (), schedule)

@@ -7,62 +7,78 @@ All stages (maximum, exponential, sum, quotient) are computed for one row of pix
 pixel where channels lie innermost, while it is in the first-level cache.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from schedules import blocks
 from schedules.machines import Machine
-from schedules.space import Choose, DesignSpace, Knob
-
-NAME = "softmax"
-MAXIMUM, EXPONENTIAL, TOTAL = "T_softmax_maxelem", "T_softmax_exp", "T_softmax_expsum"
+from schedules.space import Choose, Part
+from schedules.stages import Softmax, Stage
 
 
-def applies(sch: Any) -> bool:
-    """Whether the kernel holds TVM's softmax stages."""
-    return {MAXIMUM, EXPONENTIAL, TOTAL} <= set(blocks.names(sch))
-
-
-def space(sch: Any, machine: Machine) -> DesignSpace:
+def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """One point: the kernel is bound by the exponential and by memory, not by its loop order."""
-    out_iters = sch.get(blocks.output(sch)).iter_vars
-    total = sch.get(sch.get_sblock(TOTAL, func_name="main"))
-    extents = [int(var.dom.extent) for var in out_iters]
-    axis = _axis(sch, total)
+    softmax = stage.softmax
+    assert softmax is not None  # noqa: S101  (the registry asks for this family by the softmax)
+    axis = _axis(sch.get(sch.get_sblock(softmax.total, func_name="main")))
 
     def schedule(sch: Any, choose: Choose) -> None:
         del choose
-        blocks.inline_all_but(sch, (MAXIMUM, EXPONENTIAL, TOTAL))
-        out = blocks.output(sch)
+        out = sch.get_sblock(stage.out, func_name="main")
         loops = sch.get_loops(out)
-        innermost = axis == len(extents) - 1
+        innermost = axis == len(loops) - 1
         outer = [loop for position, loop in enumerate(loops) if position != axis]
         outer = outer if innermost else outer[:-1]
         sch.reorder(*outer, loops[axis], *([] if innermost else loops[-1:]))
         job = sch.fuse(*outer) if len(outer) > 1 else outer[0]
-        total, maximum = (sch.get_sblock(name, func_name="main") for name in (TOTAL, MAXIMUM))
-        exponential = sch.get_sblock(EXPONENTIAL, func_name="main")
-        # Consumers first: each stage goes to where it is used.
-        partial_total = _lane_partials(sch, total, machine) if innermost else None
-        partial_maximum = _lane_partials(sch, maximum, machine) if innermost else None
-        for block in (total, partial_total, exponential, maximum, partial_maximum):
-            if block is not None:
-                sch.compute_at(block, job, preserve_unit_loops=True)
+        finish = place_rows(sch, softmax, job, machine, innermost=innermost)
         sch.parallel(job)
-        for block in (out, exponential):
-            blocks.vectorize_innermost(sch, block, machine.lanes)
-        for block in (total, maximum) if not innermost else (partial_total, partial_maximum):
+        blocks.vectorize_innermost(sch, out, machine.lanes)
+        finish()
+
+    return Part((), schedule)
+
+
+def place_rows(
+    sch: Any, softmax: Softmax, loop: Any, machine: Machine, *, innermost: bool
+) -> Callable[[], None]:
+    """Compute the blocks of a softmax under a loop of the block that finishes it.
+
+    Args:
+        sch: The schedule.
+        softmax: Its blocks.
+        loop: Over rows of pixels, or over pixels where channels lie innermost.
+        machine: Lanes of the core.
+        innermost: Whether the softmax runs over the innermost axis.
+
+    Returns:
+        What vectorises the reductions; called after the jobs are made parallel, since TVM makes no
+        loop parallel over a reduction whose start is a block of its own.
+    """
+    total, maximum, exponential = (
+        sch.get_sblock(name, func_name="main")
+        for name in (softmax.total, softmax.maximum, softmax.exponential)
+    )
+    partial_total = _lane_partials(sch, total, machine) if innermost else None
+    partial_maximum = _lane_partials(sch, maximum, machine) if innermost else None
+    # Consumers first: each stage goes to where it is used.
+    for block in (total, partial_total, exponential, maximum, partial_maximum):
+        if block is not None:
+            sch.compute_at(block, loop, preserve_unit_loops=True)
+    blocks.vectorize_innermost(sch, exponential, machine.lanes)
+
+    def finish() -> None:
+        for block in (partial_total, partial_maximum) if innermost else (total, maximum):
             if block is not None:
                 _vectorize_reduction(sch, block, machine, innermost)
 
-    return DesignSpace(NAME, (Knob("rows", (1,), 1),), schedule)
+    return finish
 
 
-def _axis(sch: Any, total: Any) -> int:
+def _axis(total: Any) -> int:
     """Position of the axis that is summed, from the region that the sum reads."""
-    del sch
     reduced = {str(var.var.name) for var in total.iter_vars if int(var.iter_type) == blocks.REDUCED}
-    region = total.reads[0].region
-    for position, span in enumerate(region):
+    for position, span in enumerate(total.reads[0].region):
         if str(getattr(span.min, "name", "")) in reduced:
             return position
     raise ValueError("softmax without a reduced axis")

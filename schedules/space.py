@@ -8,7 +8,6 @@ out instead of a random draw. The decisions go through `sample_categorical`, hen
 trace holds them and MetaSchedule's builder, runner and cost model take it like any other.
 """
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,9 @@ from typing import Any
 
 Point = Mapping[str, int]
 Choose = Callable[[str], int]
+
+# A tuning run measures a few hundred; the rest of a larger space is only ranked.
+_MOST_POINTS = 4096
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class Knob:
     def __post_init__(self) -> None:
         if self.default not in self.choices:
             raise ValueError(f"default {self.default} of knob {self.name} is not in {self.choices}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The decisions of one stage of a kernel, and the function that schedules that stage."""
+
+    knobs: tuple[Knob, ...]
+    schedule: Callable[[Any, Choose], None]
 
 
 @dataclass(frozen=True)
@@ -64,15 +74,25 @@ class DesignSpace:
         return {knob.name: knob.default for knob in self.knobs}
 
     def points(self, seed: int) -> Iterator[dict[str, int]]:
-        """Every point once: the default first, the others in an order drawn from `seed`."""
+        """Every point once: the default first, the others in an order drawn from `seed`.
+
+        Of a space with more than `_MOST_POINTS` points, that many are drawn.
+        """
         names = [knob.name for knob in self.knobs]
-        everything = list(itertools.product(*(knob.choices for knob in self.knobs)))
-        random.Random(seed).shuffle(everything)  # noqa: S311  (a search order, not a secret)
+        draw = random.Random(seed)  # noqa: S311  (a search order, not a secret)
+        order = draw.sample(range(self.size), min(self.size, _MOST_POINTS))
         yield self.default
-        for values in everything:
-            point = dict(zip(names, values, strict=True))
+        for index in order:
+            point = dict(zip(names, self._values(index), strict=True))
             if point != self.default:
                 yield point
+
+    def _values(self, index: int) -> list[int]:
+        values = []
+        for knob in self.knobs:
+            index, position = divmod(index, len(knob.choices))
+            values.append(knob.choices[position])
+        return values
 
     def accepts(self, point: Point) -> bool:
         """Whether the point belongs to this space (a record may come from an older one)."""
