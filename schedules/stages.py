@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cut a fused PrimFunc into stages: what is computed, block by block, and what is kept.
+
+A kernel of one convolution is one stage; a fused DC-AC block has several:
+
+    condense -> embed -> expand ---\\
+           \\-> project -------------> gate
+
+Every element-wise block is inlined into its user unless its values are read by something that is
+not element-wise (a reduction, a padded copy), which would compute them many times over.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from schedules import blocks
+
+# Blocks that copy their input into a padded buffer.
+_PADS = ("slab", "pad_temp")
+SOFTMAX_MAXIMUM, SOFTMAX_EXPONENTIAL = "T_softmax_maxelem", "T_softmax_exp"
+SOFTMAX_TOTAL = "T_softmax_expsum"
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """The three blocks that a softmax keeps, and the block that it reads."""
+
+    maximum: str
+    exponential: str
+    total: str
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One buffer that the kernel keeps, and how it comes about.
+
+    Attributes:
+        out: The block that writes it.
+        anchor: The reduction that `out` finishes; None for an element-wise stage; `out` itself
+            where nothing follows the reduction.
+        pads: Padded copies that the anchor reads.
+        softmax: The softmax that `out` finishes.
+    """
+
+    out: str
+    anchor: str | None = None
+    pads: tuple[str, ...] = ()
+    softmax: Softmax | None = None
+
+    @property
+    def family(self) -> str:
+        """The anchor's name without the digits that make it unique."""
+        return "" if self.anchor is None else self.anchor.rstrip("0123456789").rstrip("_")
+
+
+def cut(sch: Any) -> list[Stage]:
+    """Inline what can be inlined, in place, and describe what remains, in order of computation.
+
+    Raises:
+        ValueError: A stage finishes two reductions that are not a convolution and a softmax.
+    """
+    _inline(sch)
+    found = []
+    for name in blocks.names(sch):
+        if not _is_kept(sch, name):
+            continue
+        producers = _producers(sch, name)
+        softmax = _softmax(sch, producers)
+        inside = {softmax.exponential, softmax.total} if softmax else set()
+        reductions = [p for p in producers if _reduces(sch, p) and p not in inside]
+        if _reduces(sch, name):
+            reductions = [name]
+        if len(reductions) > 1:
+            raise ValueError(f"block {name} finishes {', '.join(reductions)}")
+        anchor = reductions[0] if reductions else None
+        pads = [p for p in _producers(sch, anchor) if p.startswith(_PADS)] if anchor else []
+        found.append(Stage(name, anchor, tuple(pads), softmax))
+    return found
+
+
+def _inline(sch: Any) -> None:
+    for name in blocks.names(sch):
+        consumers = _consumers(sch, name)
+        mapped = not _reduces(sch, name) and not name.startswith(_PADS)
+        if mapped and consumers and all(_is_map(sch, user) for user in consumers):
+            sch.compute_inline(sch.get_sblock(name, func_name="main"))
+
+
+def _is_kept(sch: Any, name: str) -> bool:
+    """Whether a block ends a stage: its buffer is an output, or is read by another stage."""
+    if name.startswith((*_PADS, "T_softmax_max", "T_softmax_exp")):
+        return False
+    if not _reduces(sch, name):
+        return True
+    consumers = _consumers(sch, name)
+    return not consumers or any(not _is_map(sch, user) for user in consumers)
+
+
+def _softmax(sch: Any, producers: list[str]) -> Softmax | None:
+    for name in producers:
+        if not name.startswith(SOFTMAX_TOTAL):
+            continue
+        (exponential,) = _producers(sch, name)
+        (maximum,) = [p for p in _producers(sch, exponential) if p.startswith(SOFTMAX_MAXIMUM)]
+        sources = _producers(sch, maximum)
+        return Softmax(maximum, exponential, name, sources[0] if sources else None)
+    return None
+
+
+def _is_map(sch: Any, name: str) -> bool:
+    return not _reduces(sch, name) and not name.startswith(_PADS)
+
+
+def _reduces(sch: Any, name: str) -> bool:
+    iters = sch.get(sch.get_sblock(name, func_name="main")).iter_vars
+    return any(int(var.iter_type) == blocks.REDUCED for var in iters)
+
+
+def _producers(sch: Any, name: str) -> list[str]:
+    found = sch.get_producers(sch.get_sblock(name, func_name="main"))
+    return [str(sch.get(block).name_hint) for block in found]
+
+
+def _consumers(sch: Any, name: str) -> list[str]:
+    found = sch.get_consumers(sch.get_sblock(name, func_name="main"))
+    return [str(sch.get(block).name_hint) for block in found]
