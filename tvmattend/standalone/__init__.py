@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network as a C library that needs nothing: no interpreter, no runtime, no TVM on the device."""
+
+from tvmattend.standalone.emit import StandaloneFiles, emit
+from tvmattend.standalone.toolchain import LIBCS, Libc
+
+__all__ = ["LIBCS", "Libc", "StandaloneFiles", "emit"]

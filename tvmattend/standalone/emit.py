@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scheduled IRModule -> `lib<model>.so`, `lib<model>.a`, `<model>.h` and `<model>.hpp`."""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmattend.errors import CompileError
+from tvmattend.standalone import elf, source
+from tvmattend.standalone.graph import Graph, read_graph
+from tvmattend.standalone.kernels import Kernel, generate, split_kernels
+from tvmattend.standalone.plan import Plan, plan_memory
+from tvmattend.standalone.toolchain import Libc, Toolchain
+from tvmattend.target import TargetSpec
+
+if TYPE_CHECKING:
+    from tvmattend.frontend import ImportedModel
+
+# What kernels may call: the C library's memory functions and the maths of libm.
+_KERNEL_CALLS = re.compile(
+    r"mem(cpy|move|set)|"
+    r"(a?(sin|cos|tan)h?|atan2|erfc?|exp(2|10|m1)?|fabs|floor|ceil|round|roundeven|rint|nearbyint|"
+    r"trunc|fma|fmod|fmin|fmax|hypot|ldexp|log(2|10|1p)?|nextafter|pow|sqrt|copysign)f?"
+)
+_SYSTEM_LIBRARIES = re.compile(r"lib(c|m|pthread)\.so(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class StandaloneFiles:
+    """What was written, and what it needs.
+
+    Attributes:
+        shared: `lib<prefix>.so`.
+        static: `lib<prefix>.a`.
+        header: `<prefix>.h`.
+        cpp_header: `<prefix>.hpp`.
+        prefix: Of every C name.
+        system: C library that it is for, e.g. `glibc 2.28`.
+        needed: Libraries that the shared one asks for.
+        steps: Kernel calls in an inference, of which `barriers` wait for the ones before.
+        barriers: See `steps`.
+        weight_bytes: Inside of either library.
+        arena_bytes: Of an instance.
+        thread_bytes: Of each of its threads, on top.
+    """
+
+    shared: Path
+    static: Path
+    header: Path
+    cpp_header: Path
+    prefix: str
+    system: str
+    needed: tuple[str, ...]
+    steps: int
+    barriers: int
+    weight_bytes: int
+    arena_bytes: int
+    thread_bytes: int
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+        return (self.shared, self.static, self.header, self.cpp_header)
+
+
+def emit(
+    scheduled: Any,
+    imported: "ImportedModel",
+    target: TargetSpec,
+    directory: Path,
+    *,
+    libc: Libc = "glibc",
+    cross_compiler: str | None = None,
+    name: str | None = None,
+) -> StandaloneFiles:
+    """Write the standalone library of a network.
+
+    Args:
+        scheduled: IRModule whose every kernel is scheduled.
+        imported: Says what the inputs, outputs and weights are.
+        target: The machine.
+        directory: Where the files go; it exists.
+        libc: C library of the device.
+        cross_compiler: A command to compile and link with instead of Zig.
+        name: Instead of the model's name in C and in the files.
+
+    Raises:
+        CompileError: Something cannot be expressed in C, or a tool failed.
+        ToolMissingError: A tool is not installed.
+    """
+    tools = Toolchain(target, libc, cross_compiler)
+    tools.driver()  # before the minutes of work
+    prefix = source.prefix_of(name or imported.name)
+    graph = read_graph(scheduled)
+    _check_interface(graph, imported)
+    kernels = _split(scheduled, graph, prefix, target)
+    plan = plan_memory(graph, kernels)
+    weights = weight_block(graph, plan)
+    about = source.Description(
+        prefix=prefix,
+        model=imported.name,
+        target=f"{target.triple} {target.cpu}",
+        threads=target.num_cores,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        inputs=imported.inputs,
+        outputs=imported.outputs,
+        recipe=imported.preprocessing,
+    )
+    shared, static = (directory / f"lib{prefix}{suffix}" for suffix in (".so", ".a"))
+    header, cpp_header = (directory / f"{prefix}{suffix}" for suffix in (".h", ".hpp"))
+    header.write_text(source.header(plan, graph, about), encoding="utf-8")
+    cpp_header.write_text(source.cpp_header(about), encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="tvmattend-c-") as scratch:
+        place = Path(scratch)
+        joined = _objects(place, tools, plan, graph, kernels, weights, about)
+        tools.archive([joined], static)
+        tools.link([joined], shared)
+    needed = _check_library(shared, header)
+    return StandaloneFiles(
+        shared=shared,
+        static=static,
+        header=header,
+        cpp_header=cpp_header,
+        prefix=prefix,
+        system=tools.system,
+        needed=needed,
+        steps=len(plan.steps),
+        barriers=sum(step.sync for step in plan.steps),
+        weight_bytes=plan.weight_bytes,
+        arena_bytes=plan.arena_bytes,
+        thread_bytes=source.thread_bytes(plan),
+    )
+
+
+def weight_block(graph: Graph, plan: Plan) -> bytes:
+    """All weights, each at its offset."""
+    block = np.zeros(max(plan.weight_bytes, 1), np.uint8)
+    for offset, array in zip(plan.weight_offsets, graph.weights, strict=True):
+        block[offset : offset + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
+    return block.tobytes()
+
+
+def _split(scheduled: Any, graph: Graph, prefix: str, target: TargetSpec) -> dict[str, Kernel]:
+    results = {call.kernel: len(call.results) for call in graph.calls}
+    return split_kernels(scheduled, results, prefix, target)
+
+
+def _objects(
+    place: Path,
+    tools: Toolchain,
+    plan: Plan,
+    graph: Graph,
+    kernels: Mapping[str, Kernel],
+    weights: bytes,
+    about: source.Description,
+) -> Path:
+    """Compile everything into one relocatable object."""
+    name = about.prefix
+    (place / f"{name}.h").write_text(source.header(plan, graph, about), encoding="utf-8")
+    text = source.program(plan, graph, kernels, about)
+    (place / f"{name}.c").write_text(text, encoding="utf-8")
+    (place / "weights.bin").write_bytes(weights)
+    assembly = source.weights_assembly(plan, about, "weights.bin")
+    (place / "weights.S").write_text(assembly, encoding="utf-8")
+    objects = [place / f"{stem}.o" for stem in ("program", "kernels", "weights")]
+    tools.compile(place / f"{name}.c", objects[0])
+    _compile_kernels(kernels, tools.target, objects[1])
+    tools.compile(place / "weights.S", objects[2])
+    joined = place / f"{name}.o"
+    tools.join(objects, joined)
+    return joined
+
+
+def _compile_kernels(kernels: Mapping[str, Kernel], target: TargetSpec, output: Path) -> None:
+    import tvm
+
+    from tvmattend.codegen.intrinsics import use_vector_math
+
+    use_vector_math()
+    try:
+        generate(list(kernels.values()), target).write_to_file(str(output), "o")
+    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+        reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), "no reason")
+        raise CompileError(
+            f"TVM could not compile the kernels for {target.describe()}: {reason.strip()}",
+            "run again with --debug for the whole message",
+        ) from error
+    strangers = [
+        name for name in sorted(elf.symbols(output).undefined) if not _KERNEL_CALLS.fullmatch(name)
+    ]
+    if strangers:
+        raise CompileError(
+            f"the kernels call {', '.join(strangers)}, which a C library does not have",
+            "`--format vm` links them with TVM's runtime",
+        )
+
+
+def _check_interface(graph: Graph, imported: "ImportedModel") -> None:
+    """Hold the compiled network against what the import said of it."""
+    sides = (
+        ("input", graph.inputs, imported.inputs),
+        ("output", tuple(graph.tensor(ref) for ref in graph.outputs), imported.outputs),
+    )
+    for kind, tensors, specs in sides:
+        found = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        wanted = [(tuple(spec.shape), spec.dtype) for spec in specs]
+        if found != wanted:
+            raise CompileError(f"the {kind}s of `main` are {found}, the import said {wanted}")
+
+
+def _check_library(shared: Path, header: Path) -> tuple[str, ...]:
+    """Hold the library to its promise: the system's libraries only, the header's names only."""
+    needed = tuple(elf.needed(shared))
+    strangers = [name for name in needed if not _SYSTEM_LIBRARIES.fullmatch(name)]
+    if strangers:
+        raise CompileError(f"{shared.name} needs {', '.join(strangers)}")
+    visible = elf.symbols(shared, dynamic=True).visible
+    prefix = header.stem
+    text = header.read_text(encoding="utf-8")
+    declared = set(re.findall(rf"_API [^;(]*?\b({prefix}_\w+)\(", text))
+    if visible != declared:
+        names = ", ".join(sorted(visible ^ declared))
+        raise CompileError(f"{shared.name} and {header.name} do not agree on {names}")
+    return needed
