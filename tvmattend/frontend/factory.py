@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`package.module:factory` -> an nn.Module."""
 
+import difflib
 import importlib
 import inspect
 import traceback
@@ -79,13 +80,7 @@ def _find(module_name: str, attribute: str) -> Callable[..., Any]:
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            names = [
-                name for name in dir(found) if callable(getattr(found, name)) and name[0] != "_"
-            ]
-            raise ModelError(
-                f"`{module_name}` has no `{attribute}`",
-                f"it has {', '.join(names[:8]) or 'nothing'}",
-            )
+            raise ModelError(f"`{module_name}` has no `{attribute}`", _offer(found, part))
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         network = found
@@ -96,6 +91,20 @@ def _find(module_name: str, attribute: str) -> Callable[..., Any]:
             "name a function or class that makes the network",
         )
     return cast("Callable[..., Any]", found)
+
+
+def _offer(found: Any, part: str) -> str:
+    """Name what a module or class defines itself, the nearest first."""
+    home = getattr(found, "__module__", getattr(found, "__name__", ""))
+    own = [
+        name
+        for name, value in vars(found).items()
+        if name[0] != "_" and getattr(value, "__module__", None) == home
+    ]
+    near = difflib.get_close_matches(part, own, n=2)
+    return (
+        f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(own[:8]) or 'none'}"
+    )
 
 
 def _options(factory: Callable[..., Any], request: ModelRequest) -> dict[str, int]:

@@ -61,7 +61,7 @@ class ModelRequest:
             )
         if ":" in self.model:
             return "factory"
-        if path.exists() and self.model not in REGISTRY:
+        if self.model and path.exists() and self.model not in REGISTRY:
             raise ModelError(
                 f"`{self.model}` is not a network that can be imported", f"give {_FORMS}"
             )

@@ -53,6 +53,7 @@ def to_relax(program: ExportedProgram) -> tuple[IRModule, dict[str, str]]:
     _check_namespaces(program)
     with quiet():
         program = program.run_decompositions()
+    _check_unchanging(program)
     importer.check(program)
     try:
         module = importer.from_exported_program(
@@ -167,13 +168,7 @@ def _scaled(extents: list[int], factors: list[float]) -> list[int]:
 
 
 def _check_program(program: ExportedProgram) -> None:
-    signature = program.graph_signature
-    for spec in signature.output_specs:
-        if spec.kind in {OutputKind.BUFFER_MUTATION, OutputKind.GRADIENT_TO_PARAMETER}:
-            raise ModelError(
-                f"the network changes its buffer `{spec.target}` as in training", _EVAL_HINT
-            )
-    for spec in signature.input_specs:
+    for spec in program.graph_signature.input_specs:
         if spec.kind in {InputKind.CUSTOM_OBJ, InputKind.TOKEN}:
             raise ModelError(
                 f"the network takes `{spec.target or spec.arg.name}`, which is not a tensor",
@@ -198,6 +193,17 @@ def _arguments(node: Node) -> list[tuple[str, Any]]:
     schema = getattr(node.target, "_schema", None)
     names = [str(argument.name) for argument in schema.arguments] if schema is not None else []
     return [*zip(names, node.args, strict=False), *node.kwargs.items()]
+
+
+def _check_unchanging(program: ExportedProgram) -> None:
+    """Refuse changes of buffers, which only decompositions tell from other operators."""
+    changes = {OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION}
+    for spec in program.graph_signature.output_specs:
+        if spec.kind in changes:
+            raise ModelError(
+                f"the network changes `{spec.target}` in place, as in training",
+                "keep nothing between calls; " + _EVAL_HINT,
+            )
 
 
 def _check_namespaces(program: ExportedProgram) -> None:

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Factories for `--model sample_nets:<name>`: networks that import, and networks that must not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Net(nn.Module):
+    """`forward` is the function given; the modules it uses are attributes."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.input_shape: Any = (3, 16, 16)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                nn.init.normal_(module.running_mean, 0, 0.3)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def depthwise_separable(num_classes: int = 5) -> Net:
+    """MobileNet's block: depthwise and pointwise, hard-swish, squeeze-and-excite, dropout."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = functional.hardswish(net.norm1(net.depthwise(x)))
+        y = y * functional.hardsigmoid(net.excite(functional.adaptive_avg_pool2d(y, 1)))
+        y = functional.relu6(net.norm2(net.pointwise(y)), inplace=True)
+        return net.head(net.dropout(torch.flatten(functional.adaptive_avg_pool2d(y, 1), 1)))
+
+    return Net(
+        forward,
+        depthwise=nn.Conv2d(3, 6, 3, 2, 1, groups=3, bias=False),
+        norm1=nn.BatchNorm2d(6),
+        excite=nn.Conv2d(6, 6, 1),
+        pointwise=nn.Conv2d(6, 9, 1),
+        norm2=nn.BatchNorm2d(9),
+        dropout=nn.Dropout(0.5),
+        head=nn.Linear(9, num_classes),
+    )
+
+
+def pre_activation() -> Net:
+    """BatchNorm ahead of its convolution, a residual, an identity, a concatenation."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.identity(net.conv(functional.silu(net.norm(x)))) + x
+        return torch.cat([y, functional.max_pool2d(x, 3, 1, 1)], 1)
+
+    return Net(
+        forward, norm=nn.BatchNorm2d(3), conv=nn.Conv2d(3, 3, 3, padding=1), identity=nn.Identity()
+    )
+
+
+def shared_convolution() -> Net:
+    """A convolution whose output is read beside its BatchNorm."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.conv(x)
+        return net.norm(y) + y
+
+    return Net(forward, conv=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8))
+
+
+def linear_norm() -> Net:
+    """BatchNorm behind a linear layer and behind a transposed convolution."""
+    return Net(
+        lambda net, x: net.norm1(net.linear(net.norm2(net.up(x)).mean((2, 3)))),
+        up=nn.ConvTranspose2d(3, 4, 2, 2),
+        norm2=nn.BatchNorm2d(4, affine=False),
+        linear=nn.Linear(4, 5),
+        norm1=nn.BatchNorm1d(5),
+    )
+
+
+def pools() -> Net:
+    """Pools whose corners differ between frameworks."""
+    return Net(
+        lambda _, x: (
+            functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+            functional.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+            functional.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+            functional.adaptive_avg_pool2d(x, (3, 5)),
+        )
+    )
+
+
+def upsampling() -> Net:
+    """Nearest to 7 pixels from 3, which half-pixel rounding gets wrong; bilinear, and doubled."""
+    return Net(
+        lambda _, x: {
+            "nearest": functional.interpolate(functional.max_pool2d(x, 5), size=(7, 10)),
+            "double": functional.interpolate(x, scale_factor=2),
+            "bilinear": functional.interpolate(x, size=(21, 9), mode="bilinear"),
+        }
+    )
+
+
+def gray() -> Net:
+    """One channel, an `input_shape` with a batch."""
+    net = Net(lambda net, x: net.conv(x), conv=nn.Conv2d(1, 4, 3))
+    net.input_shape = (7, 1, 12, 20)
+    return net
+
+
+class Nested:
+    """Holds a factory as an attribute."""
+
+    make = staticmethod(shared_convolution)
+
+
+INSTANCE = shared_convolution()
+
+
+# What must be refused, each in a way of its own.
+
+
+def fft() -> Net:
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return torch.fft.fft2(x).real
+
+    return Net(forward)
+
+
+def odd_divisor() -> Net:
+    return Net(lambda _, x: functional.avg_pool2d(x, 3, divisor_override=5))
+
+
+def fractional_nearest() -> Net:
+    return Net(lambda _, x: functional.interpolate(x, scale_factor=1.7))
+
+
+def fractional_bilinear() -> Net:
+    return Net(lambda _, x: functional.interpolate(x, scale_factor=1.7, mode="bilinear"))
+
+
+def boolean_index() -> Net:
+    return Net(lambda _, x: x[x > 0])
+
+
+def data_dependent() -> Net:
+    return Net(lambda _, x: x if x.sum() > 0 else -x)
+
+
+def functional_dropout() -> Net:
+    return Net(lambda _, x: functional.dropout(x))
+
+
+def no_statistics() -> Net:
+    net = Net(lambda net, x: net.norm(x))
+    net.norm = nn.BatchNorm2d(3, track_running_stats=False)
+    return net
+
+
+def counter() -> Net:
+    net = Net(lambda net, x: x + net.count.add_(1))
+    net.register_buffer("count", torch.zeros(1))
+    return net
+
+
+def changes_input() -> Net:
+    return Net(lambda _, x: x.mul_(2) + 1)
+
+
+def random() -> Net:
+    return Net(lambda _, x: x + torch.randn_like(x))
+
+
+def double() -> Net:
+    return shared_convolution().double()
+
+
+def casts() -> Net:
+    return Net(lambda _, x: x.double() * 2)
+
+
+def identity() -> Net:
+    return Net(lambda _, x: x)
+
+
+def broken_forward() -> Net:
+    return Net(lambda net, x: net.missing(x))
+
+
+def bad_shape() -> Net:
+    net = shared_convolution()
+    net.input_shape = "large"
+    return net
+
+
+def raises() -> Net:
+    raise RuntimeError("no weights here\nand a second line")
+
+
+def needs_argument(width: int) -> Net:
+    del width
+    return shared_convolution()
+
+
+def gives_number() -> int:
+    return 5
+
+
+NUMBER = 5
