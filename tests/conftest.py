@@ -16,7 +16,7 @@ from tvmattend.device.process import ServerOptions, serve_here
 
 @pytest.fixture(scope="session")
 def emulated() -> EmulatedBoard:
-    """The prepared board itself; the first call ever downloads it (20 s, 130 MB)."""
+    """The prepared board itself; the first call ever downloads it (20 s, 150 MB)."""
     return prepare(lambda step: print(step, file=sys.stderr))  # noqa: T201
 
 

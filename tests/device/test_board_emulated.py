@@ -14,7 +14,6 @@ import pytest
 from tvmattend.device.board import probe
 from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, find_qemu, prepare
 from tvmattend.device.endpoint import close_session, connect, parse_endpoint
-from tvmattend.device.process import ServerOptions
 from tvmattend.errors import BoardMismatchError, ToolMissingError
 from tvmattend.target import TargetSpec, parse_target
 
@@ -47,13 +46,39 @@ def test_a_target_of_another_architecture(emulated_board: str) -> None:
 
 
 @pytest.mark.emulated
-def test_an_emulated_board_that_does_not_say_so(emulated: EmulatedBoard, tmp_path: Path) -> None:
-    """TVM's own server under qemu, say: the name of the process tells."""
-    options = ServerOptions(board={"emulated": False, "core": ""})
-    with emulated.start(options, tmp_path / "log") as server:
-        info = probe(server.address, A72)
-    assert info.emulated
-    assert info.core == ""
+def test_a_core_without_the_targets_instructions(emulated_board: str) -> None:
+    sve = parse_target("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72 -mattr=+sve")
+    with pytest.raises(BoardMismatchError) as caught:
+        probe(emulated_board, sve)
+    assert "a kernel for cortex-a72+sve crashed there" in str(caught.value)
+    probe(emulated_board, A72)
+
+
+_TVMS_OWN_SERVER = """
+from tvm.rpc import server
+print(server._popen_start_rpc_server("127.0.0.1", 19300, 19400), flush=True)
+"""
+
+
+@pytest.mark.emulated
+def test_tvms_own_server_on_an_emulated_board(emulated: EmulatedBoard) -> None:
+    """It does not say that it is emulated; the name of its process does."""
+    with subprocess.Popen(
+        emulated.command(["-c", _TVMS_OWN_SERVER]),
+        env=emulated.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        assert server.stdout is not None
+        try:
+            address = f"127.0.0.1:{int(server.stdout.readline())}"
+            info = probe(address, A72)
+            assert (info.emulated, info.core, info.tvm_version) == (True, "", "")
+            with pytest.raises(BoardMismatchError, match="the board is aarch64"):
+                probe(address, X86)
+            assert probe(address, A72) == info  # neither refusal nor probe ended it
+        finally:
+            server.kill()
 
 
 @pytest.mark.emulated

@@ -122,7 +122,7 @@ def test_a_kernel_that_crashes_there(
     monkeypatch.setattr(
         "tvmattend.device.probe_kernel.ProbeModule.add", lambda self: self._module["crash"]()
     )
-    with pytest.raises(BoardMismatchError, match=f"a kernel for {target.cpu} crashed there"):
+    with pytest.raises(BoardMismatchError, match=f"{target.name} crashed there .*process died"):
         probe(host_board, target)
     monkeypatch.setattr(
         "tvmattend.device.probe_kernel.ProbeModule.add", lambda self: self._module["forever"]()

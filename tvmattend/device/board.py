@@ -165,13 +165,13 @@ def _add(kernel: ProbeModule, place: Endpoint, target: TargetSpec) -> None:
         if _TIMEOUT in str(error):
             raise _stuck(place) from error
         raise BoardMismatchError(
-            f"{place}: a kernel for {target.cpu} crashed there ({_reason(error)})",
+            f"{place}: a kernel for {target.name} crashed there ({_reason(error)})",
             "the board's core may lack the target's instructions; check --target, and restart "
             "the server on the board if it is TVM's own",
         ) from error
     if not right:
         raise BoardMismatchError(
-            f"{place}: a kernel for {target.cpu} gave wrong sums there",
+            f"{place}: a kernel for {target.name} gave wrong sums there",
             "the board's core may not be the target's; check --target",
         )
 
@@ -278,5 +278,7 @@ def _stuck(place: Endpoint) -> BoardUnreachableError:
 
 
 def _reason(error: Exception) -> str:
+    if "kShutdown" in str(error):  # TVM's client on a connection that was closed under a call
+        return "the session's process died"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
