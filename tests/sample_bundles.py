@@ -115,25 +115,49 @@ def two_by_two(directory: Path) -> BundleContents:
     """Compile a network that gives the sum and the difference of its two inputs."""
     from tvm import relax
 
-    specs = [TensorSpec(name, (2, 3), "float32", "") for name in ("a", "b", "sum", "difference")]
-    a, b = (relax.Var(spec.name, relax.TensorType(spec.shape, spec.dtype)) for spec in specs[:2])
-    builder = relax.BlockBuilder()
-    with builder.function("main", [a, b]):
-        with builder.dataflow():
-            pair = [builder.emit(relax.op.add(a, b)), builder.emit(relax.op.subtract(a, b))]
-            out = builder.emit_output(relax.Tuple(pair))
-        builder.emit_func_output(out)
-    target = host_target(threads=1)
+    def body(builder: Any, a: Any, b: Any) -> Any:
+        pair = [builder.emit(relax.op.add(a, b)), builder.emit(relax.op.subtract(a, b))]
+        return relax.Tuple(pair)
+
     random = np.random.default_rng(2)
     vectors = [random.standard_normal((2, 2, 3)).astype("float32") for _ in range(2)]
+    golden = [([x, y], [x + y, x - y]) for x, y in vectors]
+    return _small("two-by-two", body, golden, directory)
+
+
+def echo(directory: Path) -> BundleContents:
+    """Compile a network that gives its input back, beside twice its input."""
+    from tvm import relax
+
+    def body(builder: Any, x: Any) -> Any:
+        return relax.Tuple([x, builder.emit(relax.op.add(x, x))])
+
+    x = np.ones((2, 3), "float32")
+    return _small("echo", body, [([x], [x, 2 * x])], directory)
+
+
+def _small(model: str, body: Any, golden: list[Any], directory: Path) -> BundleContents:
+    from tvm import relax
+
+    inputs, outputs = (
+        [TensorSpec(f"{kind}{i}", array.shape, "float32", "") for i, array in enumerate(arrays)]
+        for kind, arrays in zip(("in", "out"), golden[0], strict=True)
+    )
+    variables = [relax.Var(spec.name, relax.TensorType(spec.shape, spec.dtype)) for spec in inputs]
+    builder = relax.BlockBuilder()
+    with builder.function("main", variables):
+        with builder.dataflow():
+            out = builder.emit_output(body(builder, *variables))
+        builder.emit_func_output(out)
+    target = host_target(threads=1)
     return BundleContents(
-        library=compile_library(builder.get(), target, directory / "two_by_two.so"),
+        library=compile_library(builder.get(), target, directory / f"{model}.so"),
         target=target,
-        model="two-by-two",
-        inputs=specs[:2],
-        outputs=specs[2:],
-        golden=[([x, y], [x + y, x - y]) for x, y in vectors],
+        model=model,
+        inputs=inputs,
+        outputs=outputs,
+        golden=golden,
         reference="numpy",
         weights=Weights("none"),
-        records=RecordCounts(default=2),
+        records=RecordCounts(),
     )

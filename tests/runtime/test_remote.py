@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,10 @@ def test_a_board_that_stops_answering(
         monkeypatch.setattr(remote, "STEP_SECONDS", 0.0)
         with pytest.raises(BoardUnreachableError, match="did not answer"):
             net(x)
+        # A session with a call under way is not closed; the next test needs the board.
+        for thread in threading.enumerate():
+            if thread.name == "tvmattend-board":
+                thread.join()
 
 
 def test_a_bundle_for_another_machine_says_what_it_is_for(

@@ -166,6 +166,19 @@ os.wait()
     assert "before a fork" in done.stdout
 
 
+def test_one_thread_makes_no_workers(sound_bundle: Path, bare_packages: Path) -> None:
+    program = """
+import os
+import numpy, tvm_ffi
+from tvmattend_runtime import load
+before = len(os.listdir('/proc/self/task'))
+load(sys.argv[1], threads=1).self_test()
+print(len(os.listdir('/proc/self/task')) - before)
+"""
+    done = _run(sound_bundle, bare_packages, program, str(sound_bundle))
+    assert done.stdout == "1\n", done.stderr  # the thread that calls the kernels
+
+
 def test_kernels_may_be_loaded_before_tvm_is_imported(sound_bundle: Path) -> None:
     """On a host the bundle takes the installed runtime, so that `import tvm` finds itself."""
     program = (
