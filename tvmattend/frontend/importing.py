@@ -91,7 +91,6 @@ def _from_archive(request: ModelRequest) -> ImportedModel:
     program = load_archive(path)
     _check_float32(dict(program.state_dict), request.model)
     inputs = _static_inputs(program, request)
-    # The guards of an archive are Python source; the shapes are checked here anyway.
     network = program.module(check_guards=False)
     if inputs is not None:
         program = _specialise(network, inputs, request)

@@ -3,6 +3,7 @@
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,7 +64,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix.lower() == ".safetensors":
             return dict(load_file(path))
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a pickle that PyTorch did not write, which it then refuses.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"`{path}` holds pickled Python objects, or is no PyTorch file; nothing was run",
