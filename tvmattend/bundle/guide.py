@@ -47,13 +47,62 @@ in `lib/licenses/`). `tvmattend_runtime.py` is under the Apache License 2.0 as w
 have the licence of where they come from: {weights}.
 """
 
+_STANDALONE = """\
+# {model} for {cpu}
+
+A compiled network as a C library, with its weights inside `{library}`. Made by tvmattend
+{tvmattend} for {target}. It needs the C library of the device ({libc}) and nothing else.
+
+## In C and C++
+`{prefix}.h` is the interface, `{prefix}.hpp` the same for C++17, `lib{prefix}.a` for who links
+statically:
+
+    cc app.c {library} -Wl,-rpath,'$ORIGIN'        # or: cc app.c lib{prefix}.a -lm -lpthread
+
+All names begin with `{prefix}_`, so that two networks fit into one program. Buffers start at
+multiples of 64 bytes and are used in place; a call that fails returns a status, and
+`{prefix}_last_error()` says why.
+
+## In Python
+Python 3.9 or later with numpy. Copy this directory to the device, go into it, and let it test
+itself:
+
+    python3 tvmattend_runtime.py{photo}
+
+In an application:
+
+    import sys
+    sys.path.insert(0, "path/of/this/directory")
+    from tvmattend_runtime import load
+
+    net = load("path/of/this/directory")     # threads=N for another number than {threads}
+    y = net(x)                               # numpy arrays
+{classify}    net.self_test()                          # relative errors, at most {tolerance:.0e}
+
+| | name | type | shape | layout |
+|---|---|---|---|---|
+{tensors}
+
+`load` checks the SHA-256 of every file first; `manifest.json` lists them, with all that is known
+about how the library came about. Any thread may call `net`; calls wait for one another. An error
+says in its `hint` what to do.
+
+## Licences
+The library, its headers and the Python files are under the Apache License 2.0. The weights have the
+licence of where they come from: {weights}.
+"""
+
 
 def device_guide(manifest: Manifest) -> str:
     """Write the README of a bundle."""
     image = manifest.preprocessing is not None
+    text = _STANDALONE if manifest.format == "standalone" else _TEXT
     show = "    python3 tvmattend_runtime.py photo.jpg   # names what the photograph shows\n"
     call = '    net.classify("photo.jpg", top=5)         # with Pillow; or a uint8 array of RGB\n'
-    return _TEXT.format(
+    return text.format(
+        library=manifest.library,
+        libc="glibc 2.28 or later" if manifest.libc == "glibc" else manifest.libc,
+        prefix=manifest.library.removeprefix("lib").removesuffix(".so"),
         model=manifest.model,
         cpu=manifest.target.cpu,
         target=manifest.target.describe(),

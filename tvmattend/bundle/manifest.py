@@ -19,6 +19,7 @@ from tvmattend.runtime.network import SCHEMA, TensorSpec
 from tvmattend.target import TargetSpec
 
 TOLERANCE = 1e-4
+FORMATS = ("vm", "standalone")
 _REMEDY = "copy or build the bundle again"
 
 _Value = TypeVar("_Value")
@@ -153,6 +154,9 @@ class Manifest:
         fusion: The fusion report; its form is the transform room's.
         reference: What computed the golden outputs, with its version.
         tolerance: Greatest relative error of a golden vector, max|y - ref| / max|ref|.
+        format: `vm`: a Relax executable for TVM's virtual machine; `standalone`: a C library.
+        library: File of the compiled network.
+        libc: C library of the device: `glibc` (2.28 or later) or `musl`.
         files: Every file of the bundle but manifest.json, by its path with `/`.
         schema: Of this file.
     """
@@ -172,6 +176,9 @@ class Manifest:
     fusion: Mapping[str, Any]
     reference: str
     tolerance: float = TOLERANCE
+    format: str = "vm"
+    library: str = "model.so"
+    libc: str = "glibc"
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -220,6 +227,9 @@ class Manifest:
             fusion=_take(data, "fusion", dict, where),
             reference=_take(data, "reference", str, where),
             tolerance=_number(_take(data, "tolerance", float, where), "tolerance"),
+            format=_one_of(data, "format", FORMATS),
+            library=_take(data, "library", str, where),
+            libc=_one_of(data, "libc", ("glibc", "musl")),
             files={
                 name: FileEntry.from_json(entry, f"files.{name}")
                 for name, entry in _take(data, "files", dict, where).items()
@@ -234,7 +244,8 @@ class Manifest:
             raise _malformed("tolerance", "between 0 and 1")
         if self.labels is not None and len(self.labels) != self.classes:
             raise _malformed("labels", f"one for each of {self.classes} classes")
-        for name in ("model.so", "golden.npz", "tvmattend_runtime.py"):
+        loader = ("tvmattend_standalone.py",) if self.format == "standalone" else ()
+        for name in (self.library, "golden.npz", "tvmattend_runtime.py", *loader):
             if name not in self.files:
                 raise _malformed("files", f"with an entry for {name}")
 
@@ -275,6 +286,13 @@ def _take(data: Any, name: str, kind: type[_Value] | tuple[type, ...], where: st
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
         raise _malformed(f"{where}.{name}", names)
+    return value
+
+
+def _one_of(data: Any, name: str, known: tuple[str, ...]) -> str:
+    value = str(_take(data, name, str, "manifest"))
+    if value not in known:
+        raise _malformed(name, " or ".join(known))
     return value
 
 

@@ -33,10 +33,11 @@ from tvmattend.bundle.manifest import (
 )
 from tvmattend.cache import Progress
 from tvmattend.errors import BundleError, OutputExistsError, StorageError
-from tvmattend.runtime import network
+from tvmattend.runtime import network, standalone
 from tvmattend.target import TargetSpec
 
 WRAPPER = "tvmattend_runtime.py"
+LOADER = "tvmattend_standalone.py"
 
 Arrays = Sequence["np.ndarray[Any, Any]"]
 
@@ -66,7 +67,8 @@ class BundleContents:
     """What a build hands over.
 
     Attributes:
-        library: The linked `model.so`, with the weights inside and a Relax function `main`.
+        library: The linked library, with the weights inside: in the format `vm` with a Relax
+            function `main`, in the format `standalone` as `tvmattend.standalone` writes it.
         target: What it was compiled for.
         model: Name of the network.
         inputs: In the order of `main`'s parameters.
@@ -80,6 +82,9 @@ class BundleContents:
         preprocessing: From an image to the input.
         fusion: The fusion report as plain data.
         tolerance: Greatest relative error of a golden vector.
+        format: `vm` or `standalone`.
+        libc: C library of the device, `glibc` or `musl`.
+        extra: More files for the bundle's directory, under their own names.
     """
 
     library: Path
@@ -96,6 +101,14 @@ class BundleContents:
     preprocessing: Preprocessing | None = None
     fusion: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = TOLERANCE
+    format: str = "vm"
+    libc: str = "glibc"
+    extra: Sequence[Path] = ()
+
+    @property
+    def library_name(self) -> str:
+        """The library's file name in the bundle; a standalone one has its API's name."""
+        return "model.so" if self.format == "vm" else self.library.name
 
 
 def check_output(directory: str | Path, *, force: bool) -> None:
@@ -169,13 +182,15 @@ def write_bundle(
         OutputExistsError: Something is there that must not be replaced.
         StorageError: No space, no permission; nothing is left behind.
         ToolMissingError: The target's runtime cannot be had.
-        BundleError: `model.so` is for another architecture than the target.
+        BundleError: The library is for another architecture than the target.
         ValueError: Golden vectors that do not fit the specs.
     """
     place = Path(directory).absolute()
     check_output(place, force=force)
     _check_contents(contents)
-    libraries = device_libs.device_libraries(contents.target, contents.library, progress)
+    libraries: Mapping[str, Path] = {}
+    if contents.format == "vm":  # the other needs none of TVM
+        libraries = device_libs.device_libraries(contents.target, contents.library, progress)
     staging = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -226,8 +241,11 @@ def _check_contents(contents: BundleContents) -> None:
 
 
 def _fill(staging: Path, contents: BundleContents, libraries: Mapping[str, Path]) -> None:
-    sources = {"model.so": contents.library, WRAPPER: Path(network.__file__)}
+    sources = {contents.library_name: contents.library, WRAPPER: Path(network.__file__)}
+    sources |= {path.name: path for path in contents.extra}
     sources |= {f"lib/{name}": path for name, path in libraries.items()}
+    if contents.format == "standalone":
+        sources[LOADER] = Path(standalone.__file__)
     for name, source in sources.items():
         target = staging / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -265,6 +283,9 @@ def _describe(contents: BundleContents) -> Manifest:
         fusion=contents.fusion,
         reference=contents.reference,
         tolerance=contents.tolerance,
+        format=contents.format,
+        library=contents.library_name,
+        libc=contents.libc,
     )
 
 

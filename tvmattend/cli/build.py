@@ -46,6 +46,21 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--cross-compiler", metavar="CMD", help="Link with this command instead of Zig.")
 @click.option(
+    "--format",
+    "bundle_format",
+    type=click.Choice(["vm", "standalone"]),
+    default="vm",
+    show_default=True,
+    help="A Relax executable for TVM's virtual machine, or a C library that needs nothing.",
+)
+@click.option(
+    "--libc",
+    type=click.Choice(["glibc", "musl"]),
+    default="glibc",
+    show_default=True,
+    help="C library of the device; musl with --format standalone only.",
+)
+@click.option(
     "--dump-ir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -66,6 +81,8 @@ def command(
     output: Path | None,
     force: bool,
     cross_compiler: str | None,
+    bundle_format: str,
+    libc: str,
     dump_ir: Path | None,
     verify: bool,
     as_json: bool,
@@ -89,6 +106,8 @@ def command(
         use_records=not no_records,
         cross_compiler=cross_compiler,
         dump_ir=dump_ir,
+        format=bundle_format,
+        libc=libc,
         observer=say,
     )
     errors = _verify(report.directory, spec, say) if verify else None

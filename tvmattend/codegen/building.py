@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from tvmattend.bundle import (
 )
 from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
+from tvmattend.errors import TargetError
 from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.records import RecordSet, find_records
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Observer = Callable[[str], None]
 
 ARTIFACTS = "artifacts"
+DEFAULT_FORMAT = "vm"
 GOLDEN_VECTORS = 2
 
 
@@ -90,6 +92,8 @@ def build(
     use_records: bool = True,
     cross_compiler: str | None = None,
     dump_ir: Path | None = None,
+    format: str = DEFAULT_FORMAT,  # noqa: A002  (the user's word for it)
+    libc: str = "glibc",
     observer: Observer = lambda _: None,
 ) -> BuildReport:
     """Compile a network into a bundle.
@@ -103,6 +107,8 @@ def build(
         use_records: False builds every kernel with its default schedule.
         cross_compiler: A command to link with instead of Zig.
         dump_ir: Directory for the IR after each phase, numbered.
+        format: `vm` for TVM's virtual machine, `standalone` for a C library.
+        libc: C library of the device, `glibc` or (standalone only) `musl`.
         observer: Called with one line before each step.
 
     Raises:
@@ -113,27 +119,31 @@ def build(
     request.check()
     directory = bundle_directory(request, target) if output is None else output
     check_output(directory, force=force)
+    if libc != "glibc" and format == "vm":
+        raise TargetError(
+            f"TVM's runtime needs glibc: there is none for {libc}", "build with --format standalone"
+        )
     link_command(target, cross_compiler)
     records = find_records(request.name, target, tuning_records) if use_records else RecordSet()
 
     seconds: dict[str, float] = {}
     with _step("import", f"importing {request.model}", seconds, observer):
         imported = import_model(request)
-    from tvmattend.codegen.compile import compile_module, export
     from tvmattend.transform import lower
 
     with _step("lower", "choosing layouts and fusing", seconds, observer):
         lowered = lower(imported.ir_module, target, dump_ir)
     with _step("schedule", "scheduling the kernels", seconds, observer):
         scheduled = schedule_kernels(lowered, target, records)
-    with _step("compile", f"compiling for {target.describe()}", seconds, observer):
-        executable = compile_module(scheduled.mod, target)
     with tempfile.TemporaryDirectory(prefix="tvmattend-") as scratch:
-        library = Path(scratch) / "model.so"
-        with _step("link", "linking", seconds, observer):
-            export(executable, library, target, cross_compiler)
+        with _step("compile", f"compiling for {target.describe()}", seconds, observer):
+            make = _compile_vm if format == "vm" else _compile_standalone
+            library, extra = make(
+                scheduled.mod, imported, target, Path(scratch), libc, cross_compiler
+            )
         with _step("write", f"writing {directory}", seconds, observer):
             contents = _contents(imported, library, target, scheduled.origins())
+            contents = replace(contents, format=format, libc=libc, extra=extra)
             write_bundle(directory, contents, force=force)
     return BuildReport(
         directory,
@@ -144,6 +154,45 @@ def build(
         seconds,
         tuple(_notes(records, scheduled.kernels, target)),
     )
+
+
+def _compile_vm(
+    scheduled: Any,
+    imported: "ImportedModel",
+    target: TargetSpec,
+    scratch: Path,
+    libc: str,
+    cross_compiler: str | None,
+) -> tuple[Path, tuple[Path, ...]]:
+    """Give the library, and no more files."""
+    from tvmattend.codegen.compile import compile_module, export
+
+    del imported, libc
+    library = scratch / "model.so"
+    export(compile_module(scheduled, target), library, target, cross_compiler)
+    return library, ()
+
+
+def _compile_standalone(
+    scheduled: Any,
+    imported: "ImportedModel",
+    target: TargetSpec,
+    scratch: Path,
+    libc: str,
+    cross_compiler: str | None,
+) -> tuple[Path, tuple[Path, ...]]:
+    """Give the shared library, and what a C program wants beside it."""
+    from tvmattend.standalone import emit
+
+    files = emit(
+        scheduled,
+        imported,
+        target,
+        scratch,
+        libc="musl" if libc == "musl" else "glibc",
+        cross_compiler=cross_compiler,
+    )
+    return files.shared, files.paths[1:]
 
 
 def _contents(

@@ -8,8 +8,9 @@
     net.classify("photo.jpg", top=5)        # [(class_index, label, probability), ...]
     net.self_test()                         # against the reference outputs in the bundle
 
-This one file is copied verbatim into every bundle as `tvmattend_runtime.py`. It needs Python 3.9,
-numpy and the apache-tvm-ffi wheel (and Pillow, to open image files); it imports nothing else.
+This one file is copied verbatim into every bundle as `tvmattend_runtime.py`. It needs Python 3.9
+and numpy (Pillow, to open image files); for a bundle of the format `vm` also the apache-tvm-ffi
+wheel, for a `standalone` one `standalone.py`, which the bundle has as `tvmattend_standalone.py`.
 Every error carries `exit_code` and `hint`.
 """
 
@@ -114,8 +115,10 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Network:
     cpus = len(os.sched_getaffinity(0))
     if threads is not None and not 1 <= threads <= cpus:
         raise InputError(f"threads={threads}, but this process may use {cpus} CPUs")
-    tvm_ffi = _load_runtime(directory, manifest)
     count = threads or min(int(manifest["threads"]), cpus)
+    if manifest["format"] == "standalone":
+        return Network(directory, manifest, _LocalLibrary(directory, manifest, count))
+    tvm_ffi = _load_runtime(directory, manifest)
     return Network(directory, manifest, _LocalVM(tvm_ffi, directory, manifest, count))
 
 
@@ -132,7 +135,7 @@ class Network:
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], executor: Any) -> None:
-        """Join a bundle and what executes it: `_LocalVM`, or a board over RPC."""
+        """Join a bundle and what executes it: in this process, or on a board over RPC."""
         self.manifest = manifest
         self.inputs = tensor_specs(manifest["inputs"])
         self.outputs = tensor_specs(manifest["outputs"])
@@ -213,7 +216,8 @@ class Network:
 # --- The bundle's files ----------------------------------------------------------------------
 
 _FIELDS: dict[str, Any] = {
-    "files": dict, "inputs": list, "labels": (list, type(None)), "model": str, "outputs": list,
+    "files": dict, "format": str, "inputs": list, "labels": (list, type(None)), "library": str,
+    "model": str, "outputs": list,
     "preprocessing": (dict, type(None)), "target": dict, "threads": int, "tolerance": float,
     "versions": dict,
 }  # fmt: skip
@@ -240,6 +244,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     for name, kinds in _FIELDS.items():
         if not isinstance(manifest.get(name), kinds):
             raise BundleError(f"{path}: `{name}` is missing or malformed", _AGAIN)
+    if manifest["library"] not in manifest["files"]:
+        raise BundleError(f"{path} does not list {manifest['library']}", _AGAIN)
     return dict(manifest)
 
 
@@ -260,7 +266,7 @@ def check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
         if found.is_symlink():
             raise BundleError(f"{found} is a symbolic link", _AGAIN)
         # Python leaves this behind when the wrapper is imported from the bundle.
-        left = re.fullmatch(r"__pycache__(/tvmattend_runtime\.[\w.-]+\.pyc)?", name)
+        left = re.fullmatch(r"__pycache__(/tvmattend_(runtime|standalone)\.[\w.-]+\.pyc)?", name)
         if not left and name not in (folders if found.is_dir() else known):
             raise BundleError(f"{found} is not part of the bundle", "remove it")
     for name, entry in files.items():
@@ -411,7 +417,7 @@ class _LocalVM:
         self.threads = threads
         self._process = os.getpid()
         self._buffers = [_aligned(spec) for spec in tensor_specs(manifest["inputs"])]
-        library = _fresh_name(bundle.resolve(), manifest["files"]["model.so"]["sha256"])
+        library = _fresh_name(bundle.resolve(), manifest)
         self._call(self._start, tvm_ffi, library, os.sched_getaffinity(0))
 
     def run(self, inputs: list[np.ndarray]) -> Any:
@@ -450,15 +456,57 @@ class _LocalVM:
         return np.diff(marks).tolist()
 
 
-_models: dict[Path, list[str]] = {}  # bundle -> SHA-256 of each model.so that it has had
+_models: dict[Path, list[str]] = {}  # bundle -> SHA-256 of each library that it has had
 
 
-def _fresh_name(bundle: Path, sha256: str) -> str:
-    """Name model.so so that dlopen, which goes by names, does not give the one it replaced."""
+def _fresh_name(bundle: Path, manifest: dict[str, Any]) -> str:
+    """Name the library so that dlopen, which goes by names, does not give the one it replaced."""
+    sha256 = manifest["files"][manifest["library"]]["sha256"]
     had = _models.setdefault(bundle, [])
     if sha256 not in had:
         had.append(sha256)
-    return f"{bundle}/{'./' * had.index(sha256)}model.so"
+    return f"{bundle}/{'./' * had.index(sha256)}{manifest['library']}"
+
+
+class _LocalLibrary:
+    """One instance of a standalone library; the file that runs it lies beside this one."""
+
+    def __init__(self, bundle: Path, manifest: dict[str, Any], threads: int) -> None:
+        self._module = _sibling("standalone")
+        try:
+            path = _fresh_name(bundle.resolve(), manifest)
+            self._library = self._module.Library(path, threads)
+        except self._module.LibraryError as error:
+            raise BundleMismatchError(str(error), error.hint) from error
+        self.threads: int = self._library.threads
+        for kind in ("inputs", "outputs"):
+            found = [tuple(tensor) for tensor in getattr(self._library, kind)]
+            if found != [tuple(spec) for spec in tensor_specs(manifest[kind])]:
+                raise BundleError(f"{manifest['library']} has other {kind} than said", _AGAIN)
+
+    def run(self, inputs: list[np.ndarray]) -> Any:
+        return self._call(self._library.run, inputs)
+
+    def time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> Any:
+        return self._call(self._library.time, inputs, repeat, warmup)
+
+    def _call(self, function: Any, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except self._module.LibraryError as error:
+            raise DeviceError(str(error), error.hint) from error
+
+
+def _sibling(name: str) -> Any:
+    """Import `<name>.py` of the package or `tvmattend_<name>.py` of a bundle: what is beside."""
+    here = Path(__file__).resolve()
+    file = here.with_name(f"{name}.py" if here.name == "network.py" else f"tvmattend_{name}.py")
+    spec = importlib.util.spec_from_file_location(f"tvmattend_{name}", file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise BundleError(f"{file} is missing", _AGAIN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _aligned(spec: TensorSpec) -> np.ndarray:

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a standalone library (`lib<model>.so`) with numpy and ctypes, and nothing else.
+
+    from tvmattend_standalone import Library
+
+    net = Library("libattendnext.so", threads=4)
+    (y,) = net.run([x])
+
+`tvmattend_runtime.load` uses it for a bundle of that format, where it lies beside the library; it
+also works alone, with the one `.so` file. Every error carries `exit_code` and `hint`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_ABI = 1  # <MODEL>_ABI of the header
+_ALIGNMENT = 64
+
+
+class LibraryError(Exception):
+    """A library that is not one, or a call of it that failed; `hint` says what to do."""
+
+    exit_code = 14
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Tensor(NamedTuple):
+    """One input or output, as the library describes it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
+
+
+class _Spec(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_char_p),
+        ("layout", ctypes.c_char_p),
+        ("rank", ctypes.c_size_t),
+        ("shape", ctypes.c_int64 * 8),
+        ("bytes", ctypes.c_size_t),
+    )
+
+    def tensor(self) -> Tensor:
+        texts = [text.decode() for text in (self.name, self.dtype, self.layout)]
+        return Tensor(texts[0], tuple(self.shape[: self.rank]), texts[1], texts[2])
+
+
+# Fields of <model>_info, in order.
+_INFO: dict[str, Any] = {
+    **dict.fromkeys(("abi", "threads", "num_inputs", "num_outputs", "num_steps"), ctypes.c_uint32),
+    **dict.fromkeys(("weight_bytes", "arena_bytes", "thread_bytes"), ctypes.c_size_t),
+    **dict.fromkeys(("model", "version", "target", "weights_sha256"), ctypes.c_char_p),
+}
+
+
+class _Info(ctypes.Structure):
+    _fields_ = tuple(_INFO.items())
+
+
+class Library:
+    """One instance of a compiled network.
+
+    Any Python thread may run it; calls wait for one another. Instances are independent.
+
+    Attributes:
+        inputs: What `run` takes.
+        outputs: What it gives.
+        threads: Threads that run the kernels.
+        info: What the library says about itself: model, version, target, sizes in bytes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
+        """Load a library and create an instance.
+
+        Args:
+            path: Of the `.so` file, called `lib<prefix>.so`.
+            threads: How many compute; 0 for as many as the network was compiled for, or as this
+                process has CPUs if those are fewer.
+
+        Raises:
+            LibraryError: It does not load, is not such a library, or no instance can be created.
+        """
+        match = re.fullmatch(r"lib(\w+)\.so", Path(path).name)
+        if match is None:
+            raise LibraryError(f"{path} is not called lib<model>.so", "its name is that of its API")
+        self._prefix = match[1]
+        try:
+            self._library = ctypes.CDLL(os.fspath(path))
+            info = self._function("get_info", ctypes.POINTER(_Info))().contents
+        except (OSError, AttributeError) as error:
+            raise LibraryError(
+                f"{path} does not load: {error}", "build it for this machine and its C library"
+            ) from error
+        if info.abi != _ABI:
+            raise LibraryError(f"{path} has ABI {info.abi}, this file knows {_ABI}")
+        self.info: dict[str, Any] = {name: _plain(getattr(info, name)) for name in _INFO}
+        self.inputs = self._tensors("input", info.num_inputs)
+        self.outputs = self._tensors("output", info.num_outputs)
+        self._error = self._function("last_error", ctypes.c_char_p)
+        counted = [ctypes.POINTER(_Buffer), ctypes.c_size_t]
+        buffers = [ctypes.c_void_p, *counted, *counted]
+        self._run_c = self._function("run", ctypes.c_int, *buffers)
+        profile = [*buffers, ctypes.POINTER(ctypes.c_double), ctypes.c_size_t]
+        self._profile_c = self._function("profile", ctypes.c_int, *profile)
+        self._destroy = self._function("destroy", None, ctypes.c_void_p)
+        # A call must have finished before the next one may start on the same instance.
+        self._turn = threading.Lock()
+        place = [ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p)]
+        self._instance = ctypes.c_void_p()
+        self._check(
+            self._function("create", ctypes.c_int, *place)(threads, ctypes.byref(self._instance))
+        )
+        self.threads: int = self._function("threads", ctypes.c_uint, ctypes.c_void_p)(
+            self._instance
+        )
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run the network on one array for each of `inputs`; gives new arrays.
+
+        Raises:
+            LibraryError: An array is of another shape or dtype, or the library refused the call.
+        """
+        arrays, outputs = self._fit(inputs), self._new_outputs()
+        with self._turn:
+            self._check(self._run_c(self._instance, *_counted(arrays), *_counted(outputs)))
+        return outputs
+
+    def profile(self, inputs: Sequence[np.ndarray]) -> list[tuple[str, float]]:
+        """Run once and give the seconds that the calling thread spent inside of each kernel."""
+        arrays, outputs = self._fit(inputs), self._new_outputs()
+        count = int(self.info["num_steps"])
+        seconds = (ctypes.c_double * count)()
+        with self._turn:
+            self._check(
+                self._profile_c(
+                    self._instance, *_counted(arrays), *_counted(outputs), seconds, count
+                )
+            )
+        name = self._function("step_name", ctypes.c_char_p, ctypes.c_size_t)
+        return [(name(step).decode(), seconds[step]) for step in range(count)]
+
+    def time(self, inputs: Sequence[np.ndarray], repeat: int, warmup: int) -> list[float]:
+        """Give the seconds of `repeat` runs after `warmup` others; copies are not timed."""
+        arrays, outputs = self._fit(inputs), self._new_outputs()
+        arguments = (self._instance, *_counted(arrays), *_counted(outputs))
+        with self._turn:
+            self._check(self._run_c(*arguments))
+            for _ in range(warmup):
+                self._run_c(*arguments)
+            marks = [time.perf_counter()]
+            for _ in range(repeat):
+                self._run_c(*arguments)
+                marks.append(time.perf_counter())
+        seconds: list[float] = np.diff(marks).tolist()
+        return seconds
+
+    def close(self) -> None:
+        """End the instance's threads and free its memory; it cannot run any more."""
+        with self._turn:
+            instance, self._instance = self._instance, ctypes.c_void_p()
+            self._destroy(instance)
+
+    def __del__(self) -> None:
+        if getattr(self, "_instance", None):
+            self.close()
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = getattr(self._library, f"{self._prefix}_{name}")
+        function.restype, function.argtypes = result, list(arguments)
+        return function
+
+    def _tensors(self, kind: str, count: int) -> list[Tensor]:
+        describe = self._function(kind, ctypes.POINTER(_Spec), ctypes.c_size_t)
+        return [describe(index).contents.tensor() for index in range(count)]
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            text = self._error().decode(errors="replace")
+            raise LibraryError(f"lib{self._prefix}.so: {text} (status {status})")
+
+    def _fit(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if len(inputs) != len(self.inputs):
+            raise LibraryError(f"{len(inputs)} inputs given, the network has {len(self.inputs)}")
+        return [_aligned(spec, array) for spec, array in zip(self.inputs, inputs)]  # noqa: B905
+
+    def _new_outputs(self) -> list[np.ndarray]:
+        return [_empty(spec) for spec in self.outputs]
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _counted(arrays: list[np.ndarray]) -> tuple[Any, int]:
+    buffers = [_Buffer(array.ctypes.data, array.nbytes) for array in arrays]
+    return (_Buffer * len(arrays))(*buffers), len(arrays)
+
+
+def _empty(spec: Tensor) -> np.ndarray:
+    """Make an array that starts at a multiple of 64 bytes; numpy's own are multiples of 16."""
+    size = int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(spec.dtype).reshape(spec.shape)
+
+
+def _aligned(spec: Tensor, array: np.ndarray) -> np.ndarray:
+    """Give the array itself if the library can read it in place, else a copy that it can."""
+    if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+        raise LibraryError(
+            f"input `{spec.name}` is {spec.dtype}{list(spec.shape)}; "
+            f"got {array.dtype}{list(array.shape)}"
+        )
+    if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
+        return array
+    copy = _empty(spec)
+    np.copyto(copy, array)
+    return copy
