@@ -23,7 +23,7 @@ class Entry:
 
     Attributes:
         name: As `--against` takes it.
-        module: Module of this package whose `Adapter` drives it.
+        module: Module whose `Adapter` drives it.
         packages: Python packages that it imports, beyond what tvmattend needs anyway.
         install: The line that installs them.
         peer: Whether it counts as something a user could pick instead; TVM's own pipelines and
@@ -46,26 +46,26 @@ class Entry:
 CATALOGUE: Mapping[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry(OURS, "ours", peer=False),
-        Entry("openvino", "openvino_cpu", ("openvino",), "pip install openvino"),
+        Entry(OURS, "tvmattend.bench.ours", peer=False),
+        Entry("openvino", "tvmattend.bench.openvino_cpu", ("openvino",), "pip install openvino"),
         Entry(
             "onnxruntime",
-            "onnx_runtime",
+            "tvmattend.bench.onnx_runtime",
             ("onnxruntime", "onnxscript"),
             "pip install onnxruntime onnxscript",
         ),
-        Entry("ncnn", "ncnn_cpu", ("ncnn", "pnnx"), "pip install ncnn pnnx"),
+        Entry("ncnn", "tvmattend.bench.ncnn_cpu", ("ncnn", "pnnx"), "pip install ncnn pnnx"),
         Entry(
             "executorch",
-            "executorch_xnnpack",
+            "tvmattend.bench.executorch_xnnpack",
             ("executorch",),
             'pip install "executorch>=1.5,<1.6" "torch>=2.13,<2.14"',
         ),
-        Entry("torch-compile", "torch_compile", ("torch",)),
-        Entry("torch", "torch_eager", ("torch",)),
-        Entry(TVM_DEFAULT, "tvm_default", peer=False),
-        Entry(TVM_TUNED, "tvm_default", peer=False),
-        Entry(UNTUNED, "ours", peer=False),
+        Entry("torch-compile", "tvmattend.bench.torch_compile", ("torch",)),
+        Entry("torch", "tvmattend.bench.torch_eager", ("torch",)),
+        Entry(TVM_DEFAULT, "tvmattend.bench.tvm_default", peer=False),
+        Entry(TVM_TUNED, "tvmattend.bench.tvm_default", peer=False),
+        Entry(UNTUNED, "tvmattend.bench.ours", peer=False),
     )
 }
 
@@ -101,5 +101,5 @@ def parse_against(text: str) -> tuple[str, ...]:
 
 def make(entry: Entry, setup: Setup) -> Runtime:
     """Import an adapter and make it for a setup."""
-    module = import_module(f"tvmattend.bench.{entry.module}")
+    module = import_module(entry.module)
     return cast("Runtime", module.Adapter(setup))

@@ -46,6 +46,7 @@ class Worker:
             )
         theirs.close()
         self._connection = ours
+        self._open = True
 
     @property
     def pid(self) -> int:
@@ -78,7 +79,10 @@ class Worker:
         raise value
 
     def close(self) -> None:
-        """End the process and whatever it started."""
+        """End the process and whatever it started; a second time does nothing."""
+        if not self._open:
+            return
+        self._open = False
         self._connection.close()
         try:
             self._process.wait(timeout=2)

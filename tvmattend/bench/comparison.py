@@ -6,6 +6,7 @@ another has its turn. In one process, thread pools that spin while they wait - O
 would take the cores from whoever is being timed.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,7 @@ class Options:
     use_records: bool = True
     cpus: tuple[int, ...] = field(default=())
 
-    def check(self, available: Sequence[int]) -> None:
+    def check(self, available: Sequence[int], entries: Mapping[str, Entry] = CATALOGUE) -> None:
         """Check what can be checked before anything is started.
 
         Raises:
@@ -75,7 +76,7 @@ class Options:
             InputError: A number is out of range.
         """
         for name in self.against:
-            catalogue.find(name)
+            catalogue.find(name, entries)
         for option, value, least in (
             ("--threads", self.threads, 1), ("--rounds", self.rounds, 1),
             ("--trials", self.trials, 0),
@@ -117,9 +118,7 @@ def compare(
         ModelError: The network cannot be loaded.
         WeightsError: The weights do not fit.
     """
-    import os
-
-    options.check(sorted(os.sched_getaffinity(0)))
+    options.check(sorted(os.sched_getaffinity(0)), entries)
     request.check()
     if not target.is_host:
         raise InputError(
@@ -211,10 +210,10 @@ def _load(
     log = setup.directory.with_suffix(".log")
     observer(f"converting for {entry.name}")
     with Worker(log) as converter:
-        converter.call("convert", entry.name, setup)
+        converter.call("convert", entry, setup)
     observer(f"loading {entry.name}")
     worker = stack.enter_context(Worker(log, cpus, setup.threads))
-    return _Ready(worker, str(worker.call("prepare", entry.name, setup)))
+    return _Ready(worker, str(worker.call("prepare", entry, setup)))
 
 
 def _check(worker: Worker, inputs: "Arrays", wanted: "list[Arrays]") -> float:

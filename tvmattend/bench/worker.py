@@ -23,17 +23,17 @@ class Session:
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
 
-    def convert(self, name: str, setup: Any) -> None:
+    def convert(self, entry: Any, setup: Any) -> None:
         """Write what a runtime loads."""
-        from tvmattend.bench.catalogue import find, make
+        from tvmattend.bench.catalogue import make
 
-        make(find(name), setup).convert()
+        make(entry, setup).convert()
 
-    def prepare(self, name: str, setup: Any) -> str:
+    def prepare(self, entry: Any, setup: Any) -> str:
         """Load the runtime and give its version."""
-        from tvmattend.bench.catalogue import find, make
+        from tvmattend.bench.catalogue import make
 
-        self._runtime = make(find(name), setup)
+        self._runtime = make(entry, setup)
         self._runtime.prepare()
         return self._runtime.version()
 

@@ -18,6 +18,7 @@ _COMMANDS = {
     "run": "Run a bundle on an input, here or on a board, and time it.",
     "validate": "Compare a bundle's outputs with the reference, here or on a board.",
     "bench": "Time a network here beside other runtimes, outputs compared first.",
+    "profile": "Show where the time of a bundle goes, kernel by kernel.",
     "device": "Serve this machine, or an emulated Cortex-A72, as a board over RPC.",
 }
 

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a profile found: plain data and a table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvmattend.bench.host import machine_line
+from tvmattend.bench.roofline import Roofline
+from tvmattend.target import TargetSpec
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel call of an inference.
+
+    Attributes:
+        name: The PrimFunc.
+        seconds: In the inference, median.
+        again: The same call run again on the spot, the best of some.
+        moved: Bytes of its inputs, weights and output.
+        flops: Operations it executes; None if the bundle does not say.
+        modules: PyTorch modules; empty for a kernel that the compiler put in, None if unknown.
+        family: Of its design space; None if unknown.
+    """
+
+    name: str
+    seconds: float
+    again: float
+    moved: int
+    flops: float | None
+    modules: tuple[str, ...] | None
+    family: str | None
+
+    def where(self) -> str:
+        """The modules in words."""
+        if self.modules is None:
+            return "?"
+        return ", ".join(path or "(network)" for path in self.modules) or "(compiler)"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of an inference goes.
+
+    Attributes:
+        model: Name of the network.
+        target: What it was built for, with the threads that ran.
+        machine: From `describe_machine`.
+        roofline: The machine's limits.
+        inference: Seconds of a whole inference without instrument, median.
+        best_inference: The best of them.
+        best_kernels: Sum of the kernels' seconds in the best instrumented inference.
+        builtin: Seconds of an instrumented inference in the virtual machine's own functions.
+        runs: Instrumented inferences.
+        kernels: In the order of the calls.
+    """
+
+    model: str
+    target: TargetSpec
+    machine: dict[str, Any]
+    roofline: Roofline
+    inference: float
+    best_inference: float
+    best_kernels: float
+    builtin: float
+    runs: int
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def total(self) -> float:
+        """Sum of the kernels' seconds."""
+        return sum(kernel.seconds for kernel in self.kernels)
+
+    def bound(self, kernel: Kernel) -> tuple[str, float] | None:
+        """What bounds a kernel and the share of that limit that it reaches."""
+        if kernel.flops is None:
+            return None
+        kind, least = self.roofline.bound(kernel.flops, kernel.moved)
+        return kind, least / kernel.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            "model": self.model,
+            "target": self.target.to_json(),
+            "threads": self.target.num_cores,
+            "machine": self.machine,
+            "peak_gflops": round(self.roofline.flops / 1e9, 2),
+            "bandwidth_gbs": round(self.roofline.bandwidth / 1e9, 2),
+            "bandwidth_footprint_bytes": self.roofline.footprint,
+            "runs": self.runs,
+            "inference_ms": round(self.inference * 1e3, 4),
+            "kernels_ms": round(self.total * 1e3, 4),
+            "vm_ms": round(self.builtin * 1e3, 4),
+            "best_inference_ms": round(self.best_inference * 1e3, 4),
+            "best_kernels_ms": round(self.best_kernels * 1e3, 4),
+            "explained": round(self.best_kernels / self.best_inference, 4),
+            "kernels": [self._kernel_json(kernel) for kernel in self.kernels],
+            "modules": [
+                {"module": module, "ms": round(seconds * 1e3, 4), "share": round(share, 4)}
+                for module, seconds, share in self.by_module()
+            ],
+        }
+
+    def by_module(self, depth: int = 3) -> list[tuple[str, float, float]]:
+        """Sum the kernels of each module, to a depth of its path: (path, seconds, share).
+
+        A kernel of several modules counts for the first.
+        """
+        sums: dict[str, float] = {}
+        for kernel in self.kernels:
+            if kernel.modules is None:
+                continue
+            path = kernel.modules[0] if kernel.modules else "(compiler)"
+            short = ".".join(path.split(".")[:depth]) or "(network)"
+            sums[short] = sums.get(short, 0.0) + kernel.seconds
+        return [(path, seconds, seconds / self.total) for path, seconds in sums.items()]
+
+    def _kernel_json(self, kernel: Kernel) -> dict[str, Any]:
+        bound, flops = self.bound(kernel), kernel.flops
+        return {
+            "kernel": kernel.name,
+            "modules": None if kernel.modules is None else list(kernel.modules),
+            "family": kernel.family,
+            "ms": round(kernel.seconds * 1e3, 5),
+            "again_ms": round(kernel.again * 1e3, 5),
+            "share": round(kernel.seconds / self.total, 4),
+            "flops": flops,
+            "bytes": kernel.moved,
+            "gflops": None if flops is None else round(flops / kernel.seconds / 1e9, 2),
+            "percent_of_peak": (
+                None
+                if flops is None
+                else round(100 * flops / kernel.seconds / self.roofline.flops, 1)
+            ),
+            "bound": None if bound is None else bound[0],
+            "percent_of_bound": None if bound is None else round(100 * bound[1], 1),
+        }
+
+    def lines(self, top: int | None = None) -> list[str]:
+        """Give the table for a terminal, the longest first if only the `top` are wanted."""
+        kernels = list(self.kernels)
+        if top is not None:
+            kernels = sorted(kernels, key=lambda kernel: -kernel.seconds)[:top]
+        rows = [_HEADINGS, *(self._row(kernel) for kernel in kernels)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+        table = [
+            "  ".join(
+                cell.ljust(width) if column >= _TEXT_FROM else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        return [
+            f"{self.model} for {self.target.describe()}",
+            machine_line(self.machine),
+            self._limits(),
+            "",
+            *table,
+            "",
+            *self._account(),
+        ]
+
+    def _limits(self) -> str:
+        limit = self.roofline
+        return (
+            f"this machine reaches {limit.flops / 1e9:.1f} GFLOP/s and {limit.bandwidth / 1e9:.1f} "
+            f"GB/s from {limit.footprint / 1e6:.1f} MB, with {self.target.num_cores} of its cores"
+        )
+
+    def _account(self) -> list[str]:
+        """Compare the parts with the whole."""
+        calls, machine = f"{len(self.kernels)} kernel calls", f"{self.builtin * 1e3:.3f} ms"
+        share = f"{self.best_kernels / self.best_inference:.1%} explained"
+        whole = "a whole inference without instrument"
+        typical = f"{calls} {self.total * 1e3:.3f} ms, the virtual machine's own {machine}"
+        best = f"{calls} {self.best_kernels * 1e3:.3f} ms"
+        return [
+            f"medians  {typical}, {whole} {self.inference * 1e3:.3f} ms",
+            f"best     {best}, {whole} {self.best_inference * 1e3:.3f} ms: {share}",
+        ]
+
+    def _row(self, kernel: Kernel) -> tuple[str, ...]:
+        bound = self.bound(kernel)
+        rate = None if kernel.flops is None else kernel.flops / kernel.seconds
+        return (
+            f"{kernel.seconds * 1e6:.1f}",
+            f"{kernel.seconds / self.total:.1%}",
+            f"{kernel.again * 1e6:.1f}",
+            "?" if rate is None else f"{rate / 1e9:.1f}",
+            "?" if rate is None else f"{rate / self.roofline.flops:.0%}",
+            "?" if bound is None else f"{bound[1]:.0%}",
+            "?" if bound is None else bound[0],
+            kernel.where(),
+            kernel.name,
+        )
+
+
+_HEADINGS = (
+    "us", "share", "again us", "GFLOP/s", "of peak", "of bound", "bound", "module", "kernel",
+)  # fmt: skip
+_TEXT_FROM = 6
