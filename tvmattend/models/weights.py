@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tvmattend.models.counting import minimal_input_size
 from tvmattend.models.network import AttendNeXt, AttentionCondenser
 
 
@@ -70,8 +69,8 @@ def _scale_norms(network: AttendNeXt, seed: int) -> None:
         if isinstance(module, nn.BatchNorm2d)
     ]
     was_training = network.training
-    size = max(64, minimal_input_size(network.architecture))
-    image = _generator(seed, "image").normal(0.0, 1.0, (1, 3, size, size))
+    size = network.architecture.input_size
+    image = _image(_generator(seed, "image"), size)
     try:
         with torch.no_grad():
             network.eval()(torch.from_numpy(image.astype("float32")))
@@ -79,6 +78,16 @@ def _scale_norms(network: AttendNeXt, seed: int) -> None:
         network.train(was_training)
         for handle in handles:
             handle.remove()
+
+
+def _image(random: np.random.Generator, size: int) -> "np.ndarray[Any, Any]":
+    """Patches and noise [1, 3, size, size]: like a photograph, neighbouring pixels agree.
+
+    Scaled by white noise, which the pools average away, the networks answer a photograph with
+    logits in the thousands.
+    """
+    patches = random.normal(0.0, 1.0, (1, 3, 4, 4)).repeat(size // 4 + 1, 2).repeat(size // 4 + 1, 3)
+    return patches[:, :, :size, :size] + random.normal(0.0, 0.3, (1, 3, size, size))
 
 
 def _generator(seed: int, path: str) -> np.random.Generator:

@@ -170,7 +170,8 @@ class Network:
         logits = np.ravel(outputs[0] if isinstance(outputs, tuple) else outputs).astype(np.float64)
         powers = np.exp(logits - logits.max())
         shares = powers / powers.sum() if logits.size > 1 else (1 + np.tanh(logits / 2)) / 2
-        order = np.argsort(-shares, kind="stable")[: max(top, 1)]
+        # By score: shares of widely spread scores all round to 0.
+        order = np.argsort(-logits, kind="stable")[: max(top, 1)]
         labels = self.manifest["labels"]
         return [Prediction(int(i), labels[i] if labels else None, float(shares[i])) for i in order]
 
