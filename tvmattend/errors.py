@@ -134,3 +134,9 @@ class BenchmarkError(TvmattendError):
     """A runtime to compare with is unknown, or nothing could be timed."""
 
     exit_code = 21
+
+
+class FusionError(TvmattendError):
+    """`--strict-fusion` was given and a DC-AC block was not fused."""
+
+    exit_code = 22

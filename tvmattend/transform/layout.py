@@ -6,14 +6,19 @@
 
 The cheapest assignment along the network, found as a shortest path over two states. Large maps with
 8 to 21 channels a column want pixels, small maps with hundreds of channels want channels; a change
-of layout between two convolutions is paid once, so isolated changes do not happen.
+of layout between two convolutions is paid once, so isolated changes do not happen. The convolutions
+of a block that will be one kernel have one layout, so that changes fall on the edges of blocks.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from schedules import conv2d_channels, conv2d_pixels
 from schedules.machines import Machine
+from tvmattend.transform.dataflow import Dataflow, op_name
+from tvmattend.transform.pieces import POOLS
 
 PIXELS, CHANNELS = "NCHW", "NHWC"
 
@@ -76,22 +81,39 @@ def utilisation(conv: ConvShape, layout: str, machine: Machine) -> float:
     return 1.0 - slab.waste(conv.out_width, machine.lanes)
 
 
-def choose_layouts(convs: list[ConvShape], machine: Machine) -> list[str]:
-    """One layout a convolution, in the order of the network.
+@dataclass(frozen=True)
+class Region:
+    """Convolutions that must share a layout: those of one fused block, or a single one.
+
+    Attributes:
+        convs: Their sizes.
+        entering: Elements that are moved if the layout changes at the region's edge.
+    """
+
+    convs: tuple[ConvShape, ...]
+    entering: int
+
+    def cost(self, layout: str, machine: Machine) -> float:
+        """Multiply-accumulates, weighted with the lanes that are wasted."""
+        return sum(conv.macs / utilisation(conv, layout, machine) for conv in self.convs)
+
+
+def choose_layouts(regions: Sequence[Region], machine: Machine) -> list[str]:
+    """One layout a region, in the order of the network.
 
     Args:
-        convs: The convolutions, first to last.
+        regions: First to last.
         machine: Lanes and registers of the core.
     """
     layouts = (PIXELS, CHANNELS)
     # The network's input and the importer's graph are NCHW.
     paths: dict[str, tuple[float, list[str]]] = {PIXELS: (0.0, [])}
-    for conv in convs:
+    for region in regions:
         # A transposed element costs about four vector operations, scalar loads being its bound.
-        change = 4.0 * conv.batch * conv.channels * conv.height * conv.width
+        change = 4.0 * region.entering
         step: dict[str, tuple[float, list[str]]] = {}
         for layout in layouts:
-            own = conv.macs / utilisation(conv, layout, machine)
+            own = region.cost(layout, machine)
             options = [
                 (cost + own + (change if before != layout else 0.0), [*path, layout])
                 for before, (cost, path) in paths.items()
@@ -101,29 +123,56 @@ def choose_layouts(convs: list[ConvShape], machine: Machine) -> list[str]:
     return min(paths.values(), key=lambda option: option[0])[1]
 
 
-def assign_layouts(mod: Any, machine: Machine) -> Any:
+def assign_layouts(mod: Any, machine: Machine, blocks: Sequence[Sequence[Any]] = ()) -> Any:
     """Run TVM's ConvertLayout with the layouts chosen above; weights stay OIHW.
 
     Args:
         mod: Canonical IRModule in NCHW.
         machine: Lanes and registers of the core.
+        blocks: Variables of `main` that will be one kernel, a sequence a block.
     """
     from tvm import relax
 
-    calls: list[Any] = []
-
-    def collect(node: Any) -> None:
-        if isinstance(node, relax.Call) and getattr(node.op, "name", "") == "relax.nn.conv2d":
-            calls.append(node)
-
-    relax.analysis.post_order_visit(mod["main"], collect)
-    layouts = choose_layouts([conv_shape(call) for call in calls], machine)
+    flow = Dataflow(mod["main"])
+    members = _regions(flow, blocks)
+    regions = [
+        Region(tuple(conv_shape(call) for call in calls), _entering(flow, calls))
+        for calls in members
+    ]
+    layouts = choose_layouts(regions, machine)
     if CHANNELS not in layouts:
         return mod
-    chosen = {call.__hash__(): layout for call, layout in zip(calls, layouts, strict=True)}
+    chosen = {
+        call: layout for calls, layout in zip(members, layouts, strict=True) for call in calls
+    }
 
     def desired(call: Any) -> dict[str, list[str]]:
-        layout = chosen.get(call.__hash__(), PIXELS)
-        return {"relax.nn.conv2d": [layout, "OIHW"]}
+        return {"relax.nn.conv2d": [chosen.get(call, PIXELS), "OIHW"]}
 
     return relax.transform.ConvertLayout({}, desired)(mod)
+
+
+def _regions(flow: Dataflow, blocks: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """The convolutions of each region; a region stands where its first convolution does."""
+    owner = {variable: place for place, block in enumerate(blocks) for variable in block}
+    regions: list[list[Any]] = []
+    of_block: dict[int, list[Any]] = {}
+    for variable, call in flow.calls("relax.nn.conv2d"):
+        place = owner.get(variable)
+        if place is not None and place in of_block:
+            of_block[place].append(call)
+            continue
+        regions.append([call])
+        if place is not None:
+            of_block[place] = regions[-1]
+    return regions
+
+
+def _entering(flow: Dataflow, calls: Sequence[Any]) -> int:
+    """Elements of what the region's convolutions read from outside of it, pools not counted."""
+    inside = {flow.variable(call) for call in calls}
+    first = next(call.args[0] for call in calls)
+    if len(inside) > 1:
+        while op_name(flow.value(first)) in POOLS:
+            first = flow.value(first).args[0]
+    return math.prod(int(extent) for extent in first.ty.shape)

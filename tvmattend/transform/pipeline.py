@@ -1,20 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one ordered list of passes between the canonical module and the kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from schedules.machines import machine_of
 from tvmattend.target import TargetSpec
+from tvmattend.transform.dataflow import Dataflow
+from tvmattend.transform.fusion_report import FusionReport
+from tvmattend.transform.grouping import group
+from tvmattend.transform.hoist_layout_change import hoist_layout_changes
 from tvmattend.transform.layout import assign_layouts
+from tvmattend.transform.ledger import keep_account, lower_by_default
 from tvmattend.transform.legalize import legalizations
+from tvmattend.transform.lift_constants import lift_constants
+from tvmattend.transform.pieces import POOLS
+from tvmattend.transform.rule import FusionRule, Judgement, Match, Verdict, judge_all
+from tvmattend.transform.rules import DCAC, all_rules, default_rules
 
 Phase = tuple[str, Callable[[Any], Any]]
 
 
-def phases(target: TargetSpec) -> list[Phase]:
-    """Name and function of every phase, in order."""
+def phases(target: TargetSpec, rules: Sequence[FusionRule] = ()) -> list[Phase]:
+    """Name and function of every phase, in order.
+
+    Args:
+        target: Decides layouts, packing and register blocks.
+        rules: Fusion rules in order of priority.
+    """
     import tvm
     from tvm import relax
 
@@ -25,28 +40,56 @@ def phases(target: TargetSpec) -> list[Phase]:
         sequence: Callable[[Any], Any] = tvm.transform.Sequential(steps)
         return sequence
 
+    def layout(mod: Any) -> Any:
+        matches = _matches(mod, rules)
+        mod = assign_layouts(mod, machine, [match.members for match in matches])
+        # A block in another layout than its input should start with one change, not with two.
+        pools = {
+            str(match.flow.variable(call).name) for match in matches for call in match.calls(*POOLS)
+        }
+        return hoist_layout_changes(mod, pools) if pools else mod
+
     return [
         # First, while convolutions are still operators with a layout attribute.
-        ("layout", lambda mod: assign_layouts(mod, machine)),
+        ("layout", layout),
         # The layout pass leaves transposed constants (biases); fold them while they are operators.
         ("fold", run(passes.FoldConstant())),
+        # Patterns match operators; after the layouts, so that no change of one lies in a match.
+        *([("group", lambda mod: group(mod, rules)[0])] if rules else []),
         # Packs the weights, so it needs them constant and in OIHW.
         ("legalize", run(passes.LegalizeOps(legalizations(machine)))),
         # Fusion reads the patterns that AnnotateTIROpPattern finds in the PrimFuncs.
-        (
-            "fuse",
-            run(
-                passes.AnnotateTIROpPattern(),
-                passes.FoldConstant(),
-                passes.FuseOps(),
-                passes.FuseTIR(),
-                passes.DeadCodeElimination(),
-            ),
+        ("annotate", run(passes.AnnotateTIROpPattern(), passes.FoldConstant())),
+        # FuseTIR takes no constants; behind the packing, which needs them.
+        *(
+            [("lift", lambda mod: lift_constants(mod, {rule.name: rule.kernel for rule in rules}))]
+            if rules
+            else []
         ),
+        # What no rule took is fused by TVM: bias, activation and residual into their convolution.
+        ("fuse", run(passes.FuseOps(), passes.FuseTIR(), passes.DeadCodeElimination())),
     ]
 
 
-def lower(mod: Any, target: TargetSpec, dump: Path | None = None) -> Any:
+@dataclass(frozen=True)
+class Lowered:
+    """A network as kernels, and the account of it.
+
+    Attributes:
+        mod: IRModule whose `main` calls one PrimFunc a kernel.
+        fusion: What was fused and what that is worth.
+    """
+
+    mod: Any
+    fusion: FusionReport
+
+
+def lower(
+    mod: Any,
+    target: TargetSpec,
+    dump: Path | None = None,
+    rules: Sequence[FusionRule] | None = None,
+) -> Any:
     """Canonical IRModule -> IRModule whose `main` calls one PrimFunc a kernel.
 
     Tune and build both come through here, so that their kernels have the same structural hash.
@@ -55,12 +98,82 @@ def lower(mod: Any, target: TargetSpec, dump: Path | None = None) -> Any:
         mod: Canonical IRModule of `tvmattend.frontend`, weights as constants.
         target: Decides layouts, packing and register blocks.
         dump: Directory that receives the IR after each phase, numbered.
+        rules: Fusion rules; None for the default ones, an empty sequence for none.
     """
+    return _lower(mod, target, dump, default_rules() if rules is None else rules)[0]
+
+
+def lower_with_report(
+    mod: Any,
+    target: TargetSpec,
+    dump: Path | None = None,
+    rules: Sequence[FusionRule] | None = None,
+) -> Lowered:
+    """Lower as `lower` does, and account for it.
+
+    Args:
+        mod: As for `lower`.
+        target: As for `lower`.
+        dump: As for `lower`.
+        rules: As for `lower`.
+    """
+    rules = default_rules() if rules is None else rules
+    lowered, ungrouped = _lower(mod, target, dump, rules)
     with target.to_tvm():
-        for number, (name, phase) in enumerate(phases(target)):
+        default = lower_by_default(mod)
+    report = FusionReport(
+        tuple(_verdicts(mod, ungrouped, rules)),
+        keep_account(default, target.num_cores),
+        keep_account(lowered, target.num_cores),
+        target.num_cores,
+    )
+    return Lowered(lowered, report)
+
+
+def _lower(
+    mod: Any, target: TargetSpec, dump: Path | None, rules: Sequence[FusionRule]
+) -> tuple[Any, Any]:
+    """The lowered module, and the module as the rules found it."""
+    ungrouped = mod
+    with target.to_tvm():
+        for number, (name, phase) in enumerate(phases(target, rules)):
+            if name == "group":
+                ungrouped = mod
             mod = phase(mod)
             if dump is not None:
                 dump.mkdir(parents=True, exist_ok=True)
                 text = mod.script(show_meta=False)
                 (dump / f"{number:02d}-{name}.py").write_text(text, encoding="utf-8")
-    return mod
+    return mod, ungrouped
+
+
+def _verdicts(mod: Any, ungrouped: Any, rules: Sequence[FusionRule]) -> list[Verdict]:
+    """A verdict for every candidate in the canonical module, of DC-AC even if the rule is off.
+
+    A candidate that matches there and no longer does behind the layout pass is not fused.
+    """
+    found = [judgement.verdict for judgement in _judge(mod, rules)]
+    at_last = {
+        (verdict.rule, verdict.subject): verdict
+        for verdict in (judgement.verdict for judgement in _judge(ungrouped, rules))
+    }
+    layout = "a change of layout lies inside"
+    for place, verdict in enumerate(found):
+        last = at_last.get((verdict.rule, verdict.subject))
+        if verdict.fused and (last is None or not last.fused):
+            found[place] = replace(verdict, variant="", reason=last.reason if last else layout)
+    if not any(rule.name == DCAC for rule in rules):
+        (off,) = (rule for rule in all_rules() if rule.name == DCAC)
+        missed = [judgement.verdict for judgement in _judge(mod, [off])]
+        found = [
+            replace(verdict, reason="the rule is off", variant="") for verdict in missed
+        ] + found
+    return found
+
+
+def _judge(mod: Any, rules: Sequence[FusionRule]) -> list[Judgement]:
+    return judge_all(rules, Dataflow(mod["main"]))
+
+
+def _matches(mod: Any, rules: Sequence[FusionRule]) -> list[Match]:
+    return [judgement.match for judgement in _judge(mod, rules) if judgement.match is not None]

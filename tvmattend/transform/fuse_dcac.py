@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fuse a double-condensing attention condenser, whole, into one kernel.
+
+    A = expand(act(embed(condense(x))))              basic
+    A = expand(act(embed(condense(act(reduce(x)))))) bottleneck
+    A = expand(upsample(act(mix(act(embed(condense(C)))))))   classical condenser, C as above
+    B = project(condense(x))
+    y = act(gate(A) * B [* S] [+ B])      ->  y = dcac(x, weights)
+
+with gate = softmax over the channels or sigmoid, condense = average or maximum pooling or nothing,
+every convolution with or without a bias, and the operands of `*` and `+` in either order. The left
+side is 8 to 13 operators and, through TVM's FuseOps, four to seven kernels, because it never joins
+two convolutions: the condensed input is read twice, and A and softmax(A) go through memory. On the
+right the stages share their tiles while these are in cache.
+
+Sources: Wong et al., arXiv 2208.06980 (DC-AC) and arXiv 2008.04245 (the classical condenser).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tvmattend.transform import pieces
+from tvmattend.transform.dataflow import Dataflow, is_constant, op_name
+from tvmattend.transform.rule import FusionRule, Match, Variant
+
+_ATTENTION = ("reduce", "embed", "mix", "expand")
+_CONVS = (*_ATTENTION, "project")
+
+
+class FuseDCAC(FusionRule):
+    """The rule; see the equation at the head of this file.
+
+    Args:
+        absorb_layout_change: Take a `permute_dims` of the block's input into the kernel too, so
+            that a change of layout at the block's edge costs no launch of its own.
+    """
+
+    name = "tvmattend.dcac"
+    kernel = "dcac"
+
+    def __init__(self, *, absorb_layout_change: bool = True) -> None:
+        self._absorb = absorb_layout_change
+
+    def candidates(self, flow: Dataflow) -> Iterator[Any]:
+        """Every product of a softmax or sigmoid with features of the same shape.
+
+        A gate that is broadcast (squeeze-and-excitation) selects no element: it is another block.
+        """
+        for variable, product in flow.calls(pieces.MULTIPLY):
+            gates = [op_name(flow.value(operand)) in pieces.GATES for operand in product.args]
+            left, right = product.args
+            if not any(gates) or is_constant(left) or is_constant(right):
+                continue
+            same = left.ty.shape is not None and str(left.ty.shape) == str(right.ty.shape)
+            if same and len(left.ty.shape) == 4:
+                yield variable
+
+    def roots(self, flow: Dataflow, candidate: Any) -> Sequence[Any]:
+        """The activation behind the gate, or what stands there instead of one."""
+        chain = [candidate]
+        follow = {pieces.MULTIPLY, pieces.ADD, *pieces.ACTIVATIONS}
+        while len(readers := flow.readers(chain[-1])) == 1 and not flow.is_output(chain[-1]):
+            if op_name(flow.value(readers[0])) not in follow:
+                break
+            chain.append(readers[0])
+            if op_name(flow.value(readers[0])) in pieces.ACTIVATIONS:
+                break
+        return chain[::-1]
+
+    def variants(self) -> Sequence[Variant]:
+        """Kind x flavour x condensed or not x layout change, the largest subgraphs first."""
+        return [
+            _variant(bottleneck, classical, condensed, change)
+            for bottleneck in (True, False)
+            for classical in (True, False)
+            for condensed in (True, False)
+            for change in ((True, False) if self._absorb else (False,))
+        ]
+
+    def check(self, match: Match) -> str:
+        """Every condition that a pattern cannot state."""
+        convs = {name: match.parts[name] for name in _CONVS if name in match.parts}
+        for name, conv in convs.items():
+            if fault := pieces.unsupported(conv):
+                return f"{fault} in `{_name(match, name)}`"
+        layouts = {str(conv.attrs.data_layout) for conv in convs.values()}
+        if len(layouts) > 1:
+            return "the layout changes inside the block"
+        return (
+            _groups_fault(match, convs)
+            or _pools_fault(match)
+            or _gate_fault(match, layouts.pop())
+            or _upsample_fault(match)
+        )
+
+    def explain(self, flow: Dataflow, candidate: Any) -> str:
+        """Follow both operands of the gate back to where they stop looking like a branch."""
+        left, right = flow.value(candidate).args
+        gated = op_name(flow.value(left)) in pieces.GATES
+        gate, features = (left, right) if gated else (right, left)
+        attention = _chain(flow, flow.value(gate).args[0])
+        feature = _chain(flow, features)
+        meeting = next((here for here in feature if here in attention), None)
+        if meeting is None:
+            ends = [list(chain)[-1].name for chain in (attention, feature)]
+            return f"the branches do not share their input: `{ends[0]}` and `{ends[1]}`"
+        if feature[meeting] != 1:
+            return f"the feature branch has {feature[meeting]} convolutions, not one"
+        if not 2 <= attention[meeting] <= len(_ATTENTION):
+            return f"the attention branch has {attention[meeting]} convolutions, not two to four"
+        return f"the operators between `{meeting.name}` and the gate are in no order that is known"
+
+
+def _variant(bottleneck: bool, classical: bool, condensed: bool, change: bool) -> Variant:
+    from tvm.relax.dpl import is_const, is_op, wildcard
+
+    parts: dict[str, Any] = {"input": wildcard()}
+    x = parts["input"]
+    if change:
+        parts["change"] = x = is_op("relax.permute_dims")(x)
+    conv, act = pieces.convolution, pieces.ACTIVATIONS
+    own, shared = x, x
+    if condensed:
+        shared = pieces.pool(x, parts, "condense")
+        # A bottleneck condenses behind its reduction: two poolings, of the same kind.
+        own = shared
+    if bottleneck:
+        own = pieces.one_of(act, conv(x, parts, "reduce"))
+        if condensed:
+            own = pieces.pool(own, parts, "condense_reduced")
+    if classical:
+        key = pieces.one_of(act, conv(pieces.pool(own, parts, "query"), parts, "embed"))
+        key = pieces.one_of(act, conv(key, parts, "mix"))
+        parts["upsample"] = is_op(pieces.RESIZE)(key, wildcard())
+        attention = conv(parts["upsample"], parts, "expand")
+    else:
+        attention = conv(pieces.one_of(act, conv(own, parts, "embed")), parts, "expand")
+    parts["gate"] = pieces.one_of(pieces.GATES, attention)
+    features = conv(shared, parts, "project")
+    gated = pieces.either_order(pieces.MULTIPLY, parts["gate"], features)
+    scaled = pieces.either_order(pieces.MULTIPLY, gated, is_const()) | gated
+    selected = pieces.either_order(pieces.ADD, scaled, features) | scaled
+    words = (
+        "bottleneck" if bottleneck else "basic",
+        *(("classical",) if classical else ()),
+        *(("condensed",) if condensed else ()),
+        *(("layout",) if change else ()),
+    )
+    return Variant(".".join(words), pieces.optional(act, selected), parts)
+
+
+def _groups_fault(match: Match, convs: dict[str, Any]) -> str:
+    """Columns are the jobs of the kernel: one number of them, and none where channels mix."""
+    mixing: list[str] = [name for name in ("reduce", "mix", "project") if name in convs]
+    if "reduce" in convs or "mix" in convs:
+        mixing.append("expand")
+    for name in mixing:
+        conv = convs[name]
+        if pieces.groups(conv) != 1 or pieces.kernel(conv) != (1, 1):
+            return (
+                f"unsupported groups: `{_name(match, name)}` should be pointwise and ungrouped, "
+                f"it has {pieces.groups(conv)} groups and a kernel of "
+                f"{'x'.join(map(str, pieces.kernel(conv)))}"
+            )
+    columns = sorted({pieces.groups(conv) for name, conv in convs.items() if name not in mixing})
+    if len(columns) > 1:
+        return f"unsupported groups: the columns are {columns[0]} and {columns[1]}"
+    return ""
+
+
+def _pools_fault(match: Match) -> str:
+    pools = match.named("condense", "condense_reduced")
+    if any(pieces.overlaps(call) for call in pools):
+        return "the condensing windows overlap"
+    if len({pieces.pooling(call) for call in pools}) > 1:
+        attention, features = pieces.pooling(pools[1]), pieces.pooling(pools[0])
+        return (
+            "the branches are pooled differently: "
+            f"{_describe(attention)} (attention), {_describe(features)} (features)"
+        )
+    return ""
+
+
+def _describe(pooling: tuple[Any, ...]) -> str:
+    operator, (height, width), *_ = pooling
+    return f"{str(operator).rpartition('.')[2]} {height}x{width}"
+
+
+def _gate_fault(match: Match, layout: str) -> str:
+    gate = match.parts["gate"]
+    if op_name(gate) != "relax.nn.softmax":
+        return ""
+    rank, axis = len(layout), int(gate.attrs.axis)
+    if axis % rank != layout.index("C"):
+        return f"softmax over axis {axis} of {layout}, not over the channels"
+    return ""
+
+
+def _upsample_fault(match: Match) -> str:
+    if "upsample" not in match.parts:
+        return ""
+    upsample = match.parts["upsample"]
+    method = str(upsample.attrs.method)
+    if method != "nearest_neighbor":
+        return f"upsampling is `{method}`, not nearest"
+    return ""
+
+
+def _name(match: Match, part: str) -> str:
+    return str(match.flow.variable(match.parts[part]).name)
+
+
+def _chain(flow: Dataflow, start: Any) -> dict[Any, int]:
+    """Variables from a branch's end back towards the input, each with the convolutions behind it."""
+    passable = {pieces.CONV, *pieces.POOLS, *pieces.ACTIVATIONS, pieces.RESIZE}
+    chain, convs, here = {start: 0}, 0, start
+    while True:
+        call = flow.value(here)
+        operator = op_name(call)
+        bias = operator == pieces.ADD and is_constant(call.args[1])
+        if not bias and operator not in passable:
+            return chain
+        convs += operator == pieces.CONV
+        here = call.args[0]
+        chain[here] = convs

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fusion report: what was fused, why the rest was not, and what that is worth."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvmattend.errors import FusionError
+from tvmattend.transform.ledger import Ledger, keep_account
+from tvmattend.transform.rule import Verdict
+from tvmattend.transform.rules import DCAC
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What fusion did to one network.
+
+    Attributes:
+        verdicts: One a candidate, in the order of the rules and of the network.
+        default: The account of TVM's own FuseOps on the same canonical module.
+        fused: The account of the module that is built.
+        threads: Threads of an inference.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    default: Ledger
+    fused: Ledger
+    threads: int
+
+    def of_scheduled(self, mod: Any) -> "FusionReport":
+        """The report with the account of the scheduled module, whose kernels need less scratch."""
+        return replace(self, fused=keep_account(mod, self.threads))
+
+    def of_rule(self, name: str) -> tuple[int, int]:
+        """Matched and candidates of one rule."""
+        mine = [verdict for verdict in self.verdicts if verdict.rule == name]
+        return sum(verdict.fused for verdict in mine), len(mine)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest and `--json`."""
+        names = dict.fromkeys(verdict.rule for verdict in self.verdicts)
+        fields = ("kernel_launches", "intermediate_bytes", "workspace_bytes")
+        return {
+            "dcac": _counts(self.of_rule(DCAC)),
+            "rules": {name: _counts(self.of_rule(name)) for name in names},
+            **{
+                field: {
+                    "default": getattr(self.default, field),
+                    "fused": getattr(self.fused, field),
+                }
+                for field in fields
+            },
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+        }
+
+    def table(self) -> list[str]:
+        """Lines for a person: one a rule, one a rejection, one for the account."""
+        matched, candidates = self.of_rule(DCAC)
+        blocks = f"{matched} of {candidates} blocks fused" if candidates else "0 blocks"
+        lines = [f"dcac {blocks}"]
+        for name in dict.fromkeys(verdict.rule for verdict in self.verdicts):
+            if name != DCAC:
+                mine, all_of_it = self.of_rule(name)
+                lines.append(f"{_short(name)} {mine} of {all_of_it} fused")
+        lines += [
+            f"{_short(verdict.rule)} not at `{verdict.subject}`: {verdict.reason}"
+            for verdict in self.verdicts
+            if not verdict.fused
+        ]
+        before, after = self.default, self.fused
+        lines.append(
+            f"launches {after.kernel_launches} (TVM alone {before.kernel_launches}), between "
+            f"kernels {_megabytes(after.intermediate_bytes)} "
+            f"({_megabytes(before.intermediate_bytes)}), workspace "
+            f"{_megabytes(after.workspace_bytes)} ({_megabytes(before.workspace_bytes)})"
+        )
+        return lines
+
+    def require_all_blocks(self) -> None:
+        """Hold `--strict-fusion`.
+
+        Raises:
+            FusionError: A DC-AC block was not fused; the message names the first.
+        """
+        missed = [v for v in self.verdicts if v.rule == DCAC and not v.fused]
+        if missed:
+            raise FusionError(
+                f"{len(missed)} DC-AC blocks are not fused, first `{missed[0].subject}`: "
+                f"{missed[0].reason}",
+                "change the network so that the block matches, or leave out --strict-fusion",
+            )
+
+
+def _counts(pair: tuple[int, int]) -> dict[str, int]:
+    return {"matched": pair[0], "candidates": pair[1]}
+
+
+def _short(rule: str) -> str:
+    return rule.rpartition(".")[2]
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Move a change of layout from behind a pooling to before it.
+
+    permute_dims(pool(x; NCHW))      ->  pool(permute_dims(x); NHWC)
+
+A pooling and a permutation commute. ConvertLayout leaves poolings in the layout of their input, so
+that a block in NHWC would start from two tensors, one permuted before and one after its pooling;
+moved up and merged, there is one change, at the block's edge.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from tvmattend.transform.dataflow import Dataflow, op_name
+from tvmattend.transform.pieces import POOLS
+
+
+def hoist_layout_changes(mod: Any, poolings: Collection[str]) -> Any:
+    """Hoist the changes behind the named poolings and merge the equal ones.
+
+    Args:
+        mod: IRModule of operators.
+        poolings: Variables of `main`; others stay as they are, because a change before a pooling
+            moves four times the elements of one behind it.
+    """
+    from tvm import relax
+    from tvm.relax.dpl import is_op, rewrite_call, wildcard
+
+    for pooling in POOLS:
+        main = mod["main"]
+        flow = Dataflow(main)
+        pool = is_op(pooling)(wildcard())
+
+        def hoist(call: Any, found: Any, flow: Dataflow = flow, pool: Any = pool) -> Any:
+            pooled = found[pool]
+            variable = flow.variable(pooled)
+            if str(variable.name) not in poolings:
+                return call
+            axes = [int(axis) for axis in call.attrs.axes]
+            layout = "".join(str(pooled.attrs.layout)[axis] for axis in axes)
+            if layout not in {"NCHW", "NHWC"} or len(flow.readers(variable)) != 1:
+                return call
+            operator = getattr(relax.op.nn, op_name(pooled).rpartition(".")[2])
+            kept = ("pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
+            options = {key: pooled.attrs[key] for key in kept}
+            return operator(relax.op.permute_dims(pooled.args[0], axes), **options, layout=layout)
+
+        mod["main"] = rewrite_call(is_op("relax.permute_dims")(pool), hoist, main)
+    import tvm
+
+    return tvm.transform.Sequential([
+        relax.transform.EliminateCommonSubexpr(),
+        relax.transform.DeadCodeElimination(["main"]),
+    ])(mod)
