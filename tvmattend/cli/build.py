@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="C library of the device; musl with --format standalone only.",
 )
+@click.option("--no-fusion", is_flag=True, help="Leave fusion to TVM alone, for comparison.")
+@click.option("--strict-fusion", is_flag=True, help="A DC-AC block that is not fused is an error.")
 @click.option(
     "--dump-ir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -83,6 +85,8 @@ def command(
     cross_compiler: str | None,
     bundle_format: str,
     libc: str,
+    no_fusion: bool,
+    strict_fusion: bool,
     dump_ir: Path | None,
     verify: bool,
     as_json: bool,
@@ -90,6 +94,8 @@ def command(
     """Compile a network into a bundle: the library, its manifest, golden vectors, device files."""
     request.check()
     spec = parse_target(target, threads)
+    if no_fusion and strict_fusion:
+        raise click.UsageError("--strict-fusion asks for what --no-fusion switches off")
     from tvmattend.codegen import build
 
     start = time.monotonic()
@@ -106,6 +112,8 @@ def command(
         use_records=not no_records,
         cross_compiler=cross_compiler,
         dump_ir=dump_ir,
+        fusion=not no_fusion,
+        strict_fusion=strict_fusion,
         format=bundle_format,
         libc=libc,
         observer=say,
@@ -158,6 +166,8 @@ def _print(report: "BuildReport", errors: list[float] | None) -> None:
     click.echo(f"target   {report.target.describe()}")
     click.echo(f"kernels  {len(report.kernels)}, {tuned} with a tuning record ({', '.join(parts)})")
     click.echo(f"records  {report.records}")
+    for number, line in enumerate(report.fusion.table()):
+        click.echo(f"{'' if number else 'fusion':8} {line}")
     for note in report.notes:
         click.echo(f"note     {note}")
     if not tuned:

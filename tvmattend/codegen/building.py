@@ -26,6 +26,7 @@ from tvmattend.tuning.records import RecordSet, find_records
 
 if TYPE_CHECKING:
     from tvmattend.frontend import ImportedModel
+    from tvmattend.transform import FusionReport
 
 Observer = Callable[[str], None]
 
@@ -44,6 +45,7 @@ class BuildReport:
         target: What it was built for.
         kernels: Where each kernel's schedule came from.
         records: The records that were looked at, in words.
+        fusion: What was fused, and what that is worth.
         seconds: Wall time of each step, by name.
         notes: What a person should know: skipped record lines, records of other thread counts.
     """
@@ -53,6 +55,7 @@ class BuildReport:
     target: TargetSpec
     kernels: tuple[ScheduledKernel, ...]
     records: str
+    fusion: "FusionReport"
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -72,6 +75,7 @@ class BuildReport:
             "kernels": len(self.kernels),
             "kernel_launches": sum(kernel.calls for kernel in self.kernels),
             "records": self.origins(),
+            "fusion": self.fusion.to_json(),
             "notes": list(self.notes),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
@@ -92,6 +96,8 @@ def build(
     use_records: bool = True,
     cross_compiler: str | None = None,
     dump_ir: Path | None = None,
+    fusion: bool = True,
+    strict_fusion: bool = False,
     format: str = DEFAULT_FORMAT,  # noqa: A002  (the user's word for it)
     libc: str = "glibc",
     observer: Observer = lambda _: None,
@@ -107,6 +113,8 @@ def build(
         use_records: False builds every kernel with its default schedule.
         cross_compiler: A command to link with instead of Zig.
         dump_ir: Directory for the IR after each phase, numbered.
+        fusion: False leaves fusion to TVM's own FuseOps, for comparison.
+        strict_fusion: A DC-AC block that is not fused is an error.
         format: `vm` for TVM's virtual machine, `standalone` for a C library.
         libc: C library of the device, `glibc` or (standalone only) `musl`.
         observer: Called with one line before each step.
@@ -129,12 +137,15 @@ def build(
     seconds: dict[str, float] = {}
     with _step("import", f"importing {request.model}", seconds, observer):
         imported = import_model(request)
-    from tvmattend.transform import lower
+    from tvmattend.transform import lower_with_report
 
     with _step("lower", "choosing layouts and fusing", seconds, observer):
-        lowered = lower(imported.ir_module, target, dump_ir)
+        lowered = lower_with_report(imported.ir_module, target, dump_ir, None if fusion else ())
+        if strict_fusion:
+            lowered.fusion.require_all_blocks()
     with _step("schedule", "scheduling the kernels", seconds, observer):
-        scheduled = schedule_kernels(lowered, target, records)
+        scheduled = schedule_kernels(lowered.mod, target, records)
+        report = lowered.fusion.of_scheduled(scheduled.mod)
     with tempfile.TemporaryDirectory(prefix="tvmattend-") as scratch:
         with _step("compile", f"compiling for {target.describe()}", seconds, observer):
             make = _compile_vm if format == "vm" else _compile_standalone
@@ -143,7 +154,9 @@ def build(
             )
         with _step("write", f"writing {directory}", seconds, observer):
             contents = _contents(imported, library, target, scheduled.origins())
-            contents = replace(contents, format=format, libc=libc, extra=extra)
+            contents = replace(
+                contents, format=format, libc=libc, extra=extra, fusion=report.to_json()
+            )
             write_bundle(directory, contents, force=force)
     return BuildReport(
         directory,
@@ -151,6 +164,7 @@ def build(
         target,
         scheduled.kernels,
         records.describe(),
+        report,
         seconds,
         tuple(_notes(records, scheduled.kernels, target)),
     )

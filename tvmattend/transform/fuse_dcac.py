@@ -8,7 +8,8 @@
     y = act(gate(A) * B [* S] [+ B])      ->  y = dcac(x, weights)
 
 with gate = softmax over the channels or sigmoid, condense = average or maximum pooling or nothing,
-every convolution with or without a bias, and the operands of `*` and `+` in either order. The left
+every convolution with or without a bias, S before or behind the gate, and the operands of `*` and
+`+` in either order. The left
 side is 8 to 13 operators and, through TVM's FuseOps, four to seven kernels, because it never joins
 two convolutions: the condensed input is read twice, and A and softmax(A) go through memory. On the
 right the stages share their tiles while these are in cache.
@@ -137,7 +138,8 @@ def _variant(bottleneck: bool, classical: bool, condensed: bool, change: bool) -
         attention = conv(pieces.one_of(act, conv(own, parts, "embed")), parts, "expand")
     parts["gate"] = pieces.one_of(pieces.GATES, attention)
     features = conv(shared, parts, "project")
-    gated = pieces.either_order(pieces.MULTIPLY, parts["gate"], features)
+    weighted = pieces.either_order(pieces.MULTIPLY, features, is_const()) | features
+    gated = pieces.either_order(pieces.MULTIPLY, parts["gate"], weighted)
     scaled = pieces.either_order(pieces.MULTIPLY, gated, is_const()) | gated
     selected = pieces.either_order(pieces.ADD, scaled, features) | scaled
     words = (
@@ -211,7 +213,7 @@ def _name(match: Match, part: str) -> str:
 
 
 def _chain(flow: Dataflow, start: Any) -> dict[Any, int]:
-    """Variables from a branch's end back towards the input, each with the convolutions behind it."""
+    """Variables from a branch's end towards the input, each with the convolutions behind it."""
     passable = {pieces.CONV, *pieces.POOLS, *pieces.ACTIVATIONS, pieces.RESIZE}
     chain, convs, here = {start: 0}, 0, start
     while True:

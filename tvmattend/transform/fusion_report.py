@@ -61,10 +61,13 @@ class FusionReport:
             if name != DCAC:
                 mine, all_of_it = self.of_rule(name)
                 lines.append(f"{_short(name)} {mine} of {all_of_it} fused")
+        missed: dict[tuple[str, str], list[str]] = {}
+        for verdict in self.verdicts:
+            if not verdict.fused:
+                missed.setdefault((verdict.rule, verdict.reason), []).append(verdict.subject)
         lines += [
-            f"{_short(verdict.rule)} not at `{verdict.subject}`: {verdict.reason}"
-            for verdict in self.verdicts
-            if not verdict.fused
+            f"{_short(rule)} not at {', '.join(f'`{subject}`' for subject in subjects)}: {reason}"
+            for (rule, reason), subjects in missed.items()
         ]
         before, after = self.default, self.fused
         lines.append(
