@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time goes: the kernels of a small bundle, timed and explained."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tvmattend.bench.kernel_report import Kernel, Profile
+from tvmattend.bench.profiling import kernel_facts_of, profile
+from tvmattend.bench.roofline import Roofline
+from tvmattend.cli.profile import command
+from tvmattend.codegen import build
+from tvmattend.codegen.kernel_facts import kernel_facts
+from tvmattend.errors import InputError
+from tvmattend.frontend import import_model
+from tvmattend.models import lookup, macs
+from tvmattend.runtime import load
+from tvmattend.runtime.network import BundleError
+from tvmattend.target import parse_target
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("profile") / "tiny"
+    build("attendnext_tiny", parse_target("host", 1), output=directory, use_records=False)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def found(bundle: Path) -> Profile:
+    return profile(bundle, runs=10)
+
+
+def test_kernels_are_timed_in_the_order_of_the_network(found: Profile) -> None:
+    modules = [kernel.modules[0] for kernel in found.kernels if kernel.modules]
+    assert modules[0].startswith("stem")
+    assert modules[-1] == "head"
+    for kernel in found.kernels:
+        assert kernel.again > 0
+        assert 0 < kernel.seconds < 1
+        assert kernel.moved > 0
+
+
+def test_parts_and_whole_agree(found: Profile) -> None:
+    # Both are the best of ten; 30 kernels of a few microseconds, one of them the instrument's.
+    assert 0.3 < found.best_kernels / found.best_inference < 4
+    assert sum(share for _, _, share in found.by_module()) == pytest.approx(1)
+
+
+def test_json_says_all_that_was_promised(found: Profile) -> None:
+    data = json.loads(json.dumps(found.to_json()))
+    assert data["peak_gflops"] > 1
+    assert data["bandwidth_gbs"] > 1
+    assert sum(entry["share"] for entry in data["kernels"]) == pytest.approx(1, abs=0.01)
+    for entry in data["kernels"]:
+        assert entry["ms"] > 0
+        assert entry["bound"] in {"compute", "memory"}
+        assert 0 <= entry["percent_of_peak"] < 150
+        assert entry["gflops"] == pytest.approx(
+            entry["flops"] / entry["ms"] / 1e6, rel=0.02, abs=0.1
+        )
+
+
+def test_instrument_leaves_nothing_behind(bundle: Path) -> None:
+    # The same library in the same process, profiled before and used after.
+    profile(bundle, runs=1)
+    assert max(load(bundle).self_test()) < 1e-4
+
+
+def test_facts_cover_the_arithmetic_of_the_network() -> None:
+    model = import_model("attendnext_tiny")
+    facts = kernel_facts(model.ir_module, model.module_paths, parse_target("host", 1))
+    least = 2 * macs(lookup("attendnext_tiny"))
+    # Activations, gates and padded channels come on top.
+    assert least < sum(fact.flops for fact in facts) < 2.5 * least
+    heavy = [fact for fact in facts if fact.flops > 0.01 * least]
+    assert all(fact.modules for fact in heavy)
+    named = {path for fact in facts for path in fact.modules}
+    assert {"stem.expand", "stages.0.0.project", "head"} <= named
+
+
+def test_facts_of_another_network_are_not_believed(bundle: Path, found: Profile) -> None:
+    names = [kernel.name for kernel in found.kernels]
+    manifest = {**load(bundle).manifest, "kernels": None}
+    assert kernel_facts_of(manifest, names) is not None
+    assert kernel_facts_of(manifest, [*names, "another"]) is None
+    assert kernel_facts_of({**manifest, "model": "unheard_of"}, names) is None
+
+
+def test_what_the_bundle_says_goes_first() -> None:
+    said = [{"name": "k", "flops": 1.0, "modules": ["a"], "family": "dense"}]
+    manifest = {"model": "attendnext_tiny", "kernels": said}
+    assert kernel_facts_of(manifest, ["k"]) == said
+
+
+@pytest.mark.parametrize(
+    ("flops", "moved", "bound", "seconds"),
+    [(100.0, 10.0, "compute", 1.0), (1.0, 50.0, "memory", 5.0)],
+)
+def test_roofline(flops: float, moved: float, bound: str, seconds: float) -> None:
+    roofline = Roofline(flops=100.0, bandwidth=10.0, footprint=1)
+    assert roofline.bound(flops, moved) == (bound, seconds)
+
+
+def test_kernel_of_a_foreign_bundle_has_time_but_no_rate(found: Profile) -> None:
+    unknown = Kernel("k", 1e-6, 1e-6, 64, None, None, None)
+    assert found.bound(unknown) is None
+    assert unknown.where() == "?"
+    assert Kernel("k", 1e-6, 1e-6, 64, 0.0, (), "copy").where() == "(compiler)"
+    assert Kernel("k", 1e-6, 1e-6, 64, 0.0, ("",), "mean").where() == "(network)"
+
+
+def test_command_prints_a_table_or_one_object(bundle: Path) -> None:
+    runner = CliRunner()
+    table = runner.invoke(command, [str(bundle), "--runs", "2", "--top", "3"])
+    assert table.exit_code == 0, table.output
+    assert "GFLOP/s" in table.stdout
+    assert "explained" in table.stdout
+    printed = runner.invoke(command, [str(bundle), "--runs", "2", "--json"])
+    assert json.loads(printed.stdout)["model"] == "attendnext_tiny"
+
+
+def test_mistakes(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--runs 0"):
+        profile(bundle, runs=0)
+    with pytest.raises(BundleError):
+        profile(tmp_path)
