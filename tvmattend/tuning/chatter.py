@@ -5,6 +5,7 @@ TVM logs from C++ to file descriptor 2 and worker processes inherit it, so repla
 would not do: the descriptors themselves point to the log for a while.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -14,20 +15,26 @@ from typing import TextIO
 
 from tvmattend.errors import StorageError
 
+_STDOUT, _STDERR = 1, 2
+_LOGGERS = ("tvmattend", "tvm.s_tir.meta_schedule")
 
-def screen() -> TextIO:
+
+@contextmanager
+def screen() -> Iterator[TextIO]:
     """A text stream to what is standard error now, which stays there while `chatter_to` is on.
 
-    The caller closes it. Where `sys.stderr` is not the process's own (a test, a notebook), it is
-    itself what a reader sees, and it is returned.
+    Where `sys.stderr` is not the process's own (a test, a notebook), it is what a reader sees.
     """
     try:
-        own = sys.stderr.fileno() == 2
+        own = sys.stderr.fileno() == _STDERR
     except (OSError, ValueError, AttributeError):
         own = False
     if not own:
-        return sys.stderr
-    return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="replace", buffering=1)
+        yield sys.stderr
+        return
+    encoding = sys.stderr.encoding
+    with os.fdopen(os.dup(_STDERR), "w", encoding=encoding, errors="replace", buffering=1) as copy:
+        yield copy
 
 
 @contextmanager
@@ -50,16 +57,27 @@ def chatter_to(log: Path | None) -> Iterator[None]:
         raise StorageError(
             f"cannot write the log `{log}`: {error.strerror}", "give another file with --log"
         ) from error
-    kept = [os.dup(1), os.dup(2)]
+    kept = [os.dup(_STDOUT), os.dup(_STDERR)]
+    messages = logging.StreamHandler(os.fdopen(os.dup(handle), "w", encoding="utf-8"))
+    messages.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
     try:
         _flush()
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        os.dup2(handle, _STDOUT)
+        os.dup2(handle, _STDERR)
+        for logger in loggers:
+            logger.addHandler(messages)
+            logger.setLevel(logging.INFO)
         yield
     finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(messages)
+            logger.setLevel(level)
+        messages.stream.close()
         _flush()
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
+        os.dup2(kept[0], _STDOUT)
+        os.dup2(kept[1], _STDERR)
         for each in (*kept, handle):
             os.close(each)
 

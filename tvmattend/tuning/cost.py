@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MetaSchedule's XGBoost cost model, taught with records and asked to rank schedules."""
 
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from tvmattend.tuning.tasks import Task
 
 # Fewer samples than this rank no better than chance.
 _WARM_UP_SAMPLES = 12
+# How much slower than the slowest success a failure is taken to be.
+_FAILURE = 2.0
 
 
 class Ranker(Protocol):
@@ -41,18 +44,26 @@ class CostModel:
         config = XGBConfig(seed=seed & 0x7FFFFFFF, nthread=1)
         self._model = XGBModel._cls(config=config, num_warmup_samples=_WARM_UP_SAMPLES)  # noqa: SLF001
         self._contexts: dict[str, Any] = {}
+        self._slowest: dict[str, float] = {}
 
     def learn(self, task: Task, trials: Sequence[tuple[Any, tuple[float, ...]]]) -> None:
         """Add trials; the model trains itself again when a fifth of its data is new."""
         from tvm.s_tir.meta_schedule.runner import RunnerResult
 
-        if not trials:
-            return
-        results = [
-            RunnerResult(list(run_secs), None) if run_secs else RunnerResult(None, "failed")
-            for _, run_secs in trials
+        times = [statistics.median(run_secs) for _, run_secs in trials if run_secs]
+        slowest = max([*times, self._slowest.get(task.key, 0.0)])
+        self._slowest[task.key] = slowest
+        # A failure without a time would weigh nothing in the model, and its kind would be tried
+        # again and again.
+        lessons = [
+            (schedule, run_secs or (_FAILURE * slowest,))
+            for schedule, run_secs in trials
+            if run_secs or slowest
         ]
-        candidates = self._candidates(task, [schedule for schedule, _ in trials])
+        if not lessons:
+            return
+        candidates = self._candidates(task, [schedule for schedule, _ in lessons])
+        results = [RunnerResult(list(run_secs), None) for _, run_secs in lessons]
         self._model.update(self._context(task), candidates, results)
 
     def rank(self, task: Task, schedules: Sequence[Any]) -> list[float] | None:

@@ -97,7 +97,6 @@ class TrialDone:
         done: Trials of the network that the records hold now.
         best_secs: Best time of the task so far; infinity before the first success.
         total_secs: Kernel time of one inference with the best so far, over tasks that have one.
-        error: The whole text of a failure, of which the record keeps a line.
     """
 
     record: Record
@@ -105,7 +104,6 @@ class TrialDone:
     done: int
     best_secs: float
     total_secs: float
-    error: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import tvmattend
 from tvmattend.codegen.link import Linker
 from tvmattend.device.endpoint import Endpoint
+from tvmattend.errors import TvmattendError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 from tvmattend.tuning.builder import KernelBuilder
@@ -30,6 +31,10 @@ from tvmattend.tuning.tasks import Task
 _CONNECT_SECONDS = 15.0
 # How long a board that went away is waited for, in seconds before each new attempt.
 RECONNECT_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+# How the runners put it when a kernel takes its process along: here, and on a board.
+_CRASH_SIGNS = ("Subprocess terminated", "RPCCode::kReturn")
+_CRASHED = "CrashError: the process that ran the kernel died"
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,8 @@ class KernelMeasurer:
             raise BoardLostError(error)
         if "Timeout, killed" in error:
             return Outcome("timeout", error=f"measuring took more than {self._timeout:g} s")
-        return Outcome("run-error", error=error)
+        crashed = any(sign in error for sign in _CRASH_SIGNS)
+        return Outcome("run-error", error=f"{error}\n{_CRASHED}" if crashed else error)
 
     def discard(self, artifact: Artifact) -> None:
         """Remove a library that is not needed any more."""
@@ -227,7 +233,7 @@ class KernelMeasurer:
             future = self._runner.pool.submit(workers.greet, self._endpoint)
             try:
                 future.result()
-            except (TimeoutError, RuntimeError, OSError, EOFError):
+            except (TvmattendError, TimeoutError, RuntimeError, OSError, EOFError):
                 return False
         return True
 

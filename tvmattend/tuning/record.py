@@ -3,6 +3,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 # In the order in which a build believes them; times are never compared across origins.
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
+_ERROR_LINE = re.compile(r"[\w.]+(?:Error|Exception): .")
 _ERROR_LENGTH = 300  # one line for a person; the whole text is in the log
 
 
@@ -113,10 +115,11 @@ def utc_now() -> str:
 
 
 def one_line(text: str) -> str:
-    """The last line of an error's text, which is where Python and TVM say what it is."""
+    """The line of an error's text that says it: the last `SomeError: ...`, else the last of all."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = lines[-1] if lines else "no message"
-    return last if len(last) <= _ERROR_LENGTH else last[: _ERROR_LENGTH - 3] + "..."
+    named = [line for line in lines if _ERROR_LINE.match(line)]
+    line = (named or lines or ["no message"])[-1]
+    return line if len(line) <= _ERROR_LENGTH else line[: _ERROR_LENGTH - 3] + "..."
 
 
 def parse_record(line: str) -> Record:

@@ -96,6 +96,11 @@ def shipped_root() -> Path | None:
     return None
 
 
+def records_directory(model_name: str, target: TargetSpec, output: Path | None = None) -> Path:
+    """Where tuning puts the records of a network; origin and threads come below it."""
+    return output if output is not None else Path.cwd() / ROOT_NAME / model_name / target.name
+
+
 def find_records(
     model_name: str,
     target: TargetSpec,

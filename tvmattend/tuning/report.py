@@ -233,7 +233,7 @@ class TuneReport:
                 micro(task.default_secs),
                 micro(task.best_secs),
                 "-" if task.speed_up is None else f"{task.speed_up:.2f}x",
-                "-" if task.gflops is None else f"{task.gflops:.2f}",
+                speed(task.gflops),
                 f"{task.trials}/{task.points}",
                 str(task.errors),
             )
@@ -262,7 +262,7 @@ class TuneReport:
         )
         rejected = sum(task.rejected for task in self.tasks)
         if rejected:
-            lines.append(f"{rejected} points could not be scheduled (see the log)")
+            lines.append(f"points that could not be scheduled: {rejected} (see the log)")
         lines.append(describe_origin(self.origin, self.machine))
         return lines
 
@@ -271,8 +271,9 @@ def describe_origin(origin: Origin | None, machine: Mapping[str, Any]) -> str:
     """One line: what the times are worth and where they come from."""
     if origin is None:
         return "no board was given"
-    where = f"{origin} on {describe_machine(machine)}"
-    return f"{where}; {EMULATED_NOTE}" if origin == "emulated" else where
+    if origin == "emulated":  # the board's own model says so too
+        return f"{describe_machine(machine)}; {EMULATED_NOTE}"
+    return f"{origin} on {describe_machine(machine)}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
@@ -293,6 +294,13 @@ def micro(seconds: float | None) -> str:
         return "-"
     value = seconds * 1e6
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def speed(gflops: float | None) -> str:
+    """GFLOP/s with three significant digits, two below 1."""
+    if gflops is None:
+        return "-"
+    return f"{gflops:.3g}" if gflops >= 1 else f"{gflops:.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trials themselves: pick, build, measure, record, until the total is reached."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from tvmattend.tuning.records import RecordSet
 from tvmattend.tuning.report import TaskResult, TuneReport
 from tvmattend.tuning.search import BOARD_LOST, TaskSearch, next_task
 from tvmattend.tuning.tasks import Task
+
+_LOG = logging.getLogger(__name__)
 
 # Kernels built together: enough to keep the builder's processes busy, few enough to learn between.
 _BATCH = 8
@@ -177,8 +180,12 @@ class TuningRun:
         self.succeeded += record.ok
         if not record.ok and self.first_failure is None:
             self.first_failure = record
+        if not record.ok:
+            _LOG.info(
+                "%s of %s at %s:\n%s", record.status, record.task, record.point, outcome.error
+            )
         total = sum(each.task.weight * each.best_secs for each in self.searches if each.best)
-        self.observer(TrialDone(record, place, self.done, search.best_secs, total, outcome.error))
+        self.observer(TrialDone(record, place, self.done, search.best_secs, total))
         return record
 
     def _record(self, candidate: Candidate, outcome: Outcome, wall_secs: float) -> Record:

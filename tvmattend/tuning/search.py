@@ -7,6 +7,7 @@ changed) of the best points so far. Every draw is seeded by the run's seed, the 
 number of its trials, so the same trials are always followed by the same proposal.
 """
 
+import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from tvmattend.tuning.cost import Ranker
 from tvmattend.tuning.measure import Candidate
 from tvmattend.tuning.record import Record
 from tvmattend.tuning.tasks import Task
+
+_LOG = logging.getLogger(__name__)
 
 # Begins the error of a trial during which the board went away: it may not be the kernel's fault.
 BOARD_LOST = "board lost"
@@ -184,6 +187,7 @@ class TaskSearch:
         candidate = self._near.get(key) or self._pool.get(key) or self._schedule(point)
         if candidate.schedule is None:
             self.rejected[key] = candidate.error
+            _LOG.info("%s cannot be scheduled at %s: %s", self.task.name, point, candidate.error)
             return {}
         return {key: candidate}
 
@@ -236,7 +240,11 @@ def next_task(searches: Sequence[TaskSearch], warm: int, cap: int) -> TaskSearch
         return None
     least = min(item.planned for item in open_)
     if least < warm:
-        return next(item for item in open_ if item.planned == least)
+        # The heaviest first: there may be fewer trials than tasks.
+        return max(
+            (item for item in open_ if item.planned == least),
+            key=lambda item: item.task.weight * item.task.flops,
+        )
 
     def gain(item: TaskSearch) -> float:
         if item.best is None:

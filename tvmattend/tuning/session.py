@@ -19,7 +19,7 @@ from tvmattend.tuning.chatter import chatter_to
 from tvmattend.tuning.events import Note, Observer, Planned, Stage, TuneOptions, ignore
 from tvmattend.tuning.record import Origin, Record
 from tvmattend.tuning.record_file import Fault, RecordFile, read_records, record_path
-from tvmattend.tuning.records import ROOT_NAME, RecordSet, find_records
+from tvmattend.tuning.records import RecordSet, find_records, records_directory
 from tvmattend.tuning.report import TaskPlan, TunePlan, TuneReport
 
 # Seconds a trial where no record says: building on two cores, then measuring.
@@ -117,11 +117,6 @@ def plan_tuning(
         return _plan(_start(order, observer, need_board=False))
 
 
-def records_directory(request: ModelRequest, target: TargetSpec, output: Path | None) -> Path:
-    """Where a run of these puts its records, below which come origin and threads."""
-    return output if output is not None else Path.cwd() / ROOT_NAME / request.name / target.name
-
-
 def _order(
     request: ModelRequest | str,
     target: TargetSpec,
@@ -154,7 +149,7 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
             "give --rpc HOST:PORT of a board that runs `tvmattend device`; to try without one, "
             "serve an emulated board with `tvmattend device --emulate cortex-a72`",
         )
-    directory = records_directory(request, target, order.output)
+    directory = records_directory(request.name, target, order.output)
     found = find_records(request.name, target, order.tuning_records)
     board = _reach(order, observer)
     path = None if board is None else record_path(directory, board.origin, target.num_cores)
@@ -214,6 +209,8 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
     assert board is not None  # noqa: S101  (`need_board`)
     assert path is not None  # noqa: S101
     plan = _plan(start)
+    if plan.trials == 0:
+        observer(Note(f"all {plan.done} trials are recorded; raise --trials to go on"))
     observer(Stage("starting the builder and the runner"))
     repetition = Repetition(options.number, options.repeat, options.min_repeat_ms, options.timeout)
     with KernelMeasurer(

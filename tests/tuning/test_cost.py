@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+import sys
+
+import pytest
+from sample_tasks import matmul, scheduled
+
+from tvmattend.target import parse_target
+from tvmattend.tuning.cost import CostModel
+
+
+@pytest.fixture
+def lessons():
+    """Every schedule of a matmul, and a time that falls with the vector's length."""
+    task = matmul()
+    candidates = [scheduled(task, point) for point in task.space.points(0)]
+    schedules = [candidate.schedule for candidate in candidates]
+    seconds = [1e-3 / candidate.point["cols"] for candidate in candidates]
+    return task, schedules, seconds
+
+
+def test_it_knows_nothing_before_it_was_taught(lessons):
+    task, schedules, _ = lessons
+    assert CostModel(parse_target("host"), 0).rank(task, schedules) is None
+
+
+def test_it_learns_to_rank_and_the_same_seed_ranks_the_same(lessons):
+    task, schedules, seconds = lessons
+    scores = []
+    for _ in range(2):
+        model = CostModel(parse_target("host"), 3)
+        for start in range(0, 12, 4):
+            trials = [
+                (schedule, (second,)) for schedule, second in zip(schedules, seconds, strict=True)
+            ]
+            model.learn(task, trials[start : start + 4])
+        scores.append(model.rank(task, schedules))
+    assert scores[0] == scores[1]
+    by_score = sorted(range(16), key=lambda index: -scores[0][index])
+    fastest = {index for index in range(16) if seconds[index] == min(seconds)}
+    assert set(by_score[:4]) == fastest
+    assert model.rank(task, []) == []
+
+
+def test_failures_teach_too(lessons):
+    task, schedules, seconds = lessons
+    model = CostModel(parse_target("host"), 0)
+    wide = max(1e-3 / second for second in seconds)
+    model.learn(
+        task,
+        [
+            (schedule, () if 1e-3 / second == wide else (second,))
+            for schedule, second in zip(schedules, seconds, strict=True)
+        ],
+    )
+    scores = model.rank(task, schedules)
+    failed = [score for score, second in zip(scores, seconds, strict=True) if 1e-3 / second == wide]
+    assert max(failed) < max(scores), "what fails is not what is proposed first"
+
+
+def test_the_tensor_intrinsics_stay_away(lessons):
+    # Importing them takes 13 s; if something else has, this test can say nothing.
+    task, schedules, _ = lessons
+    known = "tvm.s_tir.tensor_intrin" in sys.modules
+    CostModel(parse_target("host"), 0).learn(task, [(schedules[0], (1e-3,))])
+    assert ("tvm.s_tir.tensor_intrin" in sys.modules) == known

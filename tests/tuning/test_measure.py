@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real worker processes, here and behind a real RPC server on this machine."""
+
+import socket
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import tvm
+from sample_tasks import (
+    add_one,
+    crashing,
+    hanging,
+    matmul,
+    scheduled,
+    unbuildable,
+    unloadable,
+    unschedulable,
+)
+from tvm.support.popen_pool import PopenWorker
+
+from tvmattend.device.endpoint import Endpoint, parse_endpoint, tracker_endpoint
+from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.errors import ToolMissingError
+from tvmattend.target import parse_target
+from tvmattend.tuning import workers as functions
+from tvmattend.tuning.measure import (
+    Artifact,
+    BoardLostError,
+    Candidate,
+    KernelMeasurer,
+    Outcome,
+    Repetition,
+)
+from tvmattend.tuning.record import one_line
+
+HOST = parse_target("host", 2)
+QUICK = Repetition(number=1, repeat=2, min_repeat_ms=0, timeout=3.0)
+
+
+def measurer(endpoint=None, **options):
+    return KernelMeasurer(HOST, QUICK, endpoint, "measured", {}, **options)
+
+
+def outcome_of(machine, task):
+    (built,) = machine.build([scheduled(task)])
+    return built if isinstance(built, Outcome) else machine.run(built)
+
+
+def workers():
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "tvm.exec.popen_worker" in " ".join(child.cmdline())
+    ]
+
+
+@pytest.fixture(scope="module")
+def here():
+    with measurer() as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def board():
+    with (
+        serve_here(ServerOptions()) as server,
+        measurer(parse_endpoint(server.address)) as machine,
+    ):
+        yield machine
+
+
+@pytest.fixture(params=["here", "board"])
+def machine(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_batch_is_built_in_order_and_timed(machine):
+    task = matmul(128)
+    slow, fast = {"rows": 1, "cols": 4}, {"rows": 4, "cols": 32}
+    broken = Candidate(task, slow, None, "ScheduleError: no such loop")
+    built = machine.build([
+        scheduled(task, slow),
+        broken,
+        scheduled(unbuildable()),
+        scheduled(task, fast),
+    ])
+    assert [type(each) for each in built] == [Artifact, Outcome, Outcome, Artifact]
+    assert built[1] == Outcome("build-error", error="schedule: ScheduleError: no such loop")
+    assert built[2].status == "build-error"
+    assert "expected top-level entity" in one_line(built[2].error)
+    first, second = machine.run(built[0]), machine.run(built[3])
+    assert [first.status, second.status] == ["ok", "ok"]
+    assert [len(first.run_secs), len(second.run_secs)] == [2, 2]
+    assert min(first.run_secs) > min(second.run_secs) > 1e-6, "4 million FLOP take their time"
+
+
+def test_a_kernel_that_cannot_be_loaded_is_a_run_error(machine):
+    outcome = outcome_of(machine, unloadable())
+    assert outcome.status == "run-error"
+    assert "no_such_function_anywhere" in outcome.error
+
+
+def test_a_kernel_that_crashes_is_a_run_error_and_the_next_one_runs(machine):
+    outcome = outcome_of(machine, crashing())
+    assert outcome.status == "run-error"
+    assert one_line(outcome.error) == "CrashError: the process that ran the kernel died"
+    assert outcome_of(machine, add_one()).status == "ok"
+
+
+def test_a_kernel_that_hangs_is_a_timeout_and_the_next_one_runs(machine):
+    begun = time.monotonic()
+    outcome = outcome_of(machine, hanging())
+    assert (outcome.status, outcome.error) == ("timeout", "measuring took more than 3 s")
+    assert time.monotonic() - begun < 20
+    assert outcome_of(machine, add_one()).status == "ok"
+
+
+def test_a_build_that_hangs_is_a_timeout(tmp_path):
+    # A linker that waits, but not for the first thing that it links, which is the warm-up.
+    script = tmp_path / "linker"
+    script.write_text(
+        f'#!/bin/sh\nif [ -e "{tmp_path}/warm" ]; then sleep 60; fi\n'
+        f'touch "{tmp_path}/warm"\nexec cc "$@"\n'
+    )
+    script.chmod(0o755)
+    with measurer(cross_compiler=str(script)) as machine:
+        (built,) = machine.build([scheduled(add_one())])
+    assert built == Outcome("timeout", error="building took more than 3 s")
+
+
+def test_a_missing_linker_is_known_before_the_first_trial():
+    before = set(workers())
+    with pytest.raises(ToolMissingError, match="no-such-linker"):
+        measurer(cross_compiler="no-such-linker")
+    assert set(workers()) == before
+
+
+def test_every_upload_has_a_name_of_its_own(here):
+    built = here.build([scheduled(add_one()) for _ in range(3)])
+    assert len({Path(each.path).name for each in built}) == 3
+
+
+def test_the_pool_has_as_many_threads_as_the_target_asks_for():
+    # On x86 TVM by itself takes one for two logical cores, and cannot be told later.
+    worker = PopenWorker()
+    try:
+        worker.send(functions.allocate_local, (None, (), 0, HOST.num_cores))
+        assert worker.recv() == []
+        worker.send(tvm.runtime.num_threads)
+        assert worker.recv() == HOST.num_cores
+    finally:
+        worker.kill()
+
+
+def test_a_server_that_dies_is_a_lost_board_and_is_found_again():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = serve_here(ServerOptions(port=port))
+    try:
+        with measurer(Endpoint("127.0.0.1", port)) as machine:
+            built = machine.build([scheduled(add_one())])[0]
+            assert machine.run(built).status == "ok"
+            server.stop()
+            assert not machine.answers()
+            with pytest.raises(BoardLostError) as caught:
+                machine.run(built)
+            assert "Connection refused" in one_line(str(caught.value))
+            server = serve_here(ServerOptions(port=port))
+            assert machine.answers()
+            assert machine.run(built).status == "ok", "the library is still there"
+    finally:
+        server.stop()
+
+
+def test_a_tracker_gives_the_board(tmp_path):
+    from tvm.rpc.tracker import Tracker
+
+    tracker = Tracker("127.0.0.1", port=19190, port_end=19290, silent=True)
+    try:
+        entry = tracker_endpoint(f"127.0.0.1:{tracker.port}", "mine")
+        with serve_here(ServerOptions(tracker=entry)), measurer(entry) as machine:
+            assert outcome_of(machine, add_one()).status == "ok"
+            assert outcome_of(machine, add_one()).status == "ok", "it came back to the tracker"
+    finally:
+        tracker.terminate()
+
+
+def test_closing_leaves_no_process_and_no_file():
+    before = set(workers())
+    machine = measurer()
+    (built,) = machine.build([scheduled(add_one())])
+    assert Path(built.path).is_file()
+    assert set(workers()) - before
+    machine.close()
+    deadline = time.monotonic() + 5
+    while set(workers()) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(workers()) - before
+    assert not Path(built.path).parent.exists()
+
+
+def test_an_unschedulable_candidate_needs_no_builder(here):
+    task = unschedulable()
+    assert here.build([Candidate(task, task.space.default, None, "why")]) == [
+        Outcome("build-error", error="schedule: why")
+    ]

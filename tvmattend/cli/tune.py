@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tvmattend tune`: try schedules of a network's kernels on a machine, and record their times."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvmattend.cli.options import model_options
+from tvmattend.frontend.request import ModelRequest
+from tvmattend.target import TargetSpec, parse_target
+
+if TYPE_CHECKING:
+    from tvmattend.cli.tune_progress import Progress
+    from tvmattend.device.endpoint import Endpoint
+    from tvmattend.tuning.report import TunePlan, TuneReport
+
+_INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
+
+
+@click.command("tune")
+@model_options
+@click.option(
+    "--target",
+    default="cortex-a72",
+    show_default=True,
+    help='A preset, "llvm -mtriple=... -mcpu=...", a JSON object, or a TVM tag.',
+)
+@click.option("--threads", type=int, metavar="N", help="Threads of a kernel. [default: cores]")
+@click.option("--rpc", metavar="HOST:PORT", help="Measure on the board that serves there.")
+@click.option(
+    "--rpc-tracker",
+    metavar="HOST:PORT",
+    help="Measure on a board of this tracker. [default: $TVM_TRACKER_HOST:$TVM_TRACKER_PORT]",
+)
+@click.option(
+    "--rpc-key",
+    metavar="NAME",
+    help="The tracker's name for the boards. [default: $TVM_TRACKER_KEY]",
+)
+@click.option(
+    "--trials",
+    type=int,
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Trials of the whole network, those already recorded included.",
+)
+@click.option(
+    "--trials-per-task", type=int, default=64, show_default=True, metavar="N", help="Of one kernel."
+)
+@click.option(
+    "--timeout",
+    type=float,
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="To build a kernel, and again to measure it.",
+)
+@click.option(
+    "--number", type=int, default=3, show_default=True, metavar="N", help="Calls in one figure."
+)
+@click.option(
+    "--repeat",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Figures; the median counts.",
+)
+@click.option(
+    "--min-repeat-ms",
+    type=int,
+    default=50,
+    show_default=True,
+    metavar="MS",
+    help="Call more often until a figure took this long.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Records to write and to go on with. [default: tuning_logs/<model>/<target>]",
+)
+@click.option(
+    "--tuning-records",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="Other records, whose best points are tried early; may be repeated.",
+)
+@click.option("--cross-compiler", metavar="CMD", help="Link with this command instead of Zig.")
+@click.option("--dry-run", is_flag=True, help="Show tasks, records, estimated time; run nothing.")
+@click.option(
+    "--prune",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Run nothing; keep the K best records of each kernel in the output directory.",
+)
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where TVM's own messages go. [default: a file in the cache]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    request: ModelRequest,
+    target: str,
+    threads: int | None,
+    rpc: str | None,
+    rpc_tracker: str | None,
+    rpc_key: str | None,
+    output: Path | None,
+    tuning_records: tuple[Path, ...],
+    cross_compiler: str | None,
+    dry_run: bool,
+    prune: int | None,
+    log: Path | None,
+    as_json: bool,
+    **numbers: Any,
+) -> None:
+    """Tune the kernels of a network on this machine or on a board over RPC.
+
+    A second run goes on where the first one ended, Ctrl-C included; `build` uses what was recorded.
+    """
+    request.check()
+    spec = parse_target(target, threads)
+    if prune is not None:
+        _prune(request, spec, output, prune, as_json)
+        return
+    endpoint = _endpoint(spec, rpc, rpc_tracker, rpc_key)
+    from tvmattend.cache import cache_root
+    from tvmattend.cli.tune_progress import showing
+    from tvmattend.tuning.events import TuneOptions
+
+    log = log or cache_root() / "logs" / f"tune-{request.name}-{spec.name}.log"
+    arguments = {
+        "options": TuneOptions(seed=request.seed, **numbers),
+        "output": output,
+        "tuning_records": tuning_records,
+        "cross_compiler": cross_compiler,
+        "log": log,
+    }
+    with showing(log) as progress:
+        if dry_run:
+            from tvmattend.tuning import plan_tuning
+
+            result: TunePlan | TuneReport | None = plan_tuning(
+                request, spec, endpoint, observer=progress, **arguments
+            )
+        else:
+            result = _tune(request, spec, endpoint, progress, arguments)
+    if result is not None:
+        click.echo(json.dumps(result.to_json(), indent=2) if as_json else str(result))
+    if progress.interrupted:
+        sys.exit(_INTERRUPTED)
+
+
+def _tune(
+    request: ModelRequest,
+    target: TargetSpec,
+    endpoint: "Endpoint | None",
+    progress: "Progress",
+    arguments: dict[str, Any],
+) -> "TuneReport | None":
+    """Tune; after Ctrl-C give what was reached, or None if that was before the first trial."""
+    from tvmattend.tuning import tune
+
+    try:
+        with _stopped_politely():
+            report: TuneReport = tune(request, target, endpoint, observer=progress, **arguments)
+            return report
+    except KeyboardInterrupt:
+        return progress.stop()
+
+
+@contextmanager
+def _stopped_politely() -> Iterator[None]:
+    """A closed terminal and `kill` end a run as Ctrl-C does: workers gone, nothing torn."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(each, signal.default_int_handler) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
+def _endpoint(
+    target: TargetSpec, rpc: str | None, tracker: str | None, key: str | None
+) -> "Endpoint | None":
+    """The board to measure on; None for this machine."""
+    from tvmattend.device.endpoint import parse_endpoint, tracker_endpoint
+
+    if rpc is not None:
+        if tracker is not None or key is not None:
+            raise click.UsageError(
+                "--rpc names one board; --rpc-tracker and --rpc-key do not go with it"
+            )
+        return parse_endpoint(rpc)
+    if tracker is None and not target.is_host and os.environ.get("TVM_TRACKER_HOST"):
+        port = os.environ.get("TVM_TRACKER_PORT")
+        tracker = os.environ["TVM_TRACKER_HOST"] + (f":{port}" if port else "")
+    if tracker is None:
+        if key is not None:
+            raise click.UsageError("--rpc-key goes with --rpc-tracker (or TVM_TRACKER_HOST)")
+        return None
+    key = key or os.environ.get("TVM_TRACKER_KEY")
+    if not key:
+        raise click.UsageError(
+            f"the tracker {tracker} needs a key: give --rpc-key or set TVM_TRACKER_KEY"
+        )
+    return tracker_endpoint(tracker, key)
+
+
+def _prune(
+    request: ModelRequest, target: TargetSpec, output: Path | None, keep: int, as_json: bool
+) -> None:
+    from tvmattend.errors import RecordsError
+    from tvmattend.tuning.record_file import prune_file
+    from tvmattend.tuning.records import records_directory
+
+    directory = records_directory(request.name, target, output)
+    files = sorted(directory.rglob("*.jsonl"))
+    if not files:
+        raise RecordsError(f"`{directory}` holds no tuning records", "tune first, or give --output")
+    rows = []
+    for path in files:
+        before, after = prune_file(path, keep)
+        rows.append({"records": str(path), "before": before, "after": after})
+    if as_json:
+        click.echo(json.dumps({"pruned": rows}, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['records']}: {row['before']} -> {row['after']} records")
