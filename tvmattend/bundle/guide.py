@@ -50,14 +50,15 @@ have the licence of where they come from: {weights}.
 _STANDALONE = """\
 # {model} for {cpu}
 
-A compiled network as a C library, with its weights inside `{library}`. Made by tvmattend
-{tvmattend} for {target}. It needs the C library of the device ({libc}) and nothing else.
+A compiled network as a C library, `{library}`, with its weights inside. It needs the C library
+of the device ({libc}) and nothing else. Made by tvmattend {tvmattend} for
+{target}.
 
 ## In C and C++
-`{prefix}.h` is the interface, `{prefix}.hpp` the same for C++17, `lib{prefix}.a` for who links
-statically:
+`{prefix}.h` is the interface, `{prefix}.hpp` the same for C++17:
 
-    cc app.c {library} -Wl,-rpath,'$ORIGIN'        # or: cc app.c lib{prefix}.a -lm -lpthread
+    cc app.c {library} -Wl,-rpath,'$ORIGIN'
+    cc app.c lib{prefix}.a -lm -lpthread             # or statically
 
 All names begin with `{prefix}_`, so that two networks fit into one program. Buffers start at
 multiples of 64 bytes and are used in place; a call that fails returns a status, and
@@ -67,8 +68,8 @@ multiples of 64 bytes and are used in place; a call that fails returns a status,
 Python 3.9 or later with numpy. Copy this directory to the device, go into it, and let it test
 itself:
 
-    python3 tvmattend_runtime.py{photo}
-
+    python3 tvmattend_runtime.py
+{photo}
 In an application:
 
     import sys

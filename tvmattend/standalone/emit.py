@@ -78,6 +78,7 @@ def emit(
     libc: Libc = "glibc",
     cross_compiler: str | None = None,
     name: str | None = None,
+    keep: Path | None = None,
 ) -> StandaloneFiles:
     """Write the standalone library of a network.
 
@@ -89,6 +90,7 @@ def emit(
         libc: C library of the device.
         cross_compiler: A command to compile and link with instead of Zig.
         name: Instead of the model's name in C and in the files.
+        keep: Directory for the generated C, the weights and the objects; None throws them away.
 
     Raises:
         CompileError: Something cannot be expressed in C, or a tool failed.
@@ -117,7 +119,7 @@ def emit(
     header.write_text(source.header(plan, graph, about), encoding="utf-8")
     cpp_header.write_text(source.cpp_header(about), encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="tvmattend-c-") as scratch:
-        place = Path(scratch)
+        place = Path(scratch) if keep is None else keep
         joined = _objects(place, tools, plan, graph, kernels, weights, about)
         tools.archive([joined], static)
         tools.link([joined], shared)
