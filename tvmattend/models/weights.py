@@ -86,8 +86,9 @@ def _image(random: np.random.Generator, size: int) -> "np.ndarray[Any, Any]":
     Scaled by white noise, which the pools average away, the networks answer a photograph with
     logits in the thousands.
     """
-    patches = random.normal(0.0, 1.0, (1, 3, 4, 4)).repeat(size // 4 + 1, 2).repeat(size // 4 + 1, 3)
-    return patches[:, :, :size, :size] + random.normal(0.0, 0.3, (1, 3, size, size))
+    patches = random.normal(0.0, 1.0, (1, 3, 4, 4))
+    rows = patches.repeat(size // 4 + 1, 2).repeat(size // 4 + 1, 3)
+    return rows[:, :, :size, :size] + random.normal(0.0, 0.3, (1, 3, size, size))
 
 
 def _generator(seed: int, path: str) -> np.random.Generator:
