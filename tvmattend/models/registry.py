@@ -47,7 +47,7 @@ REGISTRY: Mapping[str, Architecture] = {
         replace(
             _TINY,
             name="attendnext_tiny_condenser",
-            note="for tests: the classical condenser of arXiv 2008.04245",
+            note="for tests: the condenser of arXiv 2008.04245",
             condenser=CLASSICAL,
         ),
     )
