@@ -7,6 +7,7 @@ runtime - is refused here, by name.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -209,10 +210,8 @@ def _tensor(name: str, kind: Any) -> Tensor:
     if getattr(kind, "shape", None) is None:
         raise CompileError(f"`{name}` is {kind}, not a tensor of known shape", _HINT)
     dtype = str(kind.dtype)
-    try:
-        np.dtype(dtype)
-    except TypeError as error:
-        raise CompileError(f"`{name}` holds {dtype}, which C has no type for", _HINT) from error
+    if not re.fullmatch(r"(float|u?int)(8|16|32|64)|bool", dtype):
+        raise CompileError(f"`{name}` holds {dtype}, which C has no type for", _HINT)
     return Tensor(name, _static(name, kind.shape), dtype)
 
 
