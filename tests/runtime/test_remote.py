@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle on a board over RPC: this machine's server, and the emulated Cortex-A72."""
 
+import _thread
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sample_bundles import INPUT, cortex_a72_bundle, reference, rewrite_manifest
 
+from tvmattend.bundle import write_bundle
 from tvmattend.device.emulated import EmulatedPython
+from tvmattend.device.endpoint import close_session, within
 from tvmattend.errors import (
     BoardMismatchError,
     BoardUnreachableError,
@@ -32,6 +36,12 @@ def x() -> np.ndarray:
     return np.random.default_rng(3).standard_normal(INPUT.shape).astype("float32")
 
 
+def _join_calls() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "tvmattend-board":
+            thread.join()
+
+
 def test_it_is_the_same_network(sound_bundle: Path, host_board: str, x: np.ndarray) -> None:
     with load_remote(sound_bundle, host_board) as net:
         assert network.relative_error(np.asarray(net(x)), reference(x)) < 1e-6
@@ -48,8 +58,6 @@ def test_it_is_the_same_network(sound_bundle: Path, host_board: str, x: np.ndarr
 
 def test_several_inputs_and_outputs(tmp_path: Path, host_board: str) -> None:
     from sample_bundles import two_by_two
-
-    from tvmattend.bundle import write_bundle
 
     contents = two_by_two(tmp_path)
     with load_remote(write_bundle(tmp_path / "pair", contents), host_board) as net:
@@ -111,9 +119,30 @@ def test_a_board_that_stops_answering(
         with pytest.raises(BoardUnreachableError, match="did not answer"):
             net(x)
         # A session with a call under way is not closed; the next test needs the board.
-        for thread in threading.enumerate():
-            if thread.name == "tvmattend-board":
-                thread.join()
+        _join_calls()
+
+
+def test_ctrl_c_during_a_call_does_not_close_the_session_under_it() -> None:
+    """TVM crashes if one thread closes a session in which another waits."""
+    answered = threading.Event()
+    closed = []
+
+    class Session:
+        def get_function(self, name: str) -> Callable[[], None]:
+            return lambda: closed.append(name)
+
+    def call() -> None:
+        _thread.interrupt_main()
+        answered.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        within(60, call)
+    close_session(Session())
+    assert not closed
+    answered.set()
+    _join_calls()
+    close_session(Session())
+    assert closed == ["CloseRPCConnection"]
 
 
 def test_a_bundle_for_another_machine_says_what_it_is_for(

@@ -226,13 +226,15 @@ def within(
         finished.set()
 
     thread = threading.Thread(target=run, daemon=True, name="tvmattend-board")
-    thread.start()
-    finished.wait(seconds)
-    with lock:
-        abandoned = not results and not errors
-    if abandoned:
-        if discard is None:
+    try:
+        thread.start()
+        finished.wait(seconds)
+    finally:  # Ctrl-C leaves the call behind as a timeout does
+        with lock:
+            abandoned = not results and not errors
+        if abandoned and discard is None:
             _LEFT_BEHIND.append(thread)
+    if abandoned:
         raise TimeoutError(f"no answer within {seconds:g} s")
     if errors:
         raise errors[0]
