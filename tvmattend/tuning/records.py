@@ -101,6 +101,17 @@ def records_directory(model_name: str, target: TargetSpec, output: Path | None =
     return output if output is not None else Path.cwd() / ROOT_NAME / model_name / target.name
 
 
+def own_records(
+    records: Sequence[Record], target: TargetSpec, origin: Origin | None
+) -> list[Record]:
+    """Of the lines of a run's own file, those that the run goes on with."""
+    return [
+        record
+        for record in records
+        if record.origin == origin and record.threads == target.num_cores and record.is_for(target)
+    ]
+
+
 def find_records(
     model_name: str,
     target: TargetSpec,

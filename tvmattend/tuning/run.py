@@ -27,8 +27,8 @@ from tvmattend.tuning.measure import (
     Outcome,
 )
 from tvmattend.tuning.record import Record, one_line
-from tvmattend.tuning.record_file import RecordFile
-from tvmattend.tuning.records import RecordSet
+from tvmattend.tuning.record_file import RecordFile, read_records
+from tvmattend.tuning.records import RecordSet, own_records
 from tvmattend.tuning.report import TaskResult, TuneReport
 from tvmattend.tuning.search import BOARD_LOST, TaskSearch, next_task
 from tvmattend.tuning.tasks import Task
@@ -76,6 +76,7 @@ class TuningRun:
     waits: Sequence[float] = RECONNECT_WAITS
     sleep: Callable[[float], None] = time.sleep
     searches: list[TaskSearch] = field(init=False)
+    before: int = field(init=False)
     new: int = field(init=False, default=0)
     succeeded: int = field(init=False, default=0)
     first_failure: Record | None = field(init=False, default=None)
@@ -97,6 +98,7 @@ class TuningRun:
             )
             for task in self.tasks
         ]
+        self.before = self.done
 
     def run(self) -> TuneReport:
         """Do the trials.
@@ -111,7 +113,7 @@ class TuningRun:
                 self._try(batch)
                 self._check_hope(_HOPELESS)
         except KeyboardInterrupt:
-            self.observer(Interrupted(self.report()))
+            self.observer(Interrupted(self._report_of_file()))
             raise
         self._check_hope(1 if not any(search.best for search in self.searches) else _HOPELESS)
         return self.report()
@@ -123,14 +125,26 @@ class TuningRun:
 
     def report(self) -> TuneReport:
         """The state of things now."""
+        return self._report([search.records for search in self.searches])
+
+    def _report_of_file(self) -> TuneReport:
+        """The state on disk: an interrupt may come between writing a record and counting it."""
+        lines = read_records(self.file.path)[0] if self.file.path.is_file() else []
+        mine = own_records(lines, self.target, self.measurer.origin)
+        return self._report([recorded(task, mine) for task in self.tasks])
+
+    def _report(self, records: Sequence[Sequence[Record]]) -> TuneReport:
+        rows = [
+            _result(search, found) for search, found in zip(self.searches, records, strict=True)
+        ]
         return TuneReport(
             self.model,
             self.target,
             self.measurer.origin,
             self.measurer.machine,
             self.file.path,
-            tuple(_result(search) for search in self.searches),
-            self.new,
+            tuple(rows),
+            sum(row.trials for row in rows) - self.before,
             time.monotonic() - self.started,
         )
 
@@ -277,8 +291,11 @@ def _plain(item: object) -> object:
     return [_plain(each) for each in item]  # type: ignore[attr-defined]
 
 
-def _result(search: TaskSearch) -> TaskResult:
+def _result(search: TaskSearch, records: Sequence[Record]) -> TaskResult:
     task = search.task
+    good = [record for record in records if record.ok]
+    best = min(good, key=lambda record: record.seconds, default=None)
+    defaults = [record.seconds for record in good if record.point == task.space.default]
     return TaskResult(
         name=task.name,
         key=task.key,
@@ -286,10 +303,10 @@ def _result(search: TaskSearch) -> TaskResult:
         weight=task.weight,
         flops=task.flops,
         points=task.space.size,
-        trials=search.trials,
-        errors=search.errors,
+        trials=len(records),
+        errors=len(records) - len(good),
         rejected=len(search.rejected),
-        default_secs=search.default_secs,
-        best_secs=search.best.seconds if search.best is not None else None,
-        best_point=dict(search.best.point) if search.best is not None else None,
+        default_secs=min(defaults, default=None),
+        best_secs=None if best is None else best.seconds,
+        best_point=None if best is None else dict(best.point),
     )

@@ -51,15 +51,13 @@ class TaskSearch:
         ranker: Ranker,
     ) -> None:
         self.task = task
-        self.trials = 0
-        self.errors = 0
+        self.records: list[Record] = []
         self.best: Record | None = None
-        self.default_secs: float | None = None
         self.rejected: dict[_Key, str] = {}
         self.stale = 0  # trials since the best one
         self._seed = seed
         self._ranker = ranker
-        self._records: dict[_Key, list[Record]] = {}
+        self._by_point: dict[_Key, list[Record]] = {}
         self._pending: set[_Key] = set()
         self._order: Iterator[dict[str, int]] = task.space.points(seed)
         self._pool: dict[_Key, Candidate] = {}  # of the seeded order
@@ -67,6 +65,11 @@ class TaskSearch:
         self._replay(records)
         fresh = [dict(point) for point in starts if not self._settled(_key(point))]
         self._starts = fresh[:_STARTS]
+
+    @property
+    def trials(self) -> int:
+        """Trials done."""
+        return len(self.records)
 
     @property
     def planned(self) -> int:
@@ -124,15 +127,9 @@ class TaskSearch:
         self.teach(lessons)
 
     def _note(self, record: Record) -> None:
-        self._records.setdefault(_key(record.point), []).append(record)
-        self.trials += 1
+        self.records.append(record)
+        self._by_point.setdefault(_key(record.point), []).append(record)
         self.stale += 1
-        if not record.ok:
-            self.errors += 1
-            return
-        if dict(record.point) == self.task.space.default:
-            known = self.default_secs
-            self.default_secs = record.seconds if known is None else min(known, record.seconds)
         if record.seconds < self.best_secs:
             self.best = record
             self.stale = 0
@@ -141,7 +138,7 @@ class TaskSearch:
         """Whether a point needs no trial: a lost board earns it one more, and only one."""
         if key in self._pending or key in self.rejected:
             return True
-        records = self._records.get(key, ())
+        records = self._by_point.get(key, ())
         return any(not _lost(record) for record in records) or len(records) > 1
 
     def _take(self, point: Mapping[str, int]) -> Candidate:
@@ -193,8 +190,7 @@ class TaskSearch:
 
     def _neighbours(self) -> Iterator[dict[str, int]]:
         good = sorted(
-            (record for group in self._records.values() for record in group if record.ok),
-            key=lambda record: record.seconds,
+            (record for record in self.records if record.ok), key=lambda record: record.seconds
         )
         for parent in good[:_PARENTS]:
             for knob in self.task.space.knobs:

@@ -19,7 +19,7 @@ from tvmattend.tuning.chatter import chatter_to
 from tvmattend.tuning.events import Note, Observer, Planned, Stage, TuneOptions, ignore
 from tvmattend.tuning.record import Origin, Record
 from tvmattend.tuning.record_file import Fault, RecordFile, read_records, record_path
-from tvmattend.tuning.records import RecordSet, find_records, records_directory
+from tvmattend.tuning.records import RecordSet, find_records, own_records, records_directory
 from tvmattend.tuning.report import TaskPlan, TunePlan, TuneReport
 
 # Seconds a trial where no record says: building on two cores, then measuring.
@@ -152,22 +152,12 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
     directory = records_directory(request.name, target, order.output)
     found = find_records(request.name, target, order.tuning_records)
     board = _reach(order, observer)
-    path = None if board is None else record_path(directory, board.origin, target.num_cores)
+    origin = None if board is None else board.origin
+    path = None if origin is None else record_path(directory, origin, target.num_cores)
     earlier, faults = read_records(path) if path is not None and path.is_file() else ([], [])
-    if path is not None:
-        earlier = _own_records(path, earlier, target)
+    earlier = own_records(earlier, target, origin)
     tasks = _tasks(request, target, observer)
     return _Start(order, board, found, path, earlier, faults, tasks)
-
-
-def _own_records(path: Path, records: Sequence[Record], target: TargetSpec) -> list[Record]:
-    """Of the lines of a run's own file, those that it goes on with."""
-    origin = path.parent.name
-    return [
-        record
-        for record in records
-        if record.origin == origin and record.threads == target.num_cores and record.is_for(target)
-    ]
 
 
 def _reach(order: _Order, observer: Observer) -> _Board | None:
