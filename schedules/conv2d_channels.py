@@ -125,7 +125,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     pixels = out_h * out_w * groups * per_group
     by_rows = out_h if groups >= machine.threads or machine.threads == 1 else ranked[0][0]
     knobs = (
-        Knob("tile", tuple(sorted(code)), next(iter(code))),
+        Knob("tile", tuple(code), next(iter(code))),
         Knob("job_rows", (0, *blocks.divisors(out_h)), 0 if weights > pixels else by_rows),
     )
 

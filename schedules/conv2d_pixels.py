@@ -162,7 +162,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     code = {f * 100 + v: (f, v) for f, v in sorted(tiles, key=cost)[:8]}
     taps = (0, 1) if kernel_width > 1 else (0,)
     knobs = (
-        Knob("tile", tuple(sorted(code)), next(iter(code))),
+        Knob("tile", tuple(code), next(iter(code))),
         Knob("unroll_taps", taps, taps[-1]),
     )
 

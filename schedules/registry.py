@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """PrimFunc and target -> its design space, made of the spaces of its stages."""
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,9 @@ from schedules.space import Choose, DesignSpace, Knob, Part
 from schedules.stages import Stage
 
 PLAIN = "plain"
+
+# Of a knob, in a kernel of several stages.
+_CHOICES_A_STAGE = 4
 
 _BY_ANCHOR: dict[str, Callable[[Any, Stage, Machine], Part]] = {
     conv2d_pixels.NAME: conv2d_pixels.part,
@@ -49,9 +54,12 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
     except ValueError:  # two reductions that finish in one block: no family schedules them
         return _plain()
     machine = machine_of(target)
+    numbered = len(found) > 1
     parts = [_part(sch, stage, machine) for stage in found]
-    names = [_family(stage) for stage in found]
-    numbered = len(parts) > 1
+    if numbered:
+        parts = [Part(tuple(map(_fewer, part.knobs)), part.schedule) for part in parts]
+    counts = Counter(_family(stage) for stage in found)
+    names = [name if count == 1 else f"{count}*{name}" for name, count in counts.items()]
 
     def label(index: int, name: str) -> str:
         return f"{index}.{name}" if numbered else name
@@ -68,6 +76,13 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
             part.schedule(sch, _within(choose, partial(label, index)))
 
     return DesignSpace("+".join(names), knobs, schedule)
+
+
+def _fewer(knob: Knob) -> Knob:
+    """The default and its nearest neighbours: the choices of several stages multiply."""
+    place = knob.choices.index(knob.default)
+    first = max(0, min(place - 1, len(knob.choices) - _CHOICES_A_STAGE))
+    return replace(knob, choices=knob.choices[first : first + _CHOICES_A_STAGE])
 
 
 def _within(choose: Choose, label: Callable[[str], str]) -> Choose:
