@@ -124,6 +124,31 @@ def test_big_scratch_is_the_callers_and_small_scratch_is_on_the_stack() -> None:
     assert Param("private", 0) in phase.params
 
 
+def test_a_write_through_a_view_is_a_write_of_what_is_under_it() -> None:
+    """Scratch that is declared again inside of a loop (FuseTIR's stages do that)."""
+    from tvm.script import tirx as T  # noqa: N812
+
+    @T.prim_func(s_tir=True)
+    def func(x: T.Buffer((N,), "float32"), y: T.Buffer((N,), "float32")) -> None:
+        t = T.sblock_alloc_buffer((N,), "float32")
+        for i in T.parallel(4):
+            with T.sblock("outer"):
+                u = T.axis.spatial(4, i)
+                part = T.match_buffer(t[u * 16 : u * 16 + 16], (16,), "float32", offset_factor=1)
+                for j in T.serial(16):
+                    with T.sblock("a"):
+                        v = T.axis.spatial(16, j)
+                        part[v] = x[u * 16 + v]
+        for i in T.parallel(N):
+            with T.sblock("b"):
+                v = T.axis.spatial(N, i)
+                y[v] = t[N - 1 - v]
+
+    first, second = _split(func).phases
+    assert first.writes == {Param("shared", 0)}
+    assert second.writes == {Param("argument", 1)}
+
+
 def test_a_kernel_that_writes_its_argument_is_refused() -> None:
     from tvm.script import tirx as T  # noqa: N812
 

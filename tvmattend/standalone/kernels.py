@@ -242,7 +242,6 @@ class _Splitter:
 
         private: list[Any] = []
         body, parts, bounds = list(group), 0, []
-        roots = self._roots(definitions)
         used = self._closure(group)[1]
         if parallel(group):
             (loop,) = group
@@ -261,7 +260,7 @@ class _Splitter:
         buffers = [(Param("argument", i), b) for i, b in enumerate(self._params) if b in used]
         buffers += [(Param("shared", i), b) for i, b in enumerate(shared) if b in used]
         buffers += [(Param("private", i), b) for i, b in enumerate(private)]
-        written = {roots.get(buffer, buffer) for buffer in stored(body)}
+        written = stored([*definitions, *body])
         self._check_writes(written)
         func = _function(symbol, [b for _, b in buffers], bounds, [*definitions, *body])
         return Phase(
@@ -272,17 +271,6 @@ class _Splitter:
             frozenset(param for param, buffer in buffers if buffer in written),
             func,
         )
-
-    def _roots(self, definitions: list[Any]) -> dict[Any, Any]:
-        """Buffer declared over another one's memory -> that one."""
-        from tvm.tirx import DeclBuffer
-
-        roots: dict[Any, Any] = {}
-        for statement in definitions:
-            if isinstance(statement, DeclBuffer):
-                (source,) = uses(statement.data)
-                roots[statement.buffer] = roots.get(source, source)
-        return roots
 
     def _check_writes(self, written: set[Any]) -> None:
         for buffer in self._params:

@@ -79,11 +79,21 @@ def walk(statement: Any) -> list[Any]:
 
 
 def stored(statements: list[Any]) -> set[Any]:
-    """Buffers that are written, views of private ones included."""
-    from tvm.tirx import BufferStore
+    """Buffers that are written, directly or through a view; of a view, the one under it."""
+    from tvm.tirx import BufferStore, DeclBuffer
 
-    nodes = (node for statement in statements for node in walk(statement))
-    return {node.buffer for node in nodes if isinstance(node, BufferStore)}
+    nodes = [node for statement in statements for node in walk(statement)]
+    under = {
+        node.buffer: next(iter(uses(node.data))) for node in nodes if isinstance(node, DeclBuffer)
+    }
+    found = set()
+    for node in nodes:
+        if isinstance(node, BufferStore):
+            buffer = node.buffer
+            while buffer in under:
+                buffer = under[buffer]
+            found.add(buffer)
+    return found
 
 
 def parallel(group: list[Any]) -> bool:
