@@ -424,8 +424,11 @@ class _LocalVM:
     def run(self, inputs: list[np.ndarray]) -> Any:
         return self._call(self._run, inputs)
 
-    def time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> Any:
-        return self._call(self._time, inputs, repeat, warmup)
+    def time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
+        for _ in range(warmup + 1):
+            self.run(inputs)
+        # One by one, so that Ctrl-C need not wait for all of them.
+        return [self._call(self._time) for _ in range(repeat)]
 
     def _call(self, function: Any, *args: Any) -> Any:
         if os.getpid() != self._process:  # the workers do not exist in the child: it would hang
@@ -447,14 +450,10 @@ class _LocalVM:
         results = [result] if hasattr(result, "__dlpack__") else result
         return [np.from_dlpack(tensor).copy() for tensor in results]
 
-    def _time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
-        for _ in range(warmup + 1):
-            self._run(inputs)
-        marks = [time.perf_counter()]
-        for _ in range(repeat):
-            self._main(*self._tensors)
-            marks.append(time.perf_counter())
-        return np.diff(marks).tolist()
+    def _time(self) -> float:
+        start = time.perf_counter()
+        self._main(*self._tensors)
+        return time.perf_counter() - start
 
 
 _models: dict[Path, list[str]] = {}  # bundle -> SHA-256 of each library that it has had
