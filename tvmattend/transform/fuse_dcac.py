@@ -109,6 +109,9 @@ class FuseDCAC(FusionRule):
             return f"the feature branch has {feature[meeting]} convolutions, not one"
         if not 2 <= attention[meeting] <= len(_ATTENTION):
             return f"the attention branch has {attention[meeting]} convolutions, not two to four"
+        pools = [_pools(flow, chain, meeting) for chain in (attention, feature)]
+        if [pieces.pooling(call) for call in pools[0]] != [pieces.pooling(c) for c in pools[1]]:
+            return _pooled_differently(*pools)
         return f"the operators between `{meeting.name}` and the gate are in no order that is known"
 
 
@@ -172,20 +175,25 @@ def _groups_fault(match: Match, convs: dict[str, Any]) -> str:
 
 def _pools_fault(match: Match) -> str:
     pools = match.named("condense", "condense_reduced")
+    if len({pieces.pooling(call) for call in pools}) > 1:
+        return _pooled_differently(pools[1:], pools[:1])
     if any(pieces.overlaps(call) for call in pools):
         return "the condensing windows overlap"
-    if len({pieces.pooling(call) for call in pools}) > 1:
-        attention, features = pieces.pooling(pools[1]), pieces.pooling(pools[0])
-        return (
-            "the branches are pooled differently: "
-            f"{_describe(attention)} (attention), {_describe(features)} (features)"
-        )
     return ""
 
 
+def _pooled_differently(attention: Sequence[Any], features: Sequence[Any]) -> str:
+    words = [
+        ", ".join(_describe(pieces.pooling(call)) for call in calls) or "not at all"
+        for calls in (attention, features)
+    ]
+    return f"the branches are pooled differently: {words[0]} (attention), {words[1]} (features)"
+
+
 def _describe(pooling: tuple[Any, ...]) -> str:
-    operator, (height, width), *_ = pooling
-    return f"{str(operator).rpartition('.')[2]} {height}x{width}"
+    operator, size, strides, *_ = pooling
+    step = "" if size == strides else f" by {'x'.join(map(str, strides))}"
+    return f"{str(operator).rpartition('.')[2]} {'x'.join(map(str, size))}{step}"
 
 
 def _gate_fault(match: Match, layout: str) -> str:
@@ -210,6 +218,12 @@ def _upsample_fault(match: Match) -> str:
 
 def _name(match: Match, part: str) -> str:
     return str(match.flow.variable(match.parts[part]).name)
+
+
+def _pools(flow: Dataflow, chain: dict[Any, int], end: Any) -> list[Any]:
+    """Poolings of a chain up to a variable of it."""
+    before = list(chain)[: list(chain).index(end)]
+    return [value for here in before if op_name(value := flow.value(here)) in pieces.POOLS]
 
 
 def _chain(flow: Dataflow, start: Any) -> dict[Any, int]:

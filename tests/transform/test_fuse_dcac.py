@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FuseDCAC: what it matches, what it refuses and why, and what it makes."""
+
+import numpy as np
+import pytest
+import tvm
+from relax_blocks import CLASSICAL, HOST, Block, Emitter, module, relative, run, sample
+from tvm import relax
+
+from tvmattend.transform import lower, lower_with_report
+from tvmattend.transform.dataflow import Dataflow, op_name
+from tvmattend.transform.fuse_dcac import FuseDCAC
+from tvmattend.transform.grouping import group
+from tvmattend.transform.ledger import keep_account, lower_by_default
+from tvmattend.transform.rule import judge
+
+RULE = FuseDCAC()
+# Stages of a fused kernel add up in the order of the unfused ones; a few roundings differ.
+SAME = 1e-5
+
+
+def verdict(mod):
+    """The verdict on the module's only candidate."""
+    (judgement,) = judge(RULE, Dataflow(mod["main"]))
+    return judgement.verdict
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("flavour", [Block(), CLASSICAL], ids=["dcac", "classical"])
+@pytest.mark.parametrize("condense", ["avg", "max", None])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_matches_every_kind_and_flavour(kind, flavour, condense, layout):
+    block = flavour.with_(kind=kind, condense=condense, layout=layout)
+    found = verdict(block.module())
+    words = [
+        kind,
+        *(["classical"] if flavour.classical else []),
+        *(["condensed"] if condense else []),
+    ]
+    assert found.fused, found.reason
+    assert found.variant == ".".join(words)
+    assert found.subject in {"out", "gv"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features_first": True},
+        {"features_first": True, "scale": True, "residual": True},
+        {"gate": "sigmoid"},
+        {"scale": True},
+        {"residual": True},
+        {"activation": False},
+        {"bias": False},
+        {"batch": 4},
+        {"columns": 1},
+        {"columns": 2, "incoming": 6},
+        {"size": (7, 9)},
+        {"width": 28, "channels": 28, "incoming": 20},
+    ],
+    ids=",".join,
+)
+def test_matches_every_spelling(change):
+    found = verdict(Block(**change).module())
+    assert found.fused, found.reason
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (Block(second_user="embed"), ["second user"]),
+        (Block(second_user="gate"), ["`gate` has a second user", "other"]),
+        (Block(axis=2), ["softmax over axis 2 of NCHW"]),
+        (Block(layout="NHWC", axis=1), ["softmax over axis 1 of NHWC"]),
+        (
+            Block(kind="bottleneck", feature_pool=("max", 2)),
+            ["pooled differently", "avg_pool2d 2x2 (attention)", "max_pool2d 2x2 (features)"],
+        ),
+        (
+            Block(kind="bottleneck", size=(3, 3), feature_pool=("avg", 3)),
+            ["pooled differently", "avg_pool2d 2x2 (attention)", "avg_pool2d 3x3 (features)"],
+        ),
+        (Block(feature_pool=("max", 2)), ["pooled differently", "max_pool2d 2x2 (features)"]),
+        (Block(kind="bottleneck", pool_stride=1), ["windows overlap"]),
+        (Block(expand_columns=2), ["unsupported groups", "columns are 2 and 4"]),
+        (
+            Block(kind="bottleneck", expand_columns=4),
+            ["unsupported groups", "`expand`", "ungrouped"],
+        ),
+        (Block(project_kernel=3), ["unsupported groups", "`project`", "3x3"]),
+        (Block(columns=12, incoming=12), ["one channel a group"]),
+        (Block(condense=None, stride=2, size=(1, 1)), ["a strided convolution", "`embed`"]),
+        (Block(dilation=2), ["a dilated convolution", "`embed`"]),
+        (Block(weight_is_input=True), ["no constants", "`embed`"]),
+        (Block(other_features=True), ["do not share their input"]),
+        (Block(two_projections=True), ["feature branch has 2 convolutions"]),
+        (Block(one_convolution=True), ["attention branch has 1 convolutions"]),
+        (CLASSICAL.with_(upsample="linear"), ["`linear`, not nearest"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_says_why_not(block, words):
+    found = verdict(block.module())
+    assert not found.fused
+    assert found.variant == ""
+    for word in words:
+        assert word in found.reason
+
+
+def test_dynamic_shape_is_a_reason():
+    height = tvm.tirx.Var("height", "int64")
+    found = verdict(Block(condense=None, size=(height, 8)).module())
+    assert not found.fused
+    assert "dynamic shape" in found.reason
+
+
+def test_a_layout_change_inside_is_no_match():
+    def body(e, x):
+        hidden = e.act(e.conv(x, 12, 3, 4, "embed"))
+        moved = e.emit(relax.op.permute_dims(hidden, [0, 1, 3, 2]), "moved")
+        attention = e.conv(moved, 12, 3, 4, "expand")
+        gate = e.emit(relax.op.nn.softmax(attention, 1))
+        return e.act(e.emit(relax.op.multiply(gate, e.conv(x, 12, 1, name="project"))))
+
+    assert "do not share their input" in verdict(module(body, (1, 8, 8, 8))).reason
+
+
+def test_an_inner_result_that_the_network_returns_is_a_reason():
+    e = Emitter()
+    x = relax.Var("x", relax.TensorType((1, 8, 8, 8), "float32"))
+    with e.builder.function("main", [x]):
+        with e.builder.dataflow():
+            attention = e.conv(e.act(e.conv(x, 12, 3, 4, "embed")), 12, 3, 4, "expand")
+            gate = e.builder.emit_output(relax.op.nn.softmax(attention, 1), "gate")
+            features = e.conv(x, 12, 1, name="project")
+            y = e.builder.emit_output(relax.op.multiply(gate, features))
+        e.builder.emit_func_output(relax.Tuple([y, gate]))
+    assert "`gate` is an output of the network too" in verdict(e.builder.get()).reason
+
+
+def test_squeeze_and_excitation_is_no_candidate():
+    def body(e, x):
+        pooled = e.emit(relax.op.mean(x, [2, 3], keepdims=True))
+        gate = e.emit(relax.op.sigmoid(e.conv(pooled, 8, 1)))
+        return e.emit(relax.op.multiply(gate, x))
+
+    assert judge(RULE, Dataflow(module(body, (1, 8, 8, 8))["main"])) == []
+
+
+def expected(before):
+    """What `group` should make of a module that is one block: all of it in one function."""
+    main = before["main"]
+    bindings = main.body.blocks[0].bindings
+    names = "_".join(op_name(binding.value).replace(".", "_") for binding in bindings)
+    attrs = tvm.ir.make_node("ir.DictAttrs", Composite=RULE.name, Primitive=True)
+    inner = relax.Function(main.params, main.body, main.ret_ty, True, attrs)
+    builder = relax.BlockBuilder()
+    gvar = builder.add_func(inner, f"fused_{names}")
+    x = relax.Var("x", main.params[0].ty)
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = builder.emit_output(relax.Call(gvar, [x]))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("flavour", [Block(), CLASSICAL], ids=["dcac", "classical"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_whole_block_becomes_one_function(kind, flavour, layout):
+    before = flavour.with_(kind=kind, layout=layout).module()
+    after, counts = group(before, [RULE])
+    assert counts == {RULE.name: 1}
+    tvm.ir.assert_structural_equal(after, expected(before), map_free_vars=True)
+
+
+def test_what_does_not_match_stays_as_it_is():
+    before = Block(axis=2).module()
+    after, counts = group(before, [RULE])
+    assert counts == {RULE.name: 0}
+    tvm.ir.assert_structural_equal(after, before)
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("flavour", [Block(), CLASSICAL], ids=["dcac", "classical"])
+def test_one_kernel_where_tvm_alone_needs_more(kind, flavour):
+    """The rule earns its place: default FuseOps leaves four kernels or more."""
+    mod = flavour.with_(kind=kind).module()
+    with HOST.to_tvm():
+        default = keep_account(lower_by_default(mod), 1)
+    fused = keep_account(lower(mod, HOST, rules=[RULE]), 1)
+    assert default.kernel_launches >= 5
+    assert fused.kernel_launches == 1
+    assert fused.intermediate_bytes == 0 < default.intermediate_bytes
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(kind="bottleneck", width=28, channels=56, batch=2),
+        CLASSICAL.with_(size=(7, 9), features_first=True),
+    ],
+    ids=["dcac", "classical"],
+)
+def test_numbers_do_not_change(block):
+    mod = block.module()
+    x = sample(mod)
+    wanted = run(lower(mod, HOST, rules=()), x)
+    assert relative(run(lower(mod, HOST, rules=[RULE]), x), wanted) < SAME
+
+
+def test_a_wrong_weight_shows_in_the_numbers():
+    """The comparison above can fail."""
+    mod, other = Block().module(), Block(channels=12, bias=False).module()
+    x = sample(mod)
+    wanted = run(lower(mod, HOST, rules=()), x)
+    assert relative(run(lower(other, HOST, rules=[RULE]), x), wanted) > 0.01
+
+
+def test_two_blocks_that_share_an_input_are_two_kernels():
+    def body(e, x):
+        first = Block(condense=None).emit(e, x)
+        second = Block(kind="bottleneck", condense=None).emit(e, x)
+        return e.emit(relax.op.add(first, second))
+
+    report = lower_with_report(module(body, (1, 8, 8, 8)), HOST, rules=[RULE]).fusion
+    assert report.of_rule(RULE.name) == (2, 2)
+
+
+def test_a_change_of_layout_at_the_edge_belongs_to_the_kernel():
+    """A block in NHWC behind a map in NCHW costs one launch, not two."""
+    block = Block(kind="bottleneck", layout="NHWC")
+
+    def body(e, x):
+        return block.emit(e, e.emit(relax.op.permute_dims(x, [0, 2, 3, 1]), "moved"))
+
+    mod = module(body, (1, 8, 8, 8), Emitter("NHWC"))
+    assert verdict(mod).variant == "bottleneck.condensed.layout"
+    assert judge(FuseDCAC(absorb_layout_change=False), Dataflow(mod["main"]))[0].verdict.fused
+    x = sample(mod)
+    lowered = lower(mod, HOST, rules=[RULE])
+    assert keep_account(lowered, 1).kernel_launches == 1
+    assert relative(run(lowered, x), run(lower(mod, HOST, rules=()), x)) < SAME
+    assert np.isfinite(x).all()
