@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tvmattend.bundle.manifest import Manifest
 from tvmattend.bundle.verify import verify
 from tvmattend.device.board import BoardInfo, probe
 from tvmattend.device.endpoint import Endpoint, close_session, connect, parse_endpoint, within
@@ -64,14 +65,21 @@ def load_remote(
     place, directory = _endpoint(endpoint), Path(path)
     manifest = verify(directory)
     board = _probe(place, manifest.target)
-    if board.tvm_version and board.tvm_version != manifest.versions.tvm:
+    vm = manifest.format == "vm"
+    if vm and board.tvm_version and board.tvm_version != manifest.versions.tvm:
         raise BundleMismatchError(
             f"the bundle needs TVM {manifest.versions.tvm}; {place} serves {board.tvm_version}",
             "install that version on the board, or build the bundle again",
         )
+    if manifest.libc != "glibc":
+        raise BundleMismatchError(
+            f"the bundle is for {manifest.libc}; TVM's RPC server, on {place}, runs with glibc",
+            "build with --libc glibc to run it there",
+        )
     session = connect(place)
     try:
-        executor = _BoardVM(session, place, directory / "model.so", threads, manifest.threads)
+        make = _BoardVM if vm else _BoardLibrary
+        executor = make(session, place, directory / manifest.library, threads, manifest)
         yield RemoteNetwork(directory, read_manifest(directory), executor, board)
     finally:
         close_session(session)
@@ -98,11 +106,17 @@ class _BoardVM:
     """
 
     def __init__(
-        self, session: Any, place: Endpoint, library: Path, threads: int | None, wanted: int
+        self,
+        session: Any,
+        place: Endpoint,
+        library: Path,
+        threads: int | None,
+        manifest: Manifest,
     ) -> None:
         self._session = session
         self._place = place
-        self.threads = self._step(lambda: self._size_pool(threads, wanted))
+        self._manifest = manifest
+        self.threads = self._step(lambda: self._size_pool(threads, manifest.threads))
         self._machine = self._step(lambda: self._start(library))
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -127,12 +141,15 @@ class _BoardVM:
     def _start(self, library: Path) -> Any:
         from tvm import relax
 
+        return relax.VirtualMachine(self._load(library), self._session.cpu())
+
+    def _load(self, library: Path) -> Any:
         # A fresh name: replacing a library that is loaded crashes the session.
         name = f"model-{uuid.uuid4().hex}.so"
         self._session.upload(bytearray(library.read_bytes()), name)
         module = self._session.load_module(name)
         self._session.remove(name)  # the loaded code stays; the board's disk is free again
-        return relax.VirtualMachine(module, self._session.cpu())
+        return module
 
     def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         self._set(inputs)
@@ -170,3 +187,46 @@ class _BoardVM:
                 f"{self._place}: the session broke: {lines[-1] if lines else 'no reason given'}",
                 "restart the server on the board, and see whether its disk or memory is full",
             ) from error
+
+
+class _BoardLibrary(_BoardVM):
+    """A standalone library in the session's process: the server calls the door in it.
+
+    `<prefix>_rpc(threads, inputs..., outputs...)` gives the status of `<prefix>_run`.
+    """
+
+    def _start(self, library: Path) -> Any:
+        from tvm.runtime import tensor
+
+        self._module = self._load(library)
+        self._name = f"{library.stem.removeprefix('lib')}_rpc"
+        device = self._session.cpu()
+        self._outputs = [
+            tensor(np.zeros(spec.shape, spec.dtype), device) for spec in self._manifest.outputs
+        ]
+        return self._module.get_function(self._name)
+
+    def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        self._set(inputs)
+        status = int(self._machine(self.threads, *self._inputs, *self._outputs))
+        if status != 0:
+            raise BundleMismatchError(
+                f"{self._place}: the library refused to run, with status {status}",
+                f"{self._name.removesuffix('_rpc')}.h says what the number means",
+            )
+        return [output.numpy() for output in self._outputs]
+
+    def _time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
+        for _ in range(warmup + 1):
+            self._run(inputs)
+        # The board takes the time itself: no round trip is in it.
+        evaluate = self._module.time_evaluator(
+            self._name, self._session.cpu(), number=1, repeat=repeat
+        )
+        arguments = (self.threads, *self._inputs, *self._outputs)
+        return [float(seconds) for seconds in evaluate(*arguments).results]
+
+    def _set(self, inputs: list[np.ndarray]) -> None:
+        from tvm.runtime import tensor
+
+        self._inputs = [tensor(array, self._session.cpu()) for array in inputs]

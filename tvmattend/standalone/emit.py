@@ -122,7 +122,9 @@ def emit(
         place = Path(scratch) if keep is None else keep
         joined = _objects(place, tools, plan, graph, kernels, weights, about)
         tools.archive([joined], static)
-        tools.link([joined], shared)
+        (place / "rpc.c").write_text(source.rpc_door(about), encoding="utf-8")
+        tools.compile(place / "rpc.c", place / "rpc.o")
+        tools.link([joined, place / "rpc.o"], shared)
     needed = _check_library(shared, header)
     return StandaloneFiles(
         shared=shared,
@@ -138,6 +140,11 @@ def emit(
         arena_bytes=plan.arena_bytes,
         thread_bytes=source.thread_bytes(plan),
     )
+
+
+def rpc_symbol(prefix: str) -> str:
+    """The function in the shared library by which TVM's RPC server runs it, without linking."""
+    return f"__tvm_ffi_{prefix}_rpc"
 
 
 def weight_block(graph: Graph, plan: Plan) -> bytes:
@@ -226,6 +233,7 @@ def _check_library(shared: Path, header: Path) -> tuple[str, ...]:
     prefix = header.stem
     text = header.read_text(encoding="utf-8")
     declared = set(re.findall(rf"_API [^;(]*?\b({prefix}_\w+)\(", text))
+    declared.add(rpc_symbol(prefix))
     if visible != declared:
         names = ", ".join(sorted(visible ^ declared))
         raise CompileError(f"{shared.name} and {header.name} do not agree on {names}")

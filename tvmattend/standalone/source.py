@@ -150,6 +150,11 @@ def program(plan: Plan, graph: Graph, kernels: Mapping[str, Kernel], about: Desc
     return "\n".join(lines) + "\n"
 
 
+def rpc_door(about: Description) -> str:
+    """The C file with the function that TVM's RPC server calls."""
+    return _template("rpc.c", about.prefix)
+
+
 def weights_assembly(plan: Plan, about: Description, blob: str) -> str:
     """Assembly that puts the file `blob` into read-only data."""
     symbol = f"{about.prefix}_weights"
@@ -168,7 +173,7 @@ def weights_assembly(plan: Plan, about: Description, blob: str) -> str:
 
 def _template(file: str, prefix: str) -> str:
     text = (_TEMPLATES / file).read_text(encoding="utf-8")
-    text = re.sub(r"\bnetwork(?=_|::|\.h\b)|(?<=namespace )network\b", prefix, text)
+    text = re.sub(r"(?<![A-Za-z0-9])network(?=_|::|\.h\b)|(?<=namespace )network\b", prefix, text)
     return re.sub(r"\bNETWORK(?=_)", prefix.upper(), text)
 
 
