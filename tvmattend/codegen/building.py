@@ -157,7 +157,7 @@ def build(
             contents = replace(
                 contents, format=format, libc=libc, extra=extra, fusion=report.to_json()
             )
-            write_bundle(directory, contents, force=force)
+            write_bundle(directory, contents, force=force, progress=observer)
     return BuildReport(
         directory,
         imported.name,
