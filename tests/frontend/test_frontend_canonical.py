@@ -225,6 +225,22 @@ class TestOneForm:
     def test_what_changes_nothing_goes(self, nothing: Callable[[Any], Any]) -> None:
         check(lambda b, x: b.emit(op.exp(b.emit(nothing(x)))), ["relax.exp"])
 
+    def test_dropout_goes(self) -> None:
+        def body(b: Any, x: Any) -> Any:
+            pair = b.emit(op.nn.dropout(x, 0.5))
+            return b.emit(op.exp(b.emit(relax.TupleGetItem(pair, 0))))
+
+        after, _ = canonicalise(make(body), {})
+        assert operators(after["main"]) == ["relax.exp"]
+
+    def test_dropout_whose_mask_is_read_is_refused(self) -> None:
+        def body(b: Any, x: Any) -> Any:
+            pair = b.emit(op.nn.dropout(x, 0.5))
+            return b.emit(op.exp(b.emit(relax.TupleGetItem(pair, 1))))
+
+        with pytest.raises(UnsupportedOperatorError, match="dropout"):
+            canonicalise(make(body), {})
+
     def test_what_changes_something_stays(self) -> None:
         check(lambda b, x: b.emit(op.permute_dims(x, [0, 2, 3, 1])), ["relax.permute_dims"])
 

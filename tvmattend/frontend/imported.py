@@ -9,6 +9,9 @@ import numpy as np
 
 Arrays = Sequence["np.ndarray[Any, Any]"]
 
+# Patches a side of a drawn image.
+_PATCHES = 5
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -103,21 +106,24 @@ class ImportedModel:
             seed: Of the draw.
 
         Returns:
-            `count` tuples of one array an input. Images are coloured patches under noise: white
-            noise alone, which every pool averages away, gives nearly the same scores each time and
-            would hide an error. Others are standard normal, or 0 and 1 for integers.
+            `count` tuples of one array an input: patches and grain of the order 1 for images
+            (noise alone the pools of a network average away), standard normal for other floating
+            types, and 0 and 1 for integers.
         """
         random = np.random.default_rng(seed)
         return [tuple(_draw(random, spec) for spec in self.inputs) for _ in range(count)]
 
 
 def _draw(random: np.random.Generator, spec: TensorSpec) -> "np.ndarray[Any, Any]":
-    if np.issubdtype(np.dtype(spec.dtype), np.floating):
-        if spec.layout == "NCHW":
-            batch, channels, height, width = spec.shape
-            patches = random.standard_normal((batch, channels, 4, 4))
-            rows = patches.repeat(height // 4 + 1, 2).repeat(width // 4 + 1, 3)
-            noise = random.standard_normal(spec.shape)
-            return (rows[:, :, :height, :width] + 0.3 * noise).astype(spec.dtype)
-        return random.standard_normal(spec.shape).astype(spec.dtype)
-    return random.integers(0, 2, spec.shape).astype(spec.dtype)
+    if not np.issubdtype(np.dtype(spec.dtype), np.floating):
+        return random.integers(0, 2, spec.shape).astype(spec.dtype)
+    noise = random.standard_normal(spec.shape)
+    if spec.layout != "NCHW":
+        return noise.astype(spec.dtype)
+    batch, channels, height, width = spec.shape
+    patches = random.standard_normal((batch, channels, _PATCHES, _PATCHES))
+    rows = np.arange(height) * _PATCHES // height
+    columns = np.arange(width) * _PATCHES // width
+    contrast = random.uniform(0.5, 1.5, (batch, 1, 1, 1))
+    image = contrast * patches[:, :, rows][:, :, :, columns] + 0.3 * noise
+    return np.asarray(image.astype(spec.dtype))

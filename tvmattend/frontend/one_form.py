@@ -8,7 +8,7 @@ add(constant, x), multiply(constant, x)  ->  add(x, constant), multiply(x, const
 mean(x, negative axes)                   ->  mean(x, positive axes)
 reshape(mean(x, keepdims=True), (N, C))  ->  mean(x)
 nn.adaptive_avg_pool2d(x, (1, 1))        ->  mean(x, axes 2 and 3, keepdims=True)
-nn.dropout(x), astype, reshape, expand_dims or permute_dims that change nothing  ->  x
+nn.dropout(x)[0], astype, reshape, expand_dims or permute_dims that change nothing  ->  x
 """
 
 from typing import Any
@@ -78,8 +78,15 @@ def global_mean(call: Any, scope: Scope) -> Any:
 
 
 def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:
-    """Forward the input of an operator that gives it back."""
-    del scope
+    """Forward the input of an operator that gives it back.
+
+    Of `nn.dropout` ONNX's importer makes one even in inference; those of training were refused
+    before the import.
+    """
+    if isinstance(call, relax.TupleGetItem):
+        dropout = scope.value(call.tuple_value)
+        kept = op_name(dropout) == "relax.nn.dropout" and call.index == 0
+        return dropout.args[0] if kept else None
     name = op_name(call)
     if name in {"relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.broadcast_to"}:
         return call.args[0] if _shape(call) == _shape(call.args[0]) else None

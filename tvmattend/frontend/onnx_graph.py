@@ -14,6 +14,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_conver
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
 from tvmattend.frontend.faults import first_line
+from tvmattend.frontend.rewriting import end_open_block
 
 _STANDARD = ("", "ai.onnx")
 # `If` has no converter: the importer treats it itself, and the canonical form refuses it.
@@ -105,7 +106,8 @@ def to_relax(model: Any) -> IRModule:
         warnings.simplefilter("ignore")
         try:
             module = importer.from_onnx(model.graph, opset)
-        except (ModelError, UnsupportedOperatorError):
+        except UnsupportedOperatorError:
+            end_open_block(importer.bb)
             raise
         except Exception as error:  # the importer fails in many ways, none of them its own class
             raise ModelError(

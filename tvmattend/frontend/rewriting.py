@@ -89,16 +89,25 @@ def rewrite(
         )
     scope = Scope(function, paths, rename)
     renamed: dict[Any, Any] = {}
-    with scope.builder.function("main", list(function.params)):
-        with scope.builder.dataflow():
-            for binding in blocks[0].bindings:
-                value = _apply(rules, _rename(binding.value, renamed), scope)
-                # A name for a variable or a tuple is no computation: readers take what it names.
-                named = isinstance(value, relax.Var | relax.Tuple)
-                renamed[binding.var] = value if named else scope.emit(value, binding.var)
-            output = scope.builder.emit_output(_rename(function.body.body, renamed))
-        scope.builder.emit_func_output(output)
+    try:
+        with scope.builder.function("main", list(function.params)):
+            with scope.builder.dataflow():
+                for binding in blocks[0].bindings:
+                    value = _apply(rules, _rename(binding.value, renamed), scope)
+                    # A name for a variable or tuple is no computation: readers take what it names.
+                    named = isinstance(value, relax.Var | relax.Tuple)
+                    renamed[binding.var] = value if named else scope.emit(value, binding.var)
+                output = scope.builder.emit_output(_rename(function.body.body, renamed))
+            scope.builder.emit_func_output(output)
+    except ModelError:
+        end_open_block(scope.builder)
+        raise
     return scope.builder.get()["main"], scope.paths
+
+
+def end_open_block(builder: Any) -> None:
+    """End the block that an error has left open; TVM would warn of it on the user's terminal."""
+    builder._end_block()  # noqa: SLF001
 
 
 def op_name(expression: Any) -> str:

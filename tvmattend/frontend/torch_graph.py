@@ -15,6 +15,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
 from tvmattend.frontend.faults import first_line, quiet, source_line, unsupported, user_line
+from tvmattend.frontend.rewriting import end_open_block
 
 _EVAL_HINT = "call .eval() on the network before it is exported"
 # Random operators give another output at every call; a compiled network cannot follow PyTorch's.
@@ -64,8 +65,7 @@ def to_relax(program: ExportedProgram) -> tuple[IRModule, dict[str, str]]:
             custom_convert_map=None,
         )
     except (ModelError, UnsupportedOperatorError):
-        # Or TVM warns of the block that the importer left open.
-        importer.block_builder._end_block()  # noqa: SLF001
+        end_open_block(importer.block_builder)
         raise
     except Exception as error:  # the importer fails in many ways, none of them its own class
         raise ModelError(

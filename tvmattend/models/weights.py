@@ -4,8 +4,9 @@
 A freshly initialised AttendNeXt is nearly degenerate: a softmax over C channels multiplies the
 signal by about 1/C at every gate, and an identity BatchNorm hides a wrong fold. Here the
 statistics are random (mean ~ N(0, 0.1), variance ~ U(0.5, 2)), no affine parameter is 0 or 1, and
-every BatchNorm is scaled so that its output is of the order 1 (C ahead of a softmax gate): the
-logits are of the order 1 and depend on the input.
+every BatchNorm is scaled so that images of many contrasts leave it with a signal of the order 1
+(C ahead of a softmax gate). Biases of half of that keep SiLU, which quarters a weak signal and
+passes a strong one, from answering one photograph with logits of 0.1 and the next with thousands.
 """
 
 import math
@@ -38,14 +39,14 @@ def seed_weights(network: AttendNeXt, seed: int) -> None:
             _fill(module.running_mean, random.normal(0.0, 0.1, shape))
             _fill(module.running_var, random.uniform(0.5, 2.0, shape))
             _fill(module.weight, random.uniform(0.7, 1.3, shape))
-            _fill(module.bias, random.normal(0.0, 0.1, shape))
+            _fill(module.bias, random.normal(0.0, 0.5, shape))
         elif isinstance(module, AttentionCondenser) and module.scale is not None:
             _fill(module.scale, random.uniform(0.5, 1.5))
     _scale_norms(network, seed)
 
 
 def _scale_norms(network: AttendNeXt, seed: int) -> None:
-    """Scale each BatchNorm by a power of two, from the signal that one small image causes.
+    """Scale each BatchNorm by a power of two, from the signal that a few images cause.
 
     A power of two is exact and does not see the rounding of a machine's convolutions.
     """
@@ -58,10 +59,12 @@ def _scale_norms(network: AttendNeXt, seed: int) -> None:
 
     def scale(norm: nn.Module, _: tuple[Any, ...], output: Tensor) -> Tensor:
         assert isinstance(norm, nn.BatchNorm2d)  # noqa: S101
-        factor = 2.0 ** round(math.log2(wanted.get(id(norm), 1.0) / float(output.std())))
+        signal = output - norm.bias.view(-1, 1, 1)
+        goal = wanted.get(id(norm), 1.0)
+        factor = goal * 2.0 ** round(-math.log2(float(signal.std())))
         norm.weight.mul_(factor)
-        norm.bias.mul_(factor)
-        return output * factor
+        norm.bias.mul_(goal)
+        return signal * factor + norm.bias.view(-1, 1, 1)
 
     handles = [
         module.register_forward_hook(scale)
@@ -69,26 +72,26 @@ def _scale_norms(network: AttendNeXt, seed: int) -> None:
         if isinstance(module, nn.BatchNorm2d)
     ]
     was_training = network.training
-    size = network.architecture.input_size
-    image = _image(_generator(seed, "image"), size)
+    images = _images(_generator(seed, "images"), network.architecture.input_size)
     try:
         with torch.no_grad():
-            network.eval()(torch.from_numpy(image.astype("float32")))
+            network.eval()(torch.from_numpy(images.astype("float32")))
     finally:
         network.train(was_training)
         for handle in handles:
             handle.remove()
 
 
-def _image(random: np.random.Generator, size: int) -> "np.ndarray[Any, Any]":
-    """Patches and noise [1, 3, size, size]: like a photograph, neighbouring pixels agree.
+def _images(random: np.random.Generator, size: int) -> "np.ndarray[Any, Any]":
+    """Patches of high and of low contrast, and noise: [3, 3, size, size].
 
-    Scaled by white noise, which the pools average away, the networks answer a photograph with
-    logits in the thousands.
+    Neighbouring pixels of a photograph agree; noise alone the pools would average away.
     """
-    patches = random.normal(0.0, 1.0, (1, 3, 4, 4))
-    rows = patches.repeat(size // 4 + 1, 2).repeat(size // 4 + 1, 3)
-    return rows[:, :, :size, :size] + random.normal(0.0, 0.3, (1, 3, size, size))
+    patches = random.normal(0.0, 1.0, (3, 3, 4, 4)).repeat(size // 4 + 1, 2)
+    patches = patches.repeat(size // 4 + 1, 3)[:, :, :size, :size]
+    contrast = np.array([1.0, 0.3, 0.0]).reshape(3, 1, 1, 1)
+    grain = np.array([0.3, 0.3, 1.0]).reshape(3, 1, 1, 1)
+    return contrast * patches + grain * random.normal(0.0, 1.0, patches.shape)
 
 
 def _generator(seed: int, path: str) -> np.random.Generator:

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`.onnx` files: the same network as its module, folded, with errors that name the node."""
+
+import gc
+import hashlib
+import logging
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from relax_runner import relative_error
+
+from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.frontend import ModelRequest, TensorSpec, import_model
+from tvmattend.frontend.canonical import operators
+from tvmattend.models import create
+
+FLOAT = TensorProto.FLOAT
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                create("attendnext_tiny"),
+                (torch.zeros(1, 3, 64, 64),),
+                str(path),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+    return path
+
+
+def weights(*shape: int, seed: int = 0, low: float = -1.0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).uniform(low, 1.5, shape).astype("float32")
+
+
+def save(
+    path: Path,
+    nodes: list[Any],
+    arrays: dict[str, np.ndarray[Any, Any]] | None = None,
+    shape: tuple[Any, ...] = (1, 3, 8, 8),
+    kind: int = FLOAT,
+    rank: int = 4,
+    check: bool = True,
+) -> Path:
+    """Write a model `x` -> `y` of the nodes and constants given."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, [f"y{axis}" for axis in range(rank)])],
+        [numpy_helper.from_array(array, name) for name, array in (arrays or {}).items()],
+    )
+    domains = {node.domain for node in nodes} - {""}
+    opsets = [helper.make_opsetid("", 18), *(helper.make_opsetid(name, 1) for name in domains)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    if check:
+        onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def node(kind: str, inputs: str, output: str, name: str = "", **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(), [output], name=name, **attributes)
+
+
+def test_a_file_is_the_network_it_was_made_from(tiny: Path) -> None:
+    model, same = import_model(str(tiny)), import_model("attendnext_tiny")
+    assert Counter(operators(model.ir_module["main"])) == Counter(operators(same.ir_module["main"]))
+    (inputs,) = model.sample_inputs(1)
+    np.testing.assert_allclose(
+        model.reference(inputs)[0], same.reference(inputs)[0], rtol=1e-4, atol=1e-5
+    )
+    assert relative_error(model) < 1e-5
+    assert model.inputs == (TensorSpec("x", (1, 3, 64, 64), "float32", "NCHW"),)
+    assert (model.name, model.classes, model.preprocessing, model.seed) == ("tiny", 10, None, None)
+    assert model.reference_name == f"onnx {onnx.__version__} reference"
+    assert model.weights_sha256 == hashlib.sha256(tiny.read_bytes()).hexdigest()
+
+
+def test_the_convolutions_are_the_same_calls_as_from_pytorch(tiny: Path) -> None:
+    """Or records that were tuned for one would not be found for the other."""
+
+    def calls(name: str) -> Counter[str]:
+        main = import_model(name).ir_module["main"]
+        found = [binding.value for binding in main.body.blocks[0].bindings]
+        return Counter(
+            f"{call.attrs} {[str(argument.ty) for argument in call.args]}"
+            for call, op in zip(found, operators(main), strict=True)
+            if op == "relax.nn.conv2d"
+        )
+
+    assert calls(str(tiny)) == calls("attendnext_tiny")
+
+
+def test_batch_norm_dropout_and_identity_are_gone(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "n.onnx",
+        [
+            node("Conv", "x w b", "c", pads=[1, 1, 1, 1]),
+            node("BatchNormalization", "c scale bias mean var", "n"),
+            node("Dropout", "n", "d"),
+            node("Identity", "d", "i"),
+            node("Sigmoid", "i", "s"),
+            node("Mul", "s i", "m"),
+            node("GlobalAveragePool", "m", "p"),
+            node("Flatten", "p", "f"),
+            node("Gemm", "f g", "y", transB=1),
+        ],
+        {
+            "w": weights(4, 3, 3, 3),
+            "b": weights(4),
+            "scale": weights(4, low=0.5),
+            "bias": weights(4, seed=1),
+            "mean": weights(4, seed=2),
+            "var": weights(4, seed=3, low=0.5),
+            "g": weights(5, 4),
+        },
+        rank=2,
+    )
+    model = import_model(str(path))
+    assert operators(model.ir_module["main"]) == [
+        "relax.nn.conv2d",
+        "relax.add",
+        "relax.nn.silu",
+        "relax.mean",
+        "relax.matmul",
+    ]
+    assert relative_error(model) < 1e-5
+    assert model.classes == 5
+
+
+def test_symbolic_extents_are_fixed_by_the_options(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "d.onnx",
+        [node("Conv", "x w", "c"), node("ReduceMean", "c", "y")],
+        {"w": weights(4, 3, 3, 3)},
+        ("n", 3, "height", None),
+    )
+    model = import_model(ModelRequest(str(path), batch=2, input_size=9))
+    assert model.inputs[0].shape == (2, 3, 9, 9)
+    assert relative_error(model) < 1e-5
+    with pytest.raises(
+        ModelError, match=r"extent 2 of input `x` is not fixed \(height\)"
+    ) as caught:
+        import_model(str(path))
+    assert "--input-size" in caught.value.hint
+
+
+def test_a_fixed_shape_cannot_be_changed(tmp_path: Path) -> None:
+    path = str(save(tmp_path / "f.onnx", [node("Relu", "x", "y")]))
+    with pytest.raises(ModelError, match="fixed to 1 at extent 0") as caught:
+        import_model(ModelRequest(path, batch=2))
+    assert "--batch 1" in caught.value.hint
+    with pytest.raises(ModelError, match="fixed to 8 at extent 2"):
+        import_model(ModelRequest(path, input_size=9))
+
+
+def test_a_symbolic_extent_that_no_option_fixes(tmp_path: Path) -> None:
+    path = save(tmp_path / "t.onnx", [node("Relu", "x", "y")], shape=(1, "tokens", 8), rank=3)
+    with pytest.raises(ModelError, match=r"extent 1 .* \(tokens\)") as caught:
+        import_model(ModelRequest(str(path), input_size=5))
+    assert "fixed shape" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([node("DFT", "x", "y", name="fourier")], "operator `DFT` cannot be imported, node `four"),
+        ([node("DFT", "x", "y")], "operator `DFT` cannot be imported, node with output `y`"),
+        (
+            [node("Relu", "x", "h"), node("FusedThing", "h", "y", "f1", domain="com.acme")],
+            "operator `com.acme::FusedThing` cannot be imported, node `f1`",
+        ),
+    ],
+)
+def test_unknown_operators_name_the_node(
+    nodes: list[Any], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path / "u.onnx", nodes, check=False)
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        import_model(str(path))
+    assert message in str(caught.value)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_node_that_cannot_be_translated_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unsorted = helper.make_node("TopK", ["x", "k"], ["y", "i"], name="best", sorted=0)
+    path = save(tmp_path / "k.onnx", [unsorted], {"k": np.array([3])})
+    with pytest.raises(UnsupportedOperatorError, match=r"operator `TopK`.*node `best`") as caught:
+        import_model(str(path))
+    assert "sorted" in caught.value.hint
+    del caught
+    gc.collect()
+    printed = capfd.readouterr()
+    assert (printed.out, "Warning" in printed.err) == ("", False)
+
+
+def test_control_flow_is_refused(tmp_path: Path) -> None:
+    def branch(kind: str) -> Any:
+        value = helper.make_tensor_value_info("z", FLOAT, ["a", "b", "c", "d"])
+        return helper.make_graph([node(kind, "x", "z")], kind, [], [value])
+
+    nodes = [
+        node("ReduceSum", "x", "total", keepdims=0),
+        node("Greater", "total zero", "positive"),
+        node("If", "positive", "y", then_branch=branch("Relu"), else_branch=branch("Neg")),
+    ]
+    path = save(tmp_path / "if.onnx", nodes, {"zero": np.array(0, "float32")})
+    with pytest.raises(ModelError, match="control flow"):
+        import_model(str(path))
+
+
+def test_dropout_of_training_is_refused(tmp_path: Path) -> None:
+    arrays = {"ratio": np.array(0.5, "float32"), "training": np.array(True)}
+    path = save(tmp_path / "t.onnx", [node("Dropout", "x ratio training", "y", "drop")], arrays)
+    with pytest.raises(ModelError, match="`drop`") as caught:
+        import_model(str(path))
+    assert ".eval()" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_other_precisions_are_refused(kind: int, tmp_path: Path) -> None:
+    path = save(tmp_path / "p.onnx", [node("Relu", "x", "y")], kind=kind)
+    with pytest.raises(ModelError, match=r"float16|float64"):
+        import_model(str(path))
+
+
+def test_names_that_are_no_identifiers_raise_no_warning(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["1.input/x"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("1.input/x", FLOAT, (1, 3, 4, 4))],
+        [helper.make_tensor_value_info("y", FLOAT, (1, 3, 4, 4))],
+    )
+    onnx.save(helper.make_model(graph, ir_version=9), tmp_path / "names.onnx")
+    model = import_model(str(tmp_path / "names.onnx"))
+    assert relative_error(model) == 0
+
+
+def test_weights_that_are_listed_as_inputs_are_no_inputs(tmp_path: Path) -> None:
+    """As IR versions before 4 demand."""
+    array = weights(3, 1, 1)
+    graph = helper.make_graph(
+        [node("Add", "x w", "y")],
+        "graph",
+        [
+            helper.make_tensor_value_info("x", FLOAT, (1, 3, 4, 4)),
+            helper.make_tensor_value_info("w", FLOAT, (3, 1, 1)),
+        ],
+        [helper.make_tensor_value_info("y", FLOAT, (1, 3, 4, 4))],
+        [numpy_helper.from_array(array, "w")],
+    )
+    onnx.save(helper.make_model(graph, ir_version=9), tmp_path / "old.onnx")
+    model = import_model(str(tmp_path / "old.onnx"))
+    assert len(model.inputs) == 1
+    assert relative_error(model) < 1e-6
+
+
+@pytest.mark.parametrize("content", [b"hello world", b"\x08\x07", b"\xff" * 400])
+def test_damaged_files(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=r"bad\.onnx") as caught:
+        import_model(str(tmp_path / "bad.onnx"))
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_graph_with_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [node("Add", "x nowhere", "y")], check=False)
+    with pytest.raises(ModelError, match="not a valid ONNX model"):
+        import_model(str(path))
