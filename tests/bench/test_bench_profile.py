@@ -19,6 +19,7 @@ from tvmattend.models import lookup, macs
 from tvmattend.runtime import load
 from tvmattend.runtime.network import BundleError
 from tvmattend.target import parse_target
+from tvmattend.transform.rules import all_rules
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,16 @@ def test_facts_cover_the_arithmetic_of_the_network() -> None:
     assert all(fact.modules for fact in heavy)
     named = {path for fact in facts for path in fact.modules}
     assert {"stem.expand", "stages.0.0.project", "head"} <= named
+
+
+def test_facts_of_fused_blocks_name_every_part() -> None:
+    model = import_model("attendnext_tiny")
+    target = parse_target("host", 1)
+    facts = kernel_facts(model.ir_module, model.module_paths, target, all_rules())
+    fused = [fact for fact in facts if "stages.0.0.project" in fact.modules]
+    assert len(fused) == 1
+    assert {"stages.0.0.attention.embed", "stages.0.0.attention.expand"} <= set(fused[0].modules)
+    assert all(fact.modules for fact in facts)
 
 
 def test_facts_of_another_network_are_not_believed(bundle: Path, found: Profile) -> None:

@@ -13,6 +13,7 @@ from tvmattend.errors import BenchmarkError
 
 OURS = "tvmattend"
 UNTUNED = "tvmattend-untuned"
+STANDALONE = "tvmattend-standalone"
 TVM_DEFAULT = "tvm-default"
 TVM_TUNED = "tvm-default-tuned"
 
@@ -66,11 +67,12 @@ CATALOGUE: Mapping[str, Entry] = {
         Entry(TVM_DEFAULT, "tvmattend.bench.tvm_default", peer=False),
         Entry(TVM_TUNED, "tvmattend.bench.tvm_default", peer=False),
         Entry(UNTUNED, "tvmattend.bench.ours", peer=False),
+        Entry(STANDALONE, "tvmattend.bench.ours", peer=False),
     )
 }
 
 # What `--against` means when it is left out.
-AGAINST = tuple(name for name in CATALOGUE if name not in {OURS, UNTUNED, TVM_TUNED})
+AGAINST = tuple(name for name, entry in CATALOGUE.items() if entry.peer or name == TVM_DEFAULT)
 
 
 def find(name: str, catalogue: Mapping[str, Entry] = CATALOGUE) -> Entry:

@@ -58,6 +58,12 @@ def machine_line(machine: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def machine_slug(machine: dict[str, Any]) -> str:
+    """Name the machine for a file: the CPU and the number of cores, e.g. `amd-epyc-2-cores`."""
+    words = f"{machine['cpu'] or machine['arch']} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
 def choose_cpus(threads: int) -> list[int]:
     """Choose the cores to bind to: the fastest that this process may use, of these the last.
 

@@ -26,6 +26,7 @@ class Adapter:
             output=self._bundle,
             tuning_records=self._setup.records,
             use_records=self._setup.use_records,
+            format="standalone" if self._setup.standalone else "vm",
         )
 
     def prepare(self) -> None:

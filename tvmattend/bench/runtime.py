@@ -29,6 +29,7 @@ class Setup:
         records: Record files to look at before the usual places (tvmattend's own).
         use_records: False builds every kernel with its default schedule (tvmattend's own).
         trials: Tuning trials (TVM's own pipeline).
+        standalone: Whether the bundle is a C library instead of TVM's (tvmattend's own).
     """
 
     request: ModelRequest
@@ -38,6 +39,7 @@ class Setup:
     records: tuple[Path, ...] = ()
     use_records: bool = True
     trials: int = 0
+    standalone: bool = False
 
 
 class Runtime(Protocol):

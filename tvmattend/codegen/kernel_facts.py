@@ -9,9 +9,12 @@ that module's.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvmattend.target import TargetSpec
+
+if TYPE_CHECKING:
+    from tvmattend.transform.rule import FusionRule
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ class KernelFact:
 
 
 def kernel_facts(
-    canonical: Any, module_paths: Mapping[str, str], target: TargetSpec
+    canonical: Any,
+    module_paths: Mapping[str, str],
+    target: TargetSpec,
+    rules: "Sequence[FusionRule] | None" = None,
 ) -> list[KernelFact]:
     """Describe every kernel call of a network, in the order of the calls.
 
@@ -44,12 +50,14 @@ def kernel_facts(
         canonical: IRModule of `tvmattend.frontend`.
         module_paths: Its variables' PyTorch modules.
         target: What it is lowered for.
+        rules: Fusion rules of the build; None for the default ones.
     """
     from tvmattend.transform.pipeline import phases
+    from tvmattend.transform.rules import default_rules
 
     stages = [canonical]
     with target.to_tvm():
-        for _, phase in phases(target):
+        for _, phase in phases(target, default_rules() if rules is None else rules):
             stages.append(phase(stages[-1]))
     return facts_of_stages(stages, module_paths, target)
 
@@ -90,7 +98,7 @@ def _owners(stages: Iterable[Any], module_paths: Mapping[str, str]) -> dict[int,
     """Address of each constant -> path of the module that it was last seen with."""
     owners = {}
     for stage in stages:
-        for binding in _bindings(stage):
+        for binding in _all_bindings(stage):
             if binding.var.name in module_paths:
                 for address in _constants(binding.value):
                     owners[address] = module_paths[binding.var.name]
@@ -118,6 +126,16 @@ def _kernel_calls(lowered: Any) -> Iterable[tuple[str, str, list[int]]]:
 def _bindings(module: Any) -> Iterable[Any]:
     for block in module["main"].body.blocks:
         yield from block.bindings
+
+
+def _all_bindings(module: Any) -> Iterable[Any]:
+    """Those of `main`, and of the functions into which a fusion rule moved some of them."""
+    from tvm import relax
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):
+            for block in function.body.blocks:
+                yield from block.bindings
 
 
 def _constants(value: Any) -> list[int]:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What records are worth: `python benchmarks/untuned_vs_tuned.py`.
+
+The same network built twice, with the records that ship (or those given) and with every kernel's
+default schedule, timed in turns. The goal: untuned takes at most 1.5 times as long.
+"""
+
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import click
+
+from tvmattend.bench.catalogue import UNTUNED
+from tvmattend.bench.comparison import Options, compare
+from tvmattend.bench.host import machine_line, machine_slug
+from tvmattend.bench.timing import ratio, ratio_range
+from tvmattend.frontend import ModelRequest
+from tvmattend.models import REGISTRY
+from tvmattend.target import host_target
+from tvmattend.tuning.records import find_records
+
+RESULTS = Path(__file__).parent / "results"
+LIMIT = 1.5
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, type=click.Choice(list(REGISTRY)))
+@click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
+@click.option("--rounds", type=int, default=15, show_default=True)
+@click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+def main(
+    models: tuple[str, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    tuning_records: tuple[Path, ...],
+    results: Path,
+) -> None:
+    """Compare the two builds and write `results/untuned-<machine>.json`."""
+    entries = []
+    machine = None
+    for model in models or ("attendnext",):
+        for count in threads:
+            target = host_target(count)
+            records = find_records(model, target, tuning_records)
+            if not records.records:
+                raise click.ClickException(f"no records for {model} on {target.describe()}")
+            comparison = compare(
+                ModelRequest(model),
+                target,
+                Options(threads=count, against=(UNTUNED,), rounds=rounds, records=tuning_records),
+                lambda text: print(text, file=sys.stderr),
+            )
+            machine = comparison.machine
+            tuned, untuned = (result.timing for result in comparison.results)
+            times, (low, high) = ratio(untuned, tuned), ratio_range(untuned, tuned)
+            print("\n".join([comparison.title(), machine_line(machine), *comparison.notes()]))
+            print(
+                f"tuned {tuned.median * 1e3:.3f} ms, untuned {untuned.median * 1e3:.3f} ms: "
+                f"untuned takes {times:.3f} times as long (middle half of the rounds: "
+                f"{low:.3f} to {high:.3f}; at most {LIMIT} wanted); {records.describe()}\n",
+                flush=True,
+            )
+            entries.append({
+                **comparison.to_json(),
+                "untuned_by_tuned": round(times, 4),
+                "limit": LIMIT,
+            })
+    if machine is not None:
+        results.mkdir(exist_ok=True)
+        path = results / f"untuned-{machine_slug(machine)}.json"
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        text = json.dumps({"date": date, "comparisons": entries}, indent=1)
+        path.write_text(text + "\n", encoding="utf-8")
+        print(f"written: {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
