@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command group: help of every command, exit codes, and what the README says of them."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tvmattend import errors
+from tvmattend.cli import main as entry
+from tvmattend.errors import TvmattendError
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = [
+    cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, TvmattendError)
+]
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as leave:
+        entry.main(arguments)
+    return int(leave.value.code or 0)
+
+
+@pytest.mark.parametrize("name", entry._COMMANDS)
+def test_every_command_has_help(name):
+    result = CliRunner().invoke(entry.cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_exit_codes_are_distinct_and_in_the_readme():
+    codes = [cls.exit_code for cls in CLASSES]
+    assert len(set(codes)) == len(codes)
+    assert 2 not in codes, "click's own code for a wrong command line"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", readme, re.MULTILINE)}
+    assert set(codes) <= listed
+
+
+def test_an_error_is_two_lines_and_its_exit_code(capsys):
+    assert run(["build", "--target", "pentium"]) == errors.TargetError.exit_code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("hint: ")
+    assert len(lines) == 2
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(capsys):
+    for arguments in (
+        ["--debug", "build", "--model", "nope"],
+        ["build", "--model", "nope", "--debug"],
+    ):
+        assert run(arguments) == errors.ModelError.exit_code
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_a_usage_error(capsys):
+    assert run(["compile"]) == 2
+    assert "No such command" in capsys.readouterr().err
