@@ -19,6 +19,7 @@ _COMMANDS = {
     "validate": "Compare a bundle's outputs with the reference, here or on a board.",
     "bench": "Time a network here beside other runtimes, outputs compared first.",
     "profile": "Show where the time of a bundle goes, kernel by kernel.",
+    "estimate": "Estimate the time of a bundle or a program on a Cortex-A72, without one.",
     "device": "Serve this machine, or an emulated Cortex-A72, as a board over RPC.",
 }
 

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How near the Cortex-A72 estimate comes to what ncnn's maintainers measured on a Raspberry Pi 4.
+
+    python benchmarks/a72_validation.py --published DIR [--fit] [--json]
+
+DIR holds `published.csv` (network, input_whc, one_thread_ms, four_threads_ms) and a `.param` file
+a network. ncnn's aarch64 wheel runs each network once under QEMU with the machine model's plugin.
+Without `--fit` the parameters that ship are used; with it they are fitted on these networks, and
+each network is also estimated from a fit without it.
+"""
+
+import argparse
+import csv
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvmattend.cache import prepared
+from tvmattend.device.emulated import prepare
+from tvmattend.device.wheels import download_wheels, unpack_wheel
+from tvmattend.errors import InputError, TvmattendError
+from tvmattend.machine.estimate import seconds
+from tvmattend.machine.fitting import Fit, fit, kendall, mean_error, spearman
+from tvmattend.machine.parameters import FITTED, SHIPPED, Parameters
+from tvmattend.machine.replay import Program
+from tvmattend.machine.trace import Trace, read_trace
+from tvmattend.machine.tracing import Settings, trace
+
+# The nearest in time to the published figures (2023-06-15); seven commits lie between.
+WHEEL = "ncnn==1.0.20230816"
+_GUEST = Path(__file__).with_name("ncnn_guest.py")
+# Samples of a network that a fit replays each time: some two million instructions.
+_FIT_BYTES = 1_000_000
+_ONE_THREAD = ("l2_latency", "l2_line", "store_line", "dram_latency_ns", "dram_bytes_per_ns")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One row of `published.csv`; times in seconds, by threads."""
+
+    name: str
+    shape: tuple[int, int, int]
+    published: dict[int, float]
+
+
+def read_published(directory: Path) -> list[Network]:
+    """Read `published.csv`."""
+    table = directory / "published.csv"
+    if not table.is_file():
+        raise InputError(f"there is no {table}", "--published is the folder with published.csv")
+    with table.open(encoding="utf-8", newline="") as rows:
+        return [
+            Network(
+                row["network"],
+                tuple(int(size) for size in row["input_whc"].split("x")),
+                {1: float(row["one_thread_ms"]) / 1e3, 4: float(row["four_threads_ms"]) / 1e3},
+            )
+            for row in csv.DictReader(rows)
+        ]
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def traced(
+    networks: list[Network], threads: int, directory: Path, kept: Path | None
+) -> list[Program]:
+    """Trace each network, or read what `--traces` kept of an earlier run."""
+    programs = []
+    for network in networks:
+        place = kept / str(threads) / f"{network.name}.trace" if kept else None
+        if place is None or not place.is_file():
+            say(f"{network.name}, {threads} thread{'s' if threads > 1 else ''}")
+            run = _run(network, threads, directory, place)
+        else:
+            run = read_trace(place)
+        # Weights are zero, so what is divided (swish, sigmoid) is zero or a power of two.
+        programs.append(Program(run, quick_divide=True))
+    return programs
+
+
+def _run(network: Network, threads: int, directory: Path, keep: Path | None) -> Trace:
+    board = prepare(say)
+    python = board.minimal_python()
+    version = board.python_version
+    wheel = prepared("ncnn", {"wheel": WHEEL, "python": version},
+                     functools.partial(_unpack, version), say)  # fmt: skip
+    command = python.command(
+        [str(_GUEST), str(directory / f"{network.name}.param"), *map(str, network.shape),
+         str(threads)]
+    )  # fmt: skip
+    guest = command[command.index(str(python.executable)) :]
+    environment = python.environment({"OMP_WAIT_POLICY": "passive"})
+    environment["PYTHONPATH"] += os.pathsep + str(wheel)
+    return trace(guest, Settings(sysroot=python.root, keep=keep), environment, say)[0]
+
+
+def _unpack(version: str, place: Path) -> None:
+    downloads = place / "downloads"
+    for wheel in download_wheels([WHEEL], downloads, "aarch64", version):
+        unpack_wheel(wheel, place)
+
+
+def model(
+    programs: list[Program], threads: int, parameters: Parameters, places: Sequence[int]
+) -> list[float]:
+    """Give the seconds of the networks at these places."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        work = functools.partial(seconds, parameters=parameters, threads=threads)
+        return list(pool.map(work, [programs[place] for place in places]))
+
+
+def report(networks: list[Network], threads: int, found: Fit, fitted: bool) -> dict[str, object]:
+    """Put the figures of one thread count together."""
+    published = [network.published[threads] for network in networks]
+    plain = [not network.name.endswith("_int8") for network in networks]
+
+    def error(times: tuple[float, ...], only: list[bool]) -> float:
+        chosen = [i for i, take in enumerate(only) if take]
+        return 100 * mean_error([times[i] for i in chosen], [published[i] for i in chosen])
+
+    judged = found.left_out if fitted else found.estimated
+    rows = {
+        network.name: {
+            "published_ms": 1e3 * published[i],
+            "estimated_ms": 1e3 * found.estimated[i],
+            "error_percent": 100 * (found.estimated[i] / published[i] - 1),
+            **({"left_out_ms": 1e3 * found.left_out[i],
+                "left_out_error_percent": 100 * (found.left_out[i] / published[i] - 1)}
+               if fitted else {}),
+        }
+        for i, network in enumerate(networks)
+    }  # fmt: skip
+    every = [True] * len(networks)
+    return {
+        "threads": threads,
+        "networks": rows,
+        "mape": error(judged, every),
+        "mape_fp32": error(judged, plain),
+        "mape_in_sample": error(found.estimated, every),
+        "mape_fp32_in_sample": error(found.estimated, plain),
+        "worst": 100 * max(abs(s / p - 1) for s, p in zip(judged, published, strict=True)),
+        "spearman": spearman(judged, published),
+        "kendall": kendall(judged, published),
+    }
+
+
+def show(result: dict[str, object], fitted: bool) -> None:
+    """Print a table."""
+    print(f"\n{result['threads']} thread(s)")
+    head = f"{'network':<18}{'published ms':>13}{'estimated ms':>13}{'error %':>9}"
+    print(head + (f"{'left out ms':>13}{'error %':>9}" if fitted else ""))
+    for name, row in result["networks"].items():
+        line = f"{name:<18}{row['published_ms']:>13.2f}{row['estimated_ms']:>13.2f}"
+        line += f"{row['error_percent']:>9.1f}"
+        if fitted:
+            line += f"{row['left_out_ms']:>13.2f}{row['left_out_error_percent']:>9.1f}"
+        print(line)
+    kind = "leave-one-out" if fitted else "shipped parameters"
+    print(f"MAPE {result['mape']:.2f} % (fp32 {result['mape_fp32']:.2f} %), {kind}; "
+          f"in-sample {result['mape_in_sample']:.2f} % (fp32 "
+          f"{result['mape_fp32_in_sample']:.2f} %)")  # fmt: skip
+    print(f"worst {result['worst']:.1f} %, Spearman {result['spearman']:.4f}, "
+          f"Kendall {result['kendall']:.4f}")  # fmt: skip
+
+
+def judge(
+    networks: list[Network], programs: list[Program], threads: int, start: Parameters, fits: bool
+) -> Fit:
+    """Fit, or estimate with the parameters given."""
+    published = [network.published[threads] for network in networks]
+    work = functools.partial(model, programs, threads)
+    if not fits:
+        found = tuple(work(start, range(len(programs))))
+        return Fit(start, found, found)
+    thin = [Program(p.trace.thinned(_FIT_BYTES), quick_divide=True) for p in programs]
+    work = functools.partial(model, thin, threads)
+    return fit(work, published, start, _ONE_THREAD if threads == 1 else ("fork_ns",), progress=say)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--published", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--threads", type=int, choices=(1, 4), action="append")
+    parser.add_argument("--networks", help="only these, separated by commas")
+    parser.add_argument(
+        "--traces", type=Path, metavar="DIR", help="keep traces there, and use them"
+    )
+    parser.add_argument("--fit", action="store_true", help="fit the parameters on these networks")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    try:
+        networks = read_published(given.published)
+        if given.networks:
+            networks = [n for n in networks if n.name in given.networks.split(",")]
+        parameters, results = SHIPPED, []
+        for threads in given.threads or (1, 4):
+            programs = traced(networks, threads, given.published, given.traces)
+            found = judge(networks, programs, threads, parameters, given.fit)
+            parameters = found.parameters
+            results.append(report(networks, threads, found, given.fit))
+    except TvmattendError as error:
+        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    numbers = {name: getattr(parameters, name) for name in FITTED}
+    if given.json:
+        first = results[0]
+        summary = {key: first[key] for key in ("mape", "mape_fp32", "spearman", "kendall")}
+        print(json.dumps({**summary, "runs": results, "parameters": numbers}))
+        return
+    for result in results:
+        show(result, given.fit)
+    print("\nparameters " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tvmattend estimate`: how long a Cortex-A72 would take, without one."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tvmattend.machine.estimate import Estimate
+
+_CONTEXT = {"ignore_unknown_options": False, "allow_interspersed_args": True}
+
+
+class _Clock(click.ParamType[float]):
+    name = "HZ"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read `1.5GHz`, `1800MHz` or a number of hertz."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GHz|MHz|Hz)?", str(value), re.IGNORECASE)
+        if match is None:
+            self.fail(f"`{value}` is not a clock; write 1.5GHz or 1500MHz", param, ctx)
+        hertz = float(match[1]) * {"g": 1e9, "m": 1e6}.get((match[2] or "h")[0].lower(), 1.0)
+        # Below and above, DRAM's share of the time was never compared with anything.
+        if not 0.5e9 <= hertz <= 2.5e9:
+            self.fail(f"`{value}` is no clock of a Cortex-A72 (0.5 to 2.5 GHz)", param, ctx)
+        return hertz
+
+
+@click.command(context_settings=_CONTEXT)
+@click.argument("words", nargs=-1, metavar="[BUNDLE | --exec -- COMMAND...]")
+@click.option("--exec", "is_program", is_flag=True, help="Estimate any aarch64 Linux program.")
+@click.option(
+    "--threads", default="1", show_default=True, type=click.Choice(["1", "4"]), help="Of the board."
+)
+@click.option("--clock", default="1.8GHz", show_default=True, type=_Clock(), help="Of the core.")
+@click.option(
+    "--no-caches", is_flag=True, help="Leave the caches out: three times as fast, and too short."
+)
+@click.option(
+    "--baseline",
+    metavar="COMMAND",
+    help="With --exec: a command whose cycles are subtracted, e.g. one inference fewer.",
+)
+@click.option(
+    "--sysroot",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="With --exec: where the program's /lib is.  [default: this machine's files]",
+)
+@click.option(
+    "--top", default=10, show_default=True, type=click.IntRange(1), help="Kernels to show."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    words: tuple[str, ...],
+    is_program: bool,
+    threads: str,
+    clock: float,
+    no_caches: bool,
+    baseline: str | None,
+    sysroot: Path | None,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Estimate the time of BUNDLE, or of a program, on a Cortex-A72 (Raspberry Pi 4).
+
+    Executed blocks are counted under QEMU, with caches, and run through a model of the core. With
+    --exec, a program that calls close(0x0A720002) and close(0x0A720003) is counted between the two,
+    after close(0x0A720001) has begun to warm the caches; another is counted as a whole.
+    """
+    from tvmattend.machine.parameters import SHIPPED
+
+    parameters = SHIPPED.but(clock_hz=clock)
+    if is_program:
+        if not words:
+            raise click.UsageError("--exec needs a command: --exec -- ./program arguments")
+        from tvmattend.machine.programs import estimate_program
+
+        found = estimate_program(
+            words, int(threads), parameters, not no_caches, baseline, sysroot, _say
+        )
+        subject: dict[str, Any] = {"command": list(words)}
+    else:
+        if len(words) != 1:
+            raise click.UsageError("give one BUNDLE, or --exec -- COMMAND")
+        if baseline or sysroot:
+            raise click.UsageError("--baseline and --sysroot go with --exec")
+        from tvmattend.machine.bundles import estimate_bundle
+
+        found = estimate_bundle(Path(words[0]), int(threads), parameters, not no_caches, _say)
+        subject = {"bundle": words[0]}
+    _show(found, subject, top, not no_caches, as_json)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _show(
+    found: "Estimate", subject: dict[str, Any], top: int, caches: bool, as_json: bool
+) -> None:
+    from tvmattend.machine.parameters import MODEL_ERROR
+
+    # Without caches nothing was validated.
+    error = MODEL_ERROR[1 if found.threads == 1 else 4] if caches else None
+    if as_json:
+        data = {**subject, "estimated": True, **found.to_json(), "model_error": error}
+        click.echo(json.dumps({**data, "caches": caches}))
+        return
+    data = found.to_json()
+    clock = data["clock_hz"] / 1e9
+    click.echo(
+        f"{data['ms']:.2f} ms, {data['cycles'] / 1e6:.1f} M cycles at {clock:.2f} GHz, "
+        f"{found.threads} thread{'s' if found.threads > 1 else ''} (estimated)"
+    )
+    if error is None:
+        click.echo("without caches: too short by 20 to 40 % for most networks")
+    else:
+        click.echo(
+            f"mean error of such estimates: {100 * error:.1f} % (benchmarks/a72_validation.py)"
+        )
+    click.echo(
+        f"{data['instructions'] / 1e6:.1f} M instructions, FMA utilisation "
+        f"{100 * data['fma_utilisation']:.0f} %, L1D misses {data['l1d_misses'] / 1e6:.2f} M, "
+        f"L2 misses {data['l2_misses'] / 1e6:.2f} M, DRAM {data['dram_bytes'] / 1e6:.1f} MB"
+    )
+    click.echo(f"\n{'kernel':<44}{'calls':>6}{'ms':>9}{'share':>7}{'FMA':>6}  bound")
+    for part in data["kernels"][:top]:
+        share = 100 * part["cycles"] / data["cycles"] if data["cycles"] else 0.0
+        click.echo(
+            f"{part['name'][:43]:<44}{part['calls']:>6}{part['ms']:>9.3f}{share:>6.1f}%"
+            f"{100 * part['fma_utilisation']:>5.0f}%  {part['bound']}"
+        )
+        if part["modules"]:
+            click.echo(f"    {', '.join(part['modules'])}")

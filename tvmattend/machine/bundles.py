@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The estimate of a bundle: one inference on the emulated board, by kernel."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tvmattend.cache import Progress
+from tvmattend.device.emulated import prepare
+from tvmattend.errors import BundleMismatchError
+from tvmattend.machine.estimate import Estimate, estimate
+from tvmattend.machine.parameters import SHIPPED, Parameters
+from tvmattend.machine.replay import Program
+from tvmattend.machine.tracing import Settings, trace
+from tvmattend.runtime.network import check_files, read_manifest
+
+CORE = "cortex-a72"
+RUNTIME = "(runtime)"
+_GUEST = Path(__file__).with_name("bundle_guest.py")
+_ENTRY = "__tvm_ffi_"
+# Of so many blocks 512 are replayed: ten million instructions of AttendNeXt.
+_PERIOD = 8192
+
+
+def estimate_bundle(
+    bundle: Path,
+    threads: int = 1,
+    parameters: Parameters = SHIPPED,
+    caches: bool = True,
+    progress: Progress = lambda _: None,
+) -> Estimate:
+    """Estimate one inference, the one before it having warmed the caches.
+
+    Args:
+        bundle: A directory that `tvmattend build --target cortex-a72` made.
+        threads: 1 to 4.
+        parameters: Of the model.
+        caches: Whether to model them; without, the estimate is quicker and too short.
+        progress: Told about each step.
+
+    Raises:
+        BundleError: The bundle is missing or damaged.
+        BundleMismatchError: It is for another core.
+        ToolMissingError: QEMU or LLVM's tools are not installed.
+    """
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest["files"])
+    core = manifest["target"].get("mcpu")
+    if core != CORE:
+        raise BundleMismatchError(
+            f"the bundle is for {core}; the port model and the caches are those of a {CORE}",
+            f"build it with --target {CORE}",
+        )
+    board = prepare(progress)
+    python = board.minimal_python()
+    library = bundle.absolute() / manifest["library"]
+    command = python.command([str(_GUEST), str(bundle.absolute()), str(threads)])
+    environment = python.environment(
+        # Threads that wait must not spin: their instructions would look like work.
+        {"TVM_NUM_THREADS": str(threads), "TVM_THREAD_POOL_SPIN_COUNT": "0"}
+    )
+    progress(f"one inference of {manifest['model']} under QEMU, {threads} thread(s)")
+    settings = Settings(
+        caches=caches, sysroot=python.root, clock_hz=parameters.clock_hz, period=_PERIOD
+    )
+    run, _ = trace(
+        command[command.index(str(python.executable)) :], settings, environment, progress
+    )
+    progress("pipeline model")
+
+    def group(path: str, function: str | None) -> str | None:
+        if os.path.realpath(path) == os.path.realpath(library):
+            return function or RUNTIME
+        # What other threads do outside kernels is waiting; the first thread's is what it costs.
+        return RUNTIME
+
+    found = estimate(Program(run), parameters, threads, group, {str(library): _ENTRY})
+    modules = _modules(manifest)
+    parts = tuple(replace(part, modules=modules.get(part.name, ())) for part in found.parts)
+    return replace(found, parts=parts)
+
+
+def _modules(manifest: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """PyTorch modules of each kernel, from the manifest's facts (`kernels`), in order of calls."""
+    modules: dict[str, tuple[str, ...]] = {}
+    for fact in manifest.get("fusion", {}).get("kernels", ()):
+        known = modules.get(fact["name"], ())
+        modules[fact["name"]] = (*known, *(m for m in fact["modules"] if m not in known))
+    return modules

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two C files of this room, compiled once on the machine that estimates."""
+
+import functools
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvmattend.cache import Progress, prepared
+from tvmattend.errors import CompileError, ToolMissingError
+
+_SOURCES = {"plugin": "a72_plugin.c", "core": "a72_core.c"}
+# The plugin's undefined names are QEMU's own, found when QEMU loads it.
+_FLAGS = ("-O2", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden")
+
+
+@dataclass(frozen=True)
+class Native:
+    """Where the shared libraries are: for QEMU, and for this process."""
+
+    plugin: Path
+    core: Path
+
+
+def native(progress: Progress = lambda _: None) -> Native:
+    """Give both libraries, compiling them if the cache does not hold them.
+
+    Raises:
+        ToolMissingError: There is no C compiler.
+        CompileError: It refuses the sources.
+        StorageError: The cache cannot be written.
+    """
+    here = Path(__file__).parent
+    texts = {name: (here / file).read_bytes() for name, file in _SOURCES.items()}
+    stamp = {
+        "sources": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
+        "flags": list(_FLAGS),
+    }
+    place = prepared("machine", stamp, functools.partial(_build, here), progress)
+    return Native(place / "plugin.so", place / "core.so")
+
+
+def _compiler() -> list[str]:
+    """A compiler for this machine; the installed one starts faster than Zig's."""
+    for name in ("cc", "gcc", "clang"):
+        path = shutil.which(name)
+        if path is not None:
+            return [path]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "cc"]
+    raise ToolMissingError(
+        "there is no C compiler for the machine model's plugin",
+        "`pip install ziglang`, or install the package `gcc`",
+    )
+
+
+def _build(here: Path, place: Path) -> None:
+    compiler = _compiler()
+    for name, file in _SOURCES.items():
+        command = [*compiler, *_FLAGS, "-o", str(place / f"{name}.so"), str(here / file)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error" in line]
+            raise CompileError(
+                f"{compiler[0]} cannot compile {file}: {(lines or ['no message'])[0]}",
+                "`pip install ziglang` brings a compiler that is known to work",
+            )

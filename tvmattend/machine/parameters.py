@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of the memory system and the front end: each with its plausible range and source.
+
+Time in DRAM does not follow the core's clock, so it is in nanoseconds; all else is in cycles.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+CLOCK_HZ = 1.8e9  # of the published measurements; a Raspberry Pi 4 that is not overclocked: 1.5e9
+LINE_BYTES = 64
+
+
+class Range(NamedTuple):
+    """What silicon plausibly has: the literature's number, its limits, and who says so."""
+
+    typical: float
+    low: float
+    high: float
+    source: str
+
+
+# Those that are fitted on published network latencies.
+FITTED: dict[str, Range] = {
+    "l2_latency": Range(25, 15, 40, "Chips and Cheese, A72: 21 cycles, more with 4 KB pages"),
+    "l2_line": Range(8, 4, 12, "Chips and Cheese: just above 8 bytes a cycle, 64 a line"),
+    "store_line": Range(21, 4, 40, "one L2 access: stores are prefetched to L2 only, TRM 6.4.9"),
+    "dram_latency_ns": Range(120, 80, 200, "Raspberry Pi 4, lmbench-like chases: 100 to 150 ns"),
+    "dram_bytes_per_ns": Range(4.4, 3.0, 6.5, "STREAM 4.8-5.5 GB/s, memset 4.5, copy 2 x 2.8"),
+    "fork_ns": Range(8000, 1000, 40000, "two futex wake-ups, four 90 ns line transfers"),
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The memory system and the front end.
+
+    Attributes:
+        l2_latency: Of a lone L1 miss that hits L2.
+        l2_line: Cycles that a line keeps L2's port.
+        store_line: Cycles that a store's missed line holds up the stores behind it.
+        dram_latency_ns: Of a lone L2 miss.
+        dram_bytes_per_ns: Reads and write-backs together.
+        stream_latency: Of an L1 miss that the prefetcher covered, over an L1 hit.
+        stream_dram_latency: Of an L2 miss that it covered.
+        ahead: Lines that the prefetcher runs ahead.
+        tlb: A first-level TLB miss (Chips and Cheese: 7).
+        walk: A page walk, its tables mostly in L2.
+        snoop: A line that another core has dirty.
+        mispredict: Refill of the pipeline (LLVM: 14).
+        taken: Bubble after a taken branch (Chips and Cheese: 2 cycles in all, so 1).
+        misses: L1 misses under way at once.
+        stores: Stores that may wait.
+        write_share: Part of a line's DRAM time that a write-back takes.
+        fork_ns: Start and end of a parallel region.
+        clock_hz: Of the core.
+        sharers: Threads that share L2's port and DRAM.
+    """
+
+    l2_latency: float = 30.0
+    l2_line: float = 9.5
+    store_line: float = 28.0
+    dram_latency_ns: float = 120.0
+    dram_bytes_per_ns: float = 4.16
+    stream_latency: float = 4.0
+    stream_dram_latency: float = 9.0
+    ahead: float = 4.0
+    tlb: float = 7.0
+    walk: float = 30.0
+    snoop: float = 50.0
+    mispredict: float = 15.0
+    taken: float = 1.0
+    misses: float = 6.0
+    stores: float = 16.0
+    write_share: float = 1.0
+    fork_ns: float = 8000.0
+    clock_hz: float = CLOCK_HZ
+    sharers: int = 1
+
+    @property
+    def dram_line(self) -> float:
+        """Cycles that a line keeps the memory bus, for one of the threads that share it."""
+        return self.sharers * LINE_BYTES / self.dram_bytes_per_ns * self.clock_hz * 1e-9
+
+    @property
+    def dram_latency(self) -> float:
+        """Cycles."""
+        return self.dram_latency_ns * self.clock_hz * 1e-9
+
+    def packed(self) -> tuple[float, ...]:
+        """`struct parameters` of a72_core.c."""
+        # All four cores together get just under 16 bytes a cycle, one core just above 8.
+        l2_line = max(self.l2_line, self.sharers * self.l2_line / 2)
+        return (
+            self.l2_latency, l2_line, self.dram_latency, self.dram_line, self.stream_latency,
+            self.ahead, self.tlb, self.walk, self.snoop, self.mispredict, self.taken, self.misses,
+            self.stores, self.write_share, self.stream_dram_latency, self.store_line,
+        )  # fmt: skip
+
+    def but(self, **changes: Any) -> "Parameters":
+        """Give a copy with other numbers."""
+        return replace(self, **changes)
+
+
+SHIPPED = Parameters()
+
+# What `benchmarks/a72_validation.py --fit` found for networks left out of the fit, by threads.
+MODEL_ERROR = {1: 0.04, 4: 0.12}

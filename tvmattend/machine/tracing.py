@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run an aarch64 Linux program under QEMU with the plugin, and read what it wrote."""
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvmattend.cache import Progress
+from tvmattend.device.emulated import find_qemu
+from tvmattend.errors import InputError, ToolMissingError, TvmattendError
+from tvmattend.machine.board_files import write_board_files
+from tvmattend.machine.native import native
+from tvmattend.machine.parameters import CLOCK_HZ
+from tvmattend.machine.trace import Trace, read_trace
+
+# A guest marks its phases by `close(MARKER + n)`: 1 warms the caches, 2 counts, 3 stops.
+MARKER = 0x0A720000
+WARM, COUNT, STOP = 1, 2, 3
+
+_AARCH64 = 183  # e_machine of the ELF header
+_NAMES = {62: "x86-64", 3: "x86", 40: "32-bit Arm", 243: "RISC-V"}
+
+
+class ProgramError(TvmattendError):
+    """The traced program failed; its exit code becomes ours."""
+
+    def __init__(self, message: str, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to trace.
+
+    Attributes:
+        caches: Whether accesses go through the caches.
+        markers: Whether only what the program marks is counted.
+        window: Blocks in a row that are sampled.
+        period: Out of how many.
+        sysroot: Where the guest's `/lib` is; other files are this machine's.
+        clock_hz: That the board says it has.
+        keep: Where to leave a copy of what the plugin wrote, for `read_trace`.
+    """
+
+    caches: bool = True
+    markers: bool = True
+    window: int = 512
+    period: int = 4096
+    sysroot: Path | None = None
+    clock_hz: float = CLOCK_HZ
+    keep: Path | None = None
+
+
+def trace(
+    command: Sequence[str],
+    settings: Settings,
+    environment: Mapping[str, str] | None = None,
+    progress: Progress = lambda _: None,
+) -> tuple[Trace, str]:
+    """Run a program to its end.
+
+    Args:
+        command: An aarch64 executable and its arguments.
+        settings: See `Settings`.
+        environment: The whole environment, or this process's.
+        progress: Told about compiling the plugin.
+
+    Returns:
+        The trace, and what the program printed to stdout.
+
+    Raises:
+        InputError: The program is not there, or is for another architecture.
+        ProgramError: It exited with an error, or was killed.
+        ToolMissingError: No qemu, or one without plugins.
+    """
+    qemu = find_qemu()
+    executable = _executable(command[0])
+    with tempfile.TemporaryDirectory(prefix="tvmattend-trace-") as place:
+        out = Path(place) / "trace"
+        plugin = [
+            str(native(progress).plugin),
+            f"out={out}",
+            f"cache={'on' if settings.caches else 'off'}",
+            f"markers={'on' if settings.markers else 'off'}",
+            f"window={settings.window}",
+            f"period={settings.period}",
+        ]
+        if "," in str(out) + plugin[0]:
+            raise InputError(
+                f"QEMU cannot take a path with a comma: {place}", "set TMPDIR or TVMATTEND_CACHE"
+            )
+        board = Path(place) / "board"
+        board.mkdir()
+        write_board_files(board, settings.sysroot, settings.clock_hz)
+        root = ["-L", str(board)]
+        done = subprocess.run(
+            [qemu, "-cpu", "cortex-a72", "-plugin", ",".join(plugin), *root, executable,
+             *command[1:]],
+            check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", env=None if environment is None else dict(environment),
+        )  # fmt: skip
+        _judge(done, command[0])
+        if not out.is_file():
+            raise ToolMissingError(
+                "the emulator wrote no trace: the program replaced itself by another (exec)",
+                "give the program itself, not a shell script that starts it",
+            )
+        if settings.keep is not None:
+            settings.keep.parent.mkdir(parents=True, exist_ok=True)
+            for name in ("", ".samples"):
+                shutil.copyfile(f"{out}{name}", f"{settings.keep}{name}")
+        return read_trace(out, settings.caches), done.stdout
+
+
+def _judge(done: subprocess.CompletedProcess[str], name: str) -> None:
+    if done.returncode == 0:
+        return
+    text = done.stderr
+    if "-plugin" in text and ("unknown option" in text or "Unknown option" in text):
+        raise ToolMissingError(
+            "this `qemu-aarch64` was built without plugins",
+            "Debian's package `qemu-user` (7.2 or later) has them",
+        )
+    if "Could not load plugin" in text:
+        raise ToolMissingError(
+            f"QEMU does not load the plugin: {text.strip().splitlines()[0]}",
+            "QEMU 6.0 to 8.2 have plugin API version 1; Debian 12's package `qemu-user` does",
+        )
+    sys.stderr.write(done.stdout + text)
+    killed = done.returncode < 0 or "uncaught target signal" in text
+    code = 128 - done.returncode if done.returncode < 0 else done.returncode
+    if "Could not open" in text and "/lib/ld-" in text:
+        hint = "give the directory of its libraries: --sysroot (Debian: /usr/aarch64-linux-gnu)"
+    else:
+        hint = "its output is above; it must run by itself under `qemu-aarch64 -cpu cortex-a72`"
+    how = "was killed" if killed else "failed"
+    raise ProgramError(f"{name} {how} under QEMU (exit code {code})", hint, code)
+
+
+def _executable(name: str) -> str:
+    """Find a program and read its ELF header."""
+    path = name if os.sep in name else shutil.which(name)
+    if path is None or not Path(path).is_file():
+        raise InputError(f"there is no program {name}", "give the path of an aarch64 executable")
+    with Path(path).open("rb") as stream:
+        header = stream.read(20)
+    if header[:4] != b"\x7fELF" or len(header) < 20:
+        kind = "a script" if header[:2] == b"#!" else "not an ELF executable"
+        raise InputError(
+            f"{path} is {kind}", "give an aarch64 executable: for a script, its interpreter"
+        )
+    (machine,) = struct.unpack_from("<H", header, 18)
+    if machine != _AARCH64:
+        raise InputError(
+            f"{path} is for {_NAMES.get(machine, f'ELF machine {machine}')}, not aarch64",
+            "give an aarch64 Linux executable",
+        )
+    return path
