@@ -69,9 +69,11 @@ def _fail(error: Exception, debug: bool) -> NoReturn:
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; the only place where errors become text and exit codes."""
     argv = sys.argv[1:] if args is None else args
-    debug = "--debug" in argv
-    # `--debug` is taken wherever it stands: a user adds it to the end of a line that failed.
-    argv = [word for word in argv if word != "--debug"] if debug else argv
+    # `--debug` is taken wherever it stands: a user adds it to the end of a line that failed. Behind
+    # `--` the words are another program's.
+    end = argv.index("--") if "--" in argv else len(argv)
+    debug = "--debug" in argv[:end]
+    argv = [word for word in argv[:end] if word != "--debug"] + argv[end:]
     try:
         cli.main(args=argv, prog_name="tvmattend", standalone_mode=False)
     except click.exceptions.Exit as leave:
@@ -88,6 +90,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         if debug:
             raise
         click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
-        click.echo("hint: this is a fault of tvmattend; run again with --debug and report it", err=True)
+        click.echo(
+            "hint: this is a fault of tvmattend; run again with --debug and report it", err=True
+        )
         sys.exit(1)
     sys.exit(0)
