@@ -152,16 +152,17 @@ def _verdicts(mod: Any, ungrouped: Any, rules: Sequence[FusionRule]) -> list[Ver
 
     A candidate that matches there and no longer does behind the layout pass is not fused.
     """
-    found = [judgement.verdict for judgement in _judge(mod, rules)]
-    at_last = {
-        (verdict.rule, verdict.subject): verdict
-        for verdict in (judgement.verdict for judgement in _judge(ungrouped, rules))
-    }
-    layout = "a change of layout lies inside"
-    for place, verdict in enumerate(found):
-        last = at_last.get((verdict.rule, verdict.subject))
-        if verdict.fused and (last is None or not last.fused):
-            found[place] = replace(verdict, variant="", reason=last.reason if last else layout)
+    before, behind = ([j.verdict for j in _judge(module, rules)] for module in (mod, ungrouped))
+    found = []
+    for rule in rules:
+        first, last = ([v for v in some if v.rule == rule.name] for some in (before, behind))
+        # Bindings keep their order; their names change where the layout of an output does.
+        by_name = {verdict.subject: verdict for verdict in last}
+        others = last if len(last) == len(first) else [by_name.get(v.subject) for v in first]
+        for verdict, other in zip(first, others, strict=True):
+            lost = verdict.fused and (other is None or not other.fused)
+            reason = "a change of layout lies inside" if other is None else other.reason
+            found.append(replace(verdict, variant="", reason=reason) if lost else verdict)
     if not any(rule.name == DCAC for rule in rules):
         (off,) = (rule for rule in all_rules() if rule.name == DCAC)
         missed = [judgement.verdict for judgement in _judge(mod, [off])]

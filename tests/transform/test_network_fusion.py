@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole networks: every DC-AC block of every network fuses, within the issue's bounds."""
+
+from functools import cache
+
+import pytest
+from relax_blocks import HOST, relative, run
+
+from tvmattend.frontend import ModelRequest, import_model
+from tvmattend.models import REGISTRY
+from tvmattend.target import parse_target
+from tvmattend.transform import all_rules, default_rules, lower, lower_with_report
+from tvmattend.transform.rules import DCAC
+
+A72 = parse_target("cortex-a72")
+
+
+@cache
+def network(name, **changes):
+    """An imported network; importing is most of a test's time."""
+    return import_model(ModelRequest(name, **changes))
+
+
+@cache
+def fusion(name, rules=None, **changes):
+    return lower_with_report(network(name, **changes).ir_module, A72, rules=rules).fusion
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_every_block_of_every_network_is_one_kernel(name):
+    report = fusion(name)
+    assert report.of_rule(DCAC) == (4, 4), report.table()
+    report.require_all_blocks()
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "size"),
+    [("attendnext", 4, 192), ("attendnext", 1, 256), ("attendnext_tiny_condenser", 4, 224)],
+)
+def test_every_block_at_other_batches_and_sizes(name, batch, size):
+    report = fusion(name, batch=batch, input_size=size)
+    assert report.of_rule(DCAC) == (4, 4), report.table()
+
+
+def test_attendnext_needs_half_of_the_launches_and_of_the_traffic():
+    report = fusion("attendnext")
+    assert report.default.kernel_launches == 43
+    assert report.fused.kernel_launches <= 23
+    assert report.fused.intermediate_bytes * 2 <= report.default.intermediate_bytes
+
+
+def test_with_all_rules_attendnext_needs_at_most_sixteen_launches():
+    assert fusion("attendnext", all_rules()).fused.kernel_launches <= 16
+
+
+def test_no_rules_is_what_tvm_does_but_for_changes_of_layout():
+    report = fusion("attendnext_tiny", ())
+    changes = report.fused.kernel_launches - report.default.kernel_launches
+    assert 0 <= changes <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [("attendnext_tiny", all_rules), ("attendnext_tiny_condenser", default_rules)],
+)
+def test_the_fused_network_computes_what_pytorch_computes(name, rules):
+    imported = network(name)
+    (inputs,) = imported.sample_inputs(1, seed=5)
+    fused = run(lower(imported.ir_module, HOST, rules=rules()), *inputs)
+    unfused = run(lower(imported.ir_module, HOST, rules=()), *inputs)
+    (wanted,) = imported.reference(inputs)
+    assert relative(fused, unfused) < 1e-5
+    assert relative(fused, wanted) < 1e-4
+
+
+def test_the_verdicts_speak_the_networks_language():
+    subjects = [v.subject for v in fusion("attendnext_tiny").verdicts if v.rule == DCAC]
+    assert subjects == [f"stages_{stage}_0_silu" for stage in range(4)]
