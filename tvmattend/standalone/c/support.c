@@ -11,7 +11,7 @@
  * All threads walk the same list of steps and take a fixed part of each: thread t of T gets the
  * t-th of T contiguous shares, so that with four threads each has one column of the network. They
  * meet at a barrier only where a step needs what another thread wrote. A thread that waits spins
- * for some microseconds, as long as a kernel lasts, and then sleeps in the kernel (futex).
+ * for as long as a kernel lasts, leaving its core to others now and then, and then sleeps (futex).
  */
 
 #include <errno.h>
@@ -35,10 +35,12 @@ enum {
   LINE_BYTES = 128,         /* two cache lines: the prefetcher fetches them in pairs */
   STACK_BYTES = 512 * 1024, /* register blocks live there; musl's own default is 128 KB */
 #if defined(__x86_64__)
-  SPINS = 1000 /* of `pause`: about 40 ns each on current cores */
+  BREATH = 8, /* of `pause`, about 40 ns each on current cores */
 #else
-  SPINS = 10000 /* of `yield`: a load and a hint, some ns each */
+  BREATH = 64, /* of `yield`, a hint and a load of some ns each */
 #endif
+  SPINS_IN_RUN = 512 * BREATH, /* some 0.2 ms, longer than kernels differ: waking costs more */
+  SPINS_IDLE = 64 * BREATH     /* the next inference follows at once, or not for long */
 };
 
 struct worker {
@@ -55,7 +57,7 @@ struct network_instance {
   int stop;
   /* Fixed at creation. */
   unsigned threads;
-  unsigned spins;
+  int spin;
   pid_t process;
   unsigned char *arena;
   unsigned char *scratch;
@@ -100,9 +102,11 @@ static void relax(void) {
 
 /* Wait until `word` is no longer `old`. */
 static void await(atomic_uint *word, unsigned old, atomic_uint *sleepers, unsigned spins) {
-  for (unsigned spin = 0; spin < spins; ++spin) {
+  for (unsigned spin = 1; spin <= spins; ++spin) {
     if (atomic_load_explicit(word, memory_order_acquire) != old) return;
     relax();
+    /* On a busy machine, who is waited for may be waiting for this very core. */
+    if (spin % BREATH == 0) sched_yield();
   }
   /* Sequentially consistent, as in `change`: either the word is seen to have changed here, or the
    * sleeper is seen there. */
@@ -122,7 +126,7 @@ static void barrier(network_instance *net) {
     atomic_store_explicit(&net->arrived, 0, memory_order_relaxed);
     change(&net->phase, &net->waiting);
   } else {
-    await(&net->phase, phase, &net->waiting, net->spins);
+    await(&net->phase, phase, &net->waiting, net->spin ? SPINS_IN_RUN : 0);
   }
 }
 
@@ -159,7 +163,7 @@ static void *work(void *argument) {
   struct worker *const self = argument;
   network_instance *const net = self->net;
   for (unsigned seen = 0;; ++seen) {
-    await(&net->generation, seen, &net->idle, net->spins);
+    await(&net->generation, seen, &net->idle, net->spin ? SPINS_IDLE : 0);
     if (net->stop) return NULL;
     execute(net, self->index);
   }
@@ -281,7 +285,7 @@ int network_create(unsigned threads, network_instance **instance) {
   memset(net, 0, sizeof *net);
   net->threads = threads;
   /* Spinning helps only who has a CPU to spin on. */
-  net->spins = threads <= cpus ? SPINS : 0;
+  net->spin = threads <= cpus;
   net->process = getpid();
   net->workers = (struct worker *)(block + head);
   net->arena = block + head + team;
