@@ -76,7 +76,10 @@ def estimate_bundle(
         # What other threads do outside kernels is waiting; the first thread's is what it costs.
         return RUNTIME
 
-    found = estimate(Program(run), parameters, threads, group, {str(library): _ENTRY})
+    # A standalone library has its kernels' names in its symbol table, behind its own prefix.
+    vm = manifest["format"] == "vm"
+    own = _ENTRY if vm else f"{library.stem.removeprefix('lib')}_kernel_"
+    found = estimate(Program(run), parameters, threads, group, {str(library): own})
     modules = _modules(manifest)
     parts = tuple(replace(part, modules=modules.get(part.name, ())) for part in found.parts)
     return replace(found, parts=parts)

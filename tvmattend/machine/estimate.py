@@ -253,6 +253,11 @@ class _Names:
     def _library(self, path: str) -> Library | None:
         if path not in self._libraries:
             file = Path(path)
-            sound = file.is_file() and file.open("rb").read(4) == b"\x7fELF"
+            sound = file.is_file() and _is_elf(file)
             self._libraries[path] = read_library(file, self._own.get(path, "")) if sound else None
         return self._libraries[path]
+
+
+def _is_elf(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"\x7fELF"

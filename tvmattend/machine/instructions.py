@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from tvmattend.errors import ToolMissingError
 from tvmattend.machine.operands import Operands, operands_of
@@ -22,6 +23,10 @@ _PORTS = {
     "A57UnitB": "B", "A57UnitI": "I", "A57UnitL": "L", "A57UnitM": "M", "A57UnitS": "S",
     "A57UnitW": "F0", "A57UnitX": "F1",
 }  # fmt: skip
+
+# What LLVM has said in this process: kernels of a tuning run are made of the same instructions.
+_texts: dict[int, str] = {}
+_plain: dict[str, "Cost"] = {}
 
 
 @dataclass(frozen=True)
@@ -74,26 +79,33 @@ def costs_of(
     Raises:
         ToolMissingError: LLVM's tools are missing, or do not know the core.
     """
-    texts = _disassemble(sorted(set(words)))
-    plain = _analyse(sorted(set(texts.values())))
+    _texts.update(_disassemble(sorted(set(words) - _texts.keys())))
+    texts = {word: _texts[word] for word in set(words)}
+    _plain.update(_analyse(sorted(set(texts.values()) - _plain.keys())))
+    plain = {text: _plain[text] for text in texts.values()}
     costs = {text: correct(cost) if corrected else cost for text, cost in plain.items()}
     if quick_divide:
         costs = {text: _quick(cost) for text, cost in costs.items()}
     return {word: costs[text] for word, text in texts.items()}
 
 
-def _run(tool: str, arguments: list[str], text: str) -> str:
+def _run(tool: str, arguments: list[str], text: str) -> tuple[str, str]:
+    triple = "-triple=aarch64" if tool == "llvm-mc" else "-mtriple=aarch64"
     done = subprocess.run(
-        [llvm_tool(tool), "-triple=aarch64" if tool == "llvm-mc" else "-mtriple=aarch64",
-         "-mcpu=cortex-a72", *arguments],
-        check=False, capture_output=True, text=True, input=text,
-    )  # fmt: skip
-    if not done.stdout:
-        raise ToolMissingError(
-            f"`{tool}` failed: {(done.stderr.strip().splitlines() or ['no output'])[0]}",
-            "install LLVM 14 or later with its AArch64 target",
-        )
-    return done.stdout
+        [llvm_tool(tool), triple, "-mcpu=cortex-a72", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        input=text,
+    )
+    return done.stdout, done.stderr
+
+
+def _broken(tool: str, message: str) -> ToolMissingError:
+    first = (message.strip().splitlines() or ["no output"])[0]
+    return ToolMissingError(
+        f"`{tool}` failed: {first}", "install LLVM 14 or later with its AArch64 target"
+    )
 
 
 def _disassemble(words: list[int]) -> dict[int, str]:
@@ -105,7 +117,9 @@ def _disassemble(words: list[int]) -> dict[int, str]:
     rows = "\n".join(
         " ".join(f"{byte:#04x}" for byte in word.to_bytes(4, "little")) for word in words
     )
-    shown = _run("llvm-mc", ["--disassemble", "--show-encoding"], rows)
+    shown, message = _run("llvm-mc", ["--disassemble", "--show-encoding"], rows)
+    if not shown:
+        raise _broken("llvm-mc", message)
     for line in shown.splitlines():
         match = re.match(r"\s*(.*?)\s*// encoding: \[(.*?)\]", line)
         if match:
@@ -117,33 +131,50 @@ def _disassemble(words: list[int]) -> dict[int, str]:
 
 
 def _analyse(texts: list[str]) -> dict[str, Cost]:
+    """Ask llvm-mca about each instruction; one that it has no numbers for costs a slot."""
     costs: dict[str, Cost] = {}
     for start in range(0, len(texts), 4000):
-        part = texts[start : start + 4000]
-        report = json.loads(
-            _run("llvm-mca", ["-iterations=1", "-json", "-instruction-info", "-resource-pressure"],
-                 "\n".join(line for text in part for line in (text, text)) + "\n")
-        )  # fmt: skip
-        region = report["CodeRegions"][0]
-        resources = [name.split(".")[0] for name in report["TargetInfo"]["Resources"]]
-        ports: list[dict[str, float]] = [{} for _ in range(2 * len(part))]
-        for row in region["ResourcePressureView"]["ResourcePressureInfo"]:
-            if row["InstructionIndex"] < len(ports):  # the row after the last is the sum
-                port = _PORTS.get(resources[row["ResourceIndex"]])
-                if port:
-                    mine = ports[row["InstructionIndex"]]
-                    mine[port] = mine.get(port, 0) + row["ResourceUsage"]
-        infos = region["InstructionInfoView"]["InstructionList"]
-        for at, text in enumerate(part):
-            info, used = infos[2 * at], _either(ports[2 * at], ports[2 * at + 1])
-            costs[text] = Cost(
-                text=text,
-                slots=max(1, int(info["NumMicroOpcodes"])),
-                latency=max(1, int(info["Latency"])),
-                forward=0,
-                ports=tuple(sorted((port, max(1, round(n))) for port, n in used.items())),
-                operands=operands_of(text),
-            )
+        costs.update(_part(texts[start : start + 4000]))
+    return costs
+
+
+def _part(texts: list[str]) -> dict[str, Cost]:
+    """Two copies of each, in a row. One unknown instruction spoils a report, so it is halved."""
+    lines = "\n".join(line for text in texts for line in (text, text)) + "\n"
+    output, message = _run(
+        "llvm-mca", ["-iterations=1", "-json", "-instruction-info", "-resource-pressure"], lines
+    )
+    if output:
+        return _read(texts, json.loads(output))
+    if "unsupported instruction" not in message and "parse" not in message:
+        raise _broken("llvm-mca", message)
+    if len(texts) == 1:
+        return {texts[0]: Cost(texts[0], 1, 1, 0, (), operands_of(texts[0]))}
+    middle = len(texts) // 2
+    return {**_part(texts[:middle]), **_part(texts[middle:])}
+
+
+def _read(texts: list[str], report: dict[str, Any]) -> dict[str, Cost]:
+    region = report["CodeRegions"][0]
+    resources = [name.split(".")[0] for name in report["TargetInfo"]["Resources"]]
+    ports: list[dict[str, float]] = [{} for _ in range(2 * len(texts))]
+    for row in region["ResourcePressureView"]["ResourcePressureInfo"]:
+        port = _PORTS.get(resources[row["ResourceIndex"]])
+        if port and row["InstructionIndex"] < len(ports):  # the row after the last is the sum
+            mine = ports[row["InstructionIndex"]]
+            mine[port] = mine.get(port, 0) + row["ResourceUsage"]
+    infos = region["InstructionInfoView"]["InstructionList"]
+    costs = {}
+    for at, text in enumerate(texts):
+        info, used = infos[2 * at], _either(ports[2 * at], ports[2 * at + 1])
+        costs[text] = Cost(
+            text=text,
+            slots=max(1, int(info["NumMicroOpcodes"])),
+            latency=max(1, int(info["Latency"])),
+            forward=0,
+            ports=tuple(sorted((port, max(1, round(n))) for port, n in used.items())),
+            operands=operands_of(text),
+        )
     return costs
 
 

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the Cortex-A72 model against measured throughputs and latencies.
+
+    python benchmarks/a72_micro.py
+
+Measured: ocxtal/insn_bench_aarch64, `results/nxp_lx2160a_a72.md` (a Cortex-A72 at 2 GHz). The
+kernels at the end are inner loops, for which the same tables give what the busiest unit needs.
+"""
+
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tvmattend.errors import TvmattendError
+from tvmattend.machine.instructions import llvm_tool
+from tvmattend.machine.parameters import SHIPPED
+from tvmattend.machine.replay import Program
+from tvmattend.machine.trace import Block, Trace
+
+_WINDOW, _BLOCK_WORD = 0xFFFFFFFF, 0x80000000
+
+
+class Case(NamedTuple):
+    """A line of assembly, `{i}` numbering its copies; cycles for each copy, as measured."""
+
+    name: str
+    lines: tuple[str, ...]
+    copies: int
+    cycles: float
+
+
+def _throughput(name: str, line: str, per_cycle: float) -> Case:
+    return Case(f"{name}, throughput", (line,), 24, 1 / per_cycle)
+
+
+def _latency(name: str, line: str, cycles: float) -> Case:
+    return Case(f"{name}, latency", (line,), 24, cycles)
+
+
+CASES: tuple[Case, ...] = (
+    _throughput("fmla .4s", "fmla v{i}.4s, v30.4s, v31.4s", 1.0),
+    _throughput("fmla .4s by element", "fmla v{i}.4s, v30.4s, v31.s[1]", 1.0),
+    _throughput("fmla .2s", "fmla v{i}.2s, v30.2s, v31.2s", 2.0),
+    _throughput("fmadd s", "fmadd s{i}, s30, s31, s29", 2.0),
+    _throughput("fadd .4s", "fadd v{i}.4s, v30.4s, v31.4s", 1.0),
+    _throughput("fmax .4s", "fmax v{i}.4s, v30.4s, v31.4s", 1.5),
+    _throughput("add .4s", "add v{i}.4s, v30.4s, v31.4s", 1.5),
+    _throughput("dup .4s lane", "dup v{i}.4s, v30.s[1]", 1.5),
+    _throughput("smull .8h", "smull v{i}.8h, v30.8b, v31.8b", 1.0),
+    _throughput("smlal .8h", "smlal v{i}.8h, v30.8b, v31.8b", 1.0),
+    _throughput("sadalp .4s", "sadalp v{i}.4s, v30.8h", 1.0),
+    _throughput("mul .4s", "mul v{i}.4s, v30.4s, v31.4s", 0.5),
+    _throughput("mla .4s", "mla v{i}.4s, v30.4s, v31.4s", 0.5),
+    _throughput("scvtf .4s", "scvtf v{i}.4s, v30.4s", 0.5),
+    _throughput("ldr x", "ldr x{j}, [x29]", 1.0),
+    _throughput("ldr q", "ldr q{i}, [x29]", 1.0),
+    _throughput("ldp q", "ldp q{i}, q28, [x29]", 0.5),
+    _throughput("ld1 4 registers", "ld1 {{ v0.4s, v1.4s, v2.4s, v3.4s }}, [x29]", 0.25),
+    _throughput("ld1r .4s", "ld1r {{ v{i}.4s }}, [x29]", 1.0),
+    _throughput("ld4 .4s", "ld4 {{ v0.4s, v1.4s, v2.4s, v3.4s }}, [x29]", 0.17),
+    _throughput("str x", "str x{j}, [x29]", 0.99),
+    _throughput("str q", "str q{i}, [x29]", 0.49),
+    _throughput("stp q", "stp q{i}, q28, [x29]", 0.25),
+    _throughput("st1 4 registers", "st1 {{ v0.4s, v1.4s, v2.4s, v3.4s }}, [x29]", 0.083),
+    _throughput("add x", "add x{j}, x29, #1", 2.0),
+    _latency("fmla .4s accumulator", "fmla v0.4s, v30.4s, v31.4s", 3.0),
+    _latency("fmla .4s multiplicand", "fmla v0.4s, v0.4s, v31.4s", 7.0),
+    _latency("fadd .4s", "fadd v0.4s, v0.4s, v31.4s", 4.0),
+    _latency("fmul .4s", "fmul v0.4s, v0.4s, v31.4s", 4.0),
+    _latency("fmax .4s", "fmax v0.4s, v0.4s, v31.4s", 3.0),
+    _latency("add .4s", "add v0.4s, v0.4s, v31.4s", 3.0),
+    _latency("smlal accumulator", "smlal v0.8h, v30.8b, v31.8b", 1.0),
+    _latency("ldr x", "ldr x0, [x0]", 4.0),
+    _latency("add x", "add x0, x0, #1", 1.0),
+    # Inner loops; one copy is an iteration.
+    Case(
+        "GEMM 8x12: 24 fmla by element, 5 ldr q",
+        (
+            *(f"ldr q{n}, [x1, #{16 * n}]" for n in range(5)),
+            *(f"fmla v{8 + n}.4s, v{n % 2}.4s, v{2 + n // 8}.s[{n % 4}]" for n in range(24)),
+        ),
+        4,
+        24.0,
+    ),
+    Case(
+        "depthwise 3x3, 4 outputs: 18 loads, 36 fmla, 4 stores",
+        (
+            *(f"movi v{n}.4s, #0" for n in range(4)),
+            *(
+                line
+                for row in range(3)
+                for line in (
+                    *(f"ldr q{4 + n}, [x{1 + row}, #{16 * n}]" for n in range(6)),
+                    *(f"fmla v{out}.4s, v{4 + out + tap}.4s, v{16 + 3 * row + tap}.4s"
+                      for tap in range(3) for out in range(4)),
+                )
+            ),
+            *(f"str q{n}, [x4, #{16 * n}]" for n in range(4)),
+        ),
+        2,
+        38.0,  # 36 fmla take both FP units, 4 movi one of them
+    ),
+    Case("copy: ldp q, stp q", ("ldp q0, q1, [x1], #32", "stp q0, q1, [x2], #32"), 12, 4.0),
+)  # fmt: skip
+
+
+def assemble(lines: Sequence[str]) -> bytes:
+    """Give the encodings of assembly."""
+    done = subprocess.run(
+        [llvm_tool("llvm-mc"), "-triple=aarch64", "-show-encoding"],
+        check=True, capture_output=True, text=True, input="\n".join(lines) + "\n",
+    )  # fmt: skip
+    found = re.findall(r"encoding: \[(.*?)\]", done.stdout)
+    return b"".join(bytes(int(part, 16) for part in one.split(",")) for one in found)
+
+
+def loop(lines: Sequence[str], times: int = 200) -> Trace:
+    """Give the trace of a block that is executed again and again, its data in L1."""
+    words = struct.pack("<3I", _WINDOW, 0, times) + struct.pack("<I", _BLOCK_WORD) * times
+    return Trace({0: Block(0x10000, assemble(lines), {0: times})}, words, (), 1, False)
+
+
+def modelled(case: Case, corrected: bool = True) -> float:
+    """Give the model's cycles for one copy."""
+    lines = [
+        line.format(i=copy % 24, j=copy % 24) for copy in range(case.copies) for line in case.lines
+    ]
+    cycles = Program(loop(lines), corrected).cycles(SHIPPED)[0]
+    return cycles / case.copies
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{'what':<42}{'measured':>9}{'model':>8}{'error %':>9}{'LLVM alone':>12}")
+    errors = []
+    try:
+        for case in CASES:
+            ours, plain = modelled(case), modelled(case, corrected=False)
+            errors.append(abs(ours / case.cycles - 1))
+            line = f"{case.name:<42}{case.cycles:>9.2f}{ours:>8.2f}"
+            print(f"{line}{100 * (ours / case.cycles - 1):>9.1f}{plain:>12.2f}")
+    except TvmattendError as error:
+        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    print(f"mean error {100 * sum(errors) / len(errors):.1f} %, worst {100 * max(errors):.1f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core against measured throughputs and latencies of a Cortex-A72, and its memory."""
+
+import importlib.util
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from tvmattend.errors import ToolMissingError
+from tvmattend.machine import instructions
+from tvmattend.machine.parameters import FITTED, SHIPPED
+from tvmattend.machine.replay import Program
+from tvmattend.machine.trace import Block, Trace
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("llvm-mca") is None, reason="the port model needs the package `llvm`"
+)
+
+_FILE = Path(__file__).parents[2] / "benchmarks" / "a72_micro.py"
+_SPEC = importlib.util.spec_from_file_location("a72_micro", _FILE)
+micro = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(micro)
+
+MISS, DRAM, STREAM = 8, 2, 1
+
+
+@pytest.mark.parametrize("case", micro.CASES, ids=lambda case: case.name)
+def test_each_part_is_within_six_percent_of_the_measurement(case):
+    assert micro.modelled(case) == pytest.approx(case.cycles, rel=0.06)
+
+
+def test_llvm_alone_is_pessimistic_where_the_corrections_say_so():
+    chain = next(case for case in micro.CASES if case.name == "fmla .4s accumulator, latency")
+    assert micro.modelled(chain, corrected=False) > 2 * micro.modelled(chain)
+
+
+def chase(fate: int, times: int = 300) -> float:
+    """Cycles of a load that waits for the one before, each with the same fate."""
+    block = Block(0x10000, micro.assemble(["ldr x0, [x0]"]), {0: times})
+    one = struct.pack("<I", 0x80000000) + (struct.pack("<I", fate) if fate else b"")
+    samples = struct.pack("<3I", 0xFFFFFFFF, 0, times * len(one) // 4) + one * times
+    return Program(Trace({0: block}, samples, (), 1, True)).cycles(SHIPPED)[0]
+
+
+def test_a_chain_of_misses_pays_the_latency_of_where_they_hit():
+    assert chase(0) == pytest.approx(4, abs=0.2)
+    assert chase(MISS) == pytest.approx(4 + SHIPPED.l2_latency, rel=0.06)
+    assert chase(MISS | DRAM) == pytest.approx(4 + SHIPPED.dram_latency, rel=0.06)
+
+
+def test_a_covered_stream_pays_bandwidth_only():
+    assert chase(MISS | DRAM | STREAM) < 0.4 * chase(MISS | DRAM)
+
+
+def test_four_threads_share_the_memory_bus():
+    four = SHIPPED.but(sharers=4)
+    assert four.dram_line == pytest.approx(4 * SHIPPED.dram_line)
+    assert four.packed()[1] == pytest.approx(2 * SHIPPED.l2_line)
+
+
+def test_dram_does_not_follow_the_clock():
+    slow = SHIPPED.but(clock_hz=0.9e9)
+    assert slow.dram_latency == pytest.approx(SHIPPED.dram_latency / 2)
+    assert slow.dram_line == pytest.approx(SHIPPED.dram_line / 2)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_what_ships_is_physically_plausible(name):
+    plausible = FITTED[name]
+    assert plausible.low <= getattr(SHIPPED, name) <= plausible.high
+    assert plausible.source
+
+
+def test_trivial_operands_shorten_a_division_only():
+    words = struct.unpack("<2I", micro.assemble(["fdiv v0.4s, v1.4s, v2.4s", "fadd s0, s1, s2"]))
+    plain, quick = instructions.costs_of(words), instructions.costs_of(words, quick_divide=True)
+    assert quick[words[0]].latency < plain[words[0]].latency
+    assert quick[words[1]] == plain[words[1]]
+
+
+def test_without_llvm_the_error_names_the_package(monkeypatch):
+    instructions.llvm_tool.cache_clear()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    try:
+        with pytest.raises(ToolMissingError, match="llvm-mca") as caught:
+            instructions.llvm_tool("llvm-mca")
+        assert "apt install llvm" in caught.value.hint
+    finally:
+        instructions.llvm_tool.cache_clear()
+
+
+def test_what_llvm_has_no_numbers_for_costs_a_slot_and_spoils_nothing():
+    (add,) = struct.unpack("<I", micro.assemble(["fadd v0.4s, v1.4s, v2.4s"]))
+    found = instructions.costs_of([0, add, 0xFFFFFFFF])
+    assert found[0].slots == 1
+    assert found[0].ports == ()
+    assert found[0xFFFFFFFF].text == "nop"
+    assert found[add].latency == 4
