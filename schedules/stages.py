@@ -82,9 +82,19 @@ def cut(sch: Any) -> list[Stage]:
 def _inline(sch: Any) -> None:
     for name in blocks.names(sch):
         consumers = _consumers(sch, name)
-        mapped = not _reduces(sch, name) and not name.startswith(_PADS)
-        if mapped and consumers and all(_is_map(sch, user) for user in consumers):
+        if not _is_map(sch, name) or not consumers:
+            continue
+        # Two convolutions would finish in one block where a sigmoid gates features.
+        own = _finishes(sch, name)
+        crowded = own and any(_finishes(sch, user) - own for user in consumers)
+        if not crowded and all(_is_map(sch, user) for user in consumers):
             sch.compute_inline(sch.get_sblock(name, func_name="main"))
+
+
+def _finishes(sch: Any, name: str) -> set[str]:
+    """Reductions that a block reads directly; a softmax's own belong to its gate."""
+    found = _producers(sch, name)
+    return {p for p in found if _reduces(sch, p) and not p.startswith("T_softmax")}
 
 
 def _is_kept(sch: Any, name: str) -> bool:

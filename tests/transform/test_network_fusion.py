@@ -11,6 +11,7 @@ from tvmattend.models import REGISTRY
 from tvmattend.target import parse_target
 from tvmattend.transform import all_rules, default_rules, lower, lower_with_report
 from tvmattend.transform.rules import DCAC
+from tvmattend.tuning.tasks import extract_tasks
 
 A72 = parse_target("cortex-a72")
 
@@ -71,6 +72,16 @@ def test_the_fused_network_computes_what_pytorch_computes(name, rules):
     (wanted,) = imported.reference(inputs)
     assert relative(fused, unfused) < 1e-5
     assert relative(fused, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("target", ["cortex-a72", "host"])
+@pytest.mark.parametrize("name", ["attendnext_tiny", "attendnext_tiny_condenser"])
+@pytest.mark.parametrize("rules", [default_rules, all_rules])
+def test_every_fused_kernel_has_a_design_space(name, target, rules):
+    spec = parse_target(target)
+    lowered = lower(network(name).ir_module, spec, rules=rules())
+    plain = [task.name for task in extract_tasks(lowered, spec) if task.space.kernel == "plain"]
+    assert plain == []
 
 
 def test_the_verdicts_speak_the_networks_language():
