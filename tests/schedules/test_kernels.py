@@ -236,3 +236,34 @@ def test_every_kernel_of_the_network_schedules(target, tiny_module):
             schedule = s_tir.Schedule(task.mod)
             task.space.apply(schedule, point)
         assert task.space.kernel != "plain", f"{task.name} has no family"
+
+
+@pytest.mark.emulated
+def test_sigmoid_on_the_cortex_a72(emulated_board, tmp_path):
+    """The Arm form of the reciprocal (FRECPE, FRECPS), for every vector length that is used."""
+    from tvmattend.codegen.link import Linker
+    from tvmattend.device.endpoint import close_session, connect, parse_endpoint
+
+    spec = parse_target("cortex-a72")
+    x = np.linspace(-86, 86, 1 << 12, dtype="float32")
+    wanted = 1 / (1 + np.exp(-x.astype("float64")))
+    mod = lowered(lambda _, var: relax.op.sigmoid(var), [x], spec)
+    (task,) = extract_tasks(mod, spec)
+    session = connect(parse_endpoint(emulated_board))
+    try:
+        for vectors in (1, 2, 4):
+            schedule = s_tir.Schedule(task.mod)
+            task.space.apply(schedule, {"vectors": vectors})
+            use_vector_math()
+            with spec.to_tvm() as target:
+                del target
+                library = tvm.compile(schedule.mod, target=spec.to_tvm())
+            file = tmp_path / f"sigmoid{vectors}.so"
+            library.export_library(str(file), fcompile=Linker(spec))
+            session.upload(bytearray(file.read_bytes()), file.name)
+            kernel = session.load_module(file.name)
+            out = tvm.runtime.tensor(np.zeros_like(x), session.cpu())
+            kernel["main"](tvm.runtime.tensor(x, session.cpu()), out)
+            assert (np.abs(out.numpy() - wanted) / wanted).max() < 5e-7
+    finally:
+        close_session(session)

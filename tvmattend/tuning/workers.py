@@ -31,7 +31,8 @@ def make_kernel(mod: Any, target: Any, directory: str, linker: Linker) -> str:
     import tvm
 
     use_vector_math()
-    module = tvm.tirx.build(mod, target=target)
+    with target:  # the lowering of intrinsics asks which core it is for
+        module = tvm.tirx.build(mod, target=target)
     path = os.path.join(directory, f"kernel-{uuid.uuid4().hex}.so")  # noqa: PTH118
     module.export_library(path, fcompile=linker)
     return path
