@@ -142,7 +142,7 @@ def pack(weight: Any, groups: int) -> Any:
 
 
 def part(sch: Any, stage: Stage, machine: Machine) -> Part:
-    """Register blocks of features x vectors, and whether the taps of a row are unrolled."""
+    """Register blocks of features x vectors, and which taps are unrolled: none, a row's, all."""
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
     batch, groups, chunks, features, vectors = (int(var.dom.extent) for var in iters[:5])
@@ -160,14 +160,15 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         return (f + v) / (f * v) + (0.2 if f * v < 8 else 0.0)
 
     code = {f * 100 + v: (f, v) for f, v in sorted(tiles, key=cost)[:8]}
-    taps = (0, 1) if kernel_width > 1 else (0,)
+    taps = (0, 1, 2) if kernel_width > 1 else (0,)
     knobs = (
         Knob("tile", tuple(code), next(iter(code))),
-        Knob("unroll_taps", taps, taps[-1]),
+        # All nine at once cost address arithmetic at 10 channels and pay at 21: a matter of measuring.
+        Knob("unroll_taps", taps, min(1, taps[-1])),
     )
 
     def schedule(sch: Any, choose: Choose) -> None:
-        plan = (code[choose("tile")], choose("unroll_taps") == 1)
+        plan = (code[choose("tile")], choose("unroll_taps"))
         _schedule(sch, stage, machine, (groups, chunks), plan, batch * groups * chunks > 1)
 
     return Part(knobs, schedule)
@@ -178,7 +179,7 @@ def _schedule(
     stage: Stage,
     machine: Machine,
     cut: tuple[int, int],
-    plan: tuple[tuple[int, int], bool],
+    plan: tuple[tuple[int, int], int],
     parallel: bool,
 ) -> None:
     (groups, chunks), (tile, unroll_taps) = cut, plan
@@ -207,8 +208,8 @@ def _schedule(
     f_out, f_in = sch.split(f, [None, tile[0]])
     v_out, v_in = sch.split(vector, [None, tile[1]])
     sch.reorder(v_out, f_out, rc, ry, rx, f_in, v_in, lane)
-    if unroll_taps:
-        sch.unroll(rx)
+    for loop in (rx, ry)[:unroll_taps]:
+        sch.unroll(loop)
     # In registers: written back once, after the whole reduction.
     registers = sch.cache_write(conv, 0, blocks.REGISTERS)
     sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
