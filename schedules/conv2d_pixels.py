@@ -163,7 +163,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     taps = (0, 1, 2) if kernel_width > 1 else (0,)
     knobs = (
         Knob("tile", tuple(code), next(iter(code))),
-        # All nine at once cost address arithmetic at 10 channels and pay at 21: a matter of measuring.
+        # All nine at once cost address arithmetic at 10 channels and pay at 21: measure.
         Knob("unroll_taps", taps, min(1, taps[-1])),
     )
 
