@@ -4,9 +4,12 @@
 import contextlib
 import io
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -65,7 +68,7 @@ def closed_port():
 def fake(monkeypatch):
     """Sample tasks instead of a network, and a measurer without processes."""
     measurer = FakeMeasurer()
-    monkeypatch.setattr("tvmattend.tuning.session._tasks", lambda *_: [matmul(weight=2), add_one()])
+    monkeypatch.setattr("tvmattend.tuning.session._tasks", lambda *_: ([matmul(weight=2), add_one()], None))
     monkeypatch.setattr(
         "tvmattend.tuning.measure.KernelMeasurer",
         lambda *_: contextlib.nullcontext(measurer),
@@ -263,6 +266,22 @@ def test_ctrl_c_before_the_first_trial(monkeypatch):
     assert result.exit_code == 130
     assert "nothing was written" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_other_ways_of_stopping_are_ctrl_c(fake, number):
+    before = signal.getsignal(number)
+
+    def answer(task, point):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        raise AssertionError("the signal did not arrive")
+
+    fake.answer = answer
+    result = run(*TINY)
+    assert result.exit_code == 130
+    assert "interrupted: 0 trials of this run" in result.stderr
+    assert signal.getsignal(number) is before
 
 
 def test_nothing_succeeded(fake):

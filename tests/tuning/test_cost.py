@@ -63,3 +63,22 @@ def test_the_tensor_intrinsics_stay_away(lessons):
     known = "tvm.s_tir.tensor_intrin" in sys.modules
     CostModel(parse_target("host"), 0).learn(task, [(schedules[0], (1e-3,))])
     assert ("tvm.s_tir.tensor_intrin" in sys.modules) == known
+
+
+def test_features_of_a_schedule_are_extracted_once(lessons, monkeypatch):
+    task, schedules, seconds = lessons
+    model = CostModel(parse_target("host"), 0)
+    asked = []
+    extractor = model._model.extractor._extractor
+
+    class Counting:
+        def extract_from(self, context, candidates):
+            asked.append(len(candidates))
+            return extractor.extract_from(context, candidates)
+
+    monkeypatch.setattr(model._model.extractor, "_extractor", Counting())
+    model.learn(task, [(schedules[index], (seconds[index],)) for index in range(12)])
+    first = model.rank(task, schedules)
+    assert model.rank(task, schedules) == first
+    assert model.rank(task, schedules[::-1]) == first[::-1]
+    assert asked == [12, 4]

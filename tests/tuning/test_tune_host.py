@@ -52,7 +52,7 @@ def stopped(tmp_path_factory, environment):
         text=True,
     ) as process:
         deadline = time.monotonic() + 240
-        while not path.exists() or path.read_bytes().count(b"\n") < 9:
+        while not path.exists() or path.read_bytes().count(b"\n") < 5:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -67,7 +67,7 @@ def test_ctrl_c_leaves_a_valid_file_no_worker_and_exit_code_130(stopped):
     assert code == 130
     records, faults = read_records(path)
     assert not faults
-    assert len(records) >= 9
+    assert len(records) >= 5
     assert f"interrupted: {len(records)} trials of this run ({len(records)} in all)" in err
     assert "all kernels" in out or "kernels have a record" in out
     assert len(children) >= 3, "two builders and a runner"
@@ -85,7 +85,7 @@ def test_progress_is_plain_lines_and_tvm_is_not_on_the_screen(stopped):
     ]
     assert not strange
     assert "\x1b" not in err
-    assert len(re.findall(r"^\[\d+/\d+\] task \d+/\d+ \w+: .* left$", err, re.MULTILINE)) >= 8
+    assert len(re.findall(r"^\[\d+/\d+\] task \d+/\d+ \w+: .* left$", err, re.MULTILINE)) >= 4
 
 
 def test_tvm_is_in_the_log(stopped, environment):
@@ -98,7 +98,7 @@ def test_a_second_run_goes_on_and_build_uses_what_was_recorded(stopped, environm
     place, path, *_ = stopped
     before = path.read_bytes()
     recorded = len(read_records(path)[0])
-    total = max(40, recorded + 6)
+    total = recorded + 12
     done = subprocess.run(
         command("--target", "host", "--trials", str(total), "--json", *QUICK),
         cwd=place,
@@ -120,4 +120,6 @@ def test_a_second_run_goes_on_and_build_uses_what_was_recorded(stopped, environm
     found = find_records("attendnext_tiny", HOST, roots=[place / "tuning_logs"])
     lowered = lower(import_model("attendnext_tiny").ir_module, HOST)
     scheduled = schedule_kernels(lowered, HOST, found)
-    assert scheduled.origins() == {"measured": len(report["tasks"])}
+    tuned = sum(task["best_secs"] is not None for task in report["tasks"])
+    assert tuned == len(report["tasks"])
+    assert scheduled.origins()["measured"] == tuned

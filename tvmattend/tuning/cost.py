@@ -3,6 +3,7 @@
 
 import statistics
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -15,6 +16,8 @@ from tvmattend.tuning.tasks import Task
 _WARM_UP_SAMPLES = 12
 # How much slower than the slowest success a failure is taken to be.
 _FAILURE = 2.0
+# Schedules whose features are kept: several pools of every task of a network.
+_REMEMBERED = 1024
 
 
 class Ranker(Protocol):
@@ -43,6 +46,7 @@ class CostModel:
         # One thread: the sums of a parallel histogram depend on timing, and the plan on the sums.
         config = XGBConfig(seed=seed & 0x7FFFFFFF, nthread=1)
         self._model = XGBModel._cls(config=config, num_warmup_samples=_WARM_UP_SAMPLES)  # noqa: SLF001
+        self._model.extractor = _Remembering(self._model.extractor)
         self._contexts: dict[str, Any] = {}
         self._slowest: dict[str, float] = {}
 
@@ -90,6 +94,29 @@ class CostModel:
                 context = TuneContext(task.mod, target=self._target, num_threads=1)
             self._contexts[task.key] = context
         return self._contexts[task.key]
+
+
+class _Remembering:
+    """A feature extractor that looks at a schedule once: a pool is ranked again and again.
+
+    Args:
+        extractor: MetaSchedule's own.
+    """
+
+    def __init__(self, extractor: Any) -> None:
+        self._extractor = extractor
+        self._known: OrderedDict[Any, Any] = OrderedDict()
+
+    def extract_from(self, context: Any, candidates: Sequence[Any]) -> list[Any]:
+        """Features of each candidate; the model calls this name."""
+        new = [item for item in candidates if item.sch not in self._known]
+        if new:
+            fresh = self._extractor.extract_from(context, new)
+            self._known.update(zip((item.sch for item in new), fresh, strict=True))
+        features = [self._known[item.sch] for item in candidates]
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return features
 
 
 @contextmanager

@@ -5,11 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.machine import describe_machine
 from tvmattend.tuning.record import Origin
+
+if TYPE_CHECKING:
+    from tvmattend.transform import FusionReport
 
 EMULATED_NOTE = "times from an emulated board say nothing about silicon"
 
@@ -54,6 +57,7 @@ class TunePlan:
         done: Trials that the file holds already.
         seconds: Estimated duration.
         notes: Lines about the records that were found.
+        fusion: What fusion made of the network; None where nobody asked.
     """
 
     model: str
@@ -66,6 +70,7 @@ class TunePlan:
     done: int
     seconds: float
     notes: tuple[str, ...] = ()
+    fusion: "FusionReport | None" = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -74,6 +79,7 @@ class TunePlan:
             "target": self.target.to_json(),
             "origin": self.origin,
             "machine": dict(self.machine),
+            "fusion": None if self.fusion is None else self.fusion.to_json(),
             "records": None if self.path is None else str(self.path),
             "trials": self.trials,
             "trials_recorded": self.done,
@@ -96,12 +102,14 @@ class TunePlan:
             for number, task in enumerate(self.tasks, start=1)
         ]
         header = ("#", "task", "kernel", "calls", "MFLOP", "points", "records")
+        fusion = [] if self.fusion is None else self.fusion.table()
         lines = [
             f"model     {self.model}",
             f"target    {self.target.describe()}",
             f"machine   {describe_origin(self.origin, self.machine)}",
             f"records   {self.path if self.path is not None else '-'}",
             *(f"note      {note}" for note in self.notes),
+            *(f"{'' if number else 'fusion':9} {line}" for number, line in enumerate(fusion)),
             "",
             *table(header, rows, left=(1, 2, 6)),
             "",

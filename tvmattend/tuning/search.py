@@ -24,7 +24,8 @@ _LOG = logging.getLogger(__name__)
 BOARD_LOST = "board lost"
 
 _EPSILON = 0.15
-_POOL = 48
+_POOL = 24
+_NEW = 8  # schedules added to the pool, and as many neighbours, for one batch
 _PARENTS = 2  # best points whose neighbours join the pool
 _STARTS = 3  # points tried because records of another machine or origin liked them
 
@@ -150,12 +151,13 @@ class TaskSearch:
     def _from_pool(self, count: int, draw: random.Random) -> list[Candidate]:
         if count < 1:
             return []
-        self._fill_pool(_POOL)
-        self._near = {
-            key: item for point in self._neighbours() for key, item in self._admit(point).items()
-        }
-        keys = list({**self._near, **self._pool})
+        informed = self._ranker.rank(self.task, []) is not None
+        # A schedule and its features cost about as much as a tenth of a trial: where the model
+        # cannot rank yet there is no use in a choice, and the pool grows by a few a batch.
+        self._fill_pool(min(_POOL, len(self._pool) + _NEW) if informed else count)
+        self._visit_neighbours(_NEW if informed else count // 2, draw)
         both = {**self._near, **self._pool}
+        keys = list(both)
         scores = self._ranker.rank(self.task, [both[key].schedule for key in keys])
         if scores is not None:
             rank = dict(zip(keys, scores, strict=True))
@@ -175,6 +177,15 @@ class TaskSearch:
             if following is None:
                 return
             self._pool.update(self._admit(following))
+
+    def _visit_neighbours(self, new: int, draw: random.Random) -> None:
+        """Keep those neighbours of the best that were scheduled before, and add a few."""
+        points = {_key(point): point for point in self._neighbours()}
+        known = {**self._near, **self._pool}
+        self._near = {key: known[key] for key in points if key in known and not self._settled(key)}
+        fresh = [key for key in points if key not in known and not self._settled(key)]
+        for key in draw.sample(fresh, min(new, len(fresh))):
+            self._near.update(self._admit(points[key]))
 
     def _admit(self, point: Mapping[str, int]) -> dict[_Key, Candidate]:
         """The point and its schedule, unless it was tried or cannot be scheduled."""

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvmattend.codegen.link import link_command
 from tvmattend.device.endpoint import Endpoint
@@ -21,6 +21,9 @@ from tvmattend.tuning.record import Origin, Record
 from tvmattend.tuning.record_file import Fault, RecordFile, read_records, record_path
 from tvmattend.tuning.records import RecordSet, find_records, own_records, records_directory
 from tvmattend.tuning.report import TaskPlan, TunePlan, TuneReport
+
+if TYPE_CHECKING:
+    from tvmattend.transform import FusionReport
 
 # Seconds a trial where no record says: building on two cores, then measuring.
 _TRIAL_SECS: Mapping[Origin | None, float] = {"measured": 0.8, "emulated": 3.0, None: 1.5}
@@ -37,6 +40,7 @@ class _Order:
     output: Path | None
     tuning_records: Sequence[Path]
     cross_compiler: str | None
+    fusion: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class _Start:
     earlier: list[Record]
     faults: list[Fault]
     tasks: Sequence[Any]
+    fusion: "FusionReport | None"
 
 
 def tune(
@@ -70,6 +75,7 @@ def tune(
     output: Path | None = None,
     tuning_records: Sequence[Path] = (),
     cross_compiler: str | None = None,
+    fusion: bool = True,
     log: Path | None = None,
     observer: Observer = ignore,
 ) -> TuneReport:
@@ -84,6 +90,7 @@ def tune(
             with what it finds there.
         tuning_records: Files or directories of other records, whose points are tried early.
         cross_compiler: Linker to use instead of Zig.
+        fusion: False tunes the kernels that `build` makes without fusion rules, for comparison.
         log: Takes what TVM and its worker processes print; None leaves that on the screen.
         observer: Told of everything that happens.
 
@@ -91,7 +98,9 @@ def tune(
         TvmattendError: One of its classes for each thing that can go wrong.
         KeyboardInterrupt: Ctrl-C; every finished trial is recorded and the workers are gone.
     """
-    order = _order(request, target, endpoint, options, output, tuning_records, cross_compiler)
+    order = _order(
+        request, target, endpoint, options, output, tuning_records, cross_compiler, fusion
+    )
     with chatter_to(log):
         return _run(_start(order, observer, need_board=True), observer)
 
@@ -105,6 +114,7 @@ def plan_tuning(
     output: Path | None = None,
     tuning_records: Sequence[Path] = (),
     cross_compiler: str | None = None,
+    fusion: bool = True,
     log: Path | None = None,
     observer: Observer = ignore,
 ) -> TunePlan:
@@ -112,7 +122,9 @@ def plan_tuning(
 
     The arguments and errors are those of `tune`; a target that is not this machine needs no board.
     """
-    order = _order(request, target, endpoint, options, output, tuning_records, cross_compiler)
+    order = _order(
+        request, target, endpoint, options, output, tuning_records, cross_compiler, fusion
+    )
     with chatter_to(log):
         return _plan(_start(order, observer, need_board=False))
 
@@ -125,6 +137,7 @@ def _order(
     output: Path | None,
     tuning_records: Sequence[Path],
     cross_compiler: str | None,
+    fusion: bool,
 ) -> _Order:
     return _Order(
         ModelRequest(request) if isinstance(request, str) else request,
@@ -134,6 +147,7 @@ def _order(
         output,
         tuning_records,
         cross_compiler,
+        fusion,
     )
 
 
@@ -156,8 +170,8 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
     path = None if origin is None else record_path(directory, origin, target.num_cores)
     earlier, faults = read_records(path) if path is not None and path.is_file() else ([], [])
     earlier = own_records(earlier, target, origin)
-    tasks = _tasks(request, target, observer)
-    return _Start(order, board, found, path, earlier, faults, tasks)
+    tasks, fusion = _tasks(request, target, order.fusion, observer)
+    return _Start(order, board, found, path, earlier, faults, tasks, fusion)
 
 
 def _reach(order: _Order, observer: Observer) -> _Board | None:
@@ -177,16 +191,20 @@ def _reach(order: _Order, observer: Observer) -> _Board | None:
     return _Board(endpoint, "emulated" if info.emulated else "measured", machine)
 
 
-def _tasks(request: ModelRequest, target: TargetSpec, observer: Observer) -> Sequence[Any]:
+def _tasks(
+    request: ModelRequest, target: TargetSpec, fusion: bool, observer: Observer
+) -> tuple[Sequence[Any], "FusionReport | None"]:
+    """The kernels to tune, and what fusion made of the network."""
     observer(Stage(f"importing {request.model}"))
     from tvmattend.frontend import import_model
 
     imported = import_model(request)
     observer(Stage(f"lowering {request.name} for {target.name}"))
-    from tvmattend.transform import lower
+    from tvmattend.transform import lower_with_report
     from tvmattend.tuning.tasks import extract_tasks
 
-    return extract_tasks(lower(imported.ir_module, target), target)
+    lowered = lower_with_report(imported.ir_module, target, rules=None if fusion else ())
+    return extract_tasks(lowered.mod, target), lowered.fusion
 
 
 def _run(start: _Start, observer: Observer) -> TuneReport:
@@ -211,6 +229,8 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
         board.machine,
         order.cross_compiler,
     ) as measurer:
+        if start.earlier:
+            observer(Stage(f"learning from {len(start.earlier)} recorded trials"))
         run = TuningRun(
             model=order.request.name,
             target=order.target,
@@ -273,6 +293,7 @@ def _plan(start: _Start) -> TunePlan:
         done=done,
         seconds=trials * _seconds_a_trial(start, origin_or_none),
         notes=tuple(notes),
+        fusion=start.fusion,
     )
 
 
