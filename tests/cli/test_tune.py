@@ -68,7 +68,8 @@ def closed_port():
 def fake(monkeypatch):
     """Sample tasks instead of a network, and a measurer without processes."""
     measurer = FakeMeasurer()
-    monkeypatch.setattr("tvmattend.tuning.session._tasks", lambda *_: ([matmul(weight=2), add_one()], None))
+    tasks = [matmul(weight=2), add_one()]
+    monkeypatch.setattr("tvmattend.tuning.session._tasks", lambda *_: (tasks, None))
     monkeypatch.setattr(
         "tvmattend.tuning.measure.KernelMeasurer",
         lambda *_: contextlib.nullcontext(measurer),

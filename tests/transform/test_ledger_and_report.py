@@ -50,7 +50,9 @@ def test_scratch_in_a_parallel_loop_counts_for_every_thread():
 
 
 def test_the_report_is_what_the_issue_asks_for():
-    report = lower_with_report(Block().module(), HOST, rules=[FuseDCAC()]).fusion
+    lowered = lower_with_report(Block().module(), HOST, rules=[FuseDCAC()])
+    scheduled = schedule_kernels(lowered.mod, HOST, RecordSet()).mod
+    report = lowered.fusion.of_scheduled(scheduled)
     data = json.loads(json.dumps(report.to_json()))
     assert data["dcac"] == {"matched": 1, "candidates": 1}
     for field in ("kernel_launches", "intermediate_bytes", "workspace_bytes"):
@@ -60,14 +62,15 @@ def test_the_report_is_what_the_issue_asks_for():
     assert (verdict["rule"], verdict["fused"], verdict["reason"]) == (DCAC, True, "")
     assert report.table()[0] == "dcac 1 of 1 blocks fused"
     report.require_all_blocks()
+    assert report.fused == keep_account(scheduled, HOST.num_cores)
+    assert report.default == lowered.fusion.default
 
 
-def test_the_scheduled_account_replaces_the_unscheduled():
-    lowered = lower_with_report(Block().module(), HOST, rules=[FuseDCAC()])
-    scheduled = schedule_kernels(lowered.mod, HOST, RecordSet()).mod
-    after = lowered.fusion.of_scheduled(scheduled)
-    assert after.fused == keep_account(scheduled, HOST.num_cores)
-    assert after.default == lowered.fusion.default
+def test_before_scheduling_the_workspace_is_not_known():
+    report = lower_with_report(Block().module(), HOST, rules=[FuseDCAC()]).fusion
+    assert "workspace_bytes" not in report.to_json()
+    assert "workspace" not in report.table()[-1]
+    assert "launches 1 (TVM alone" in report.table()[-1]
 
 
 def test_a_missed_block_is_named_and_strict_makes_it_an_error():

@@ -97,6 +97,9 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     help="Other records, whose best points are tried early; may be repeated.",
 )
 @click.option("--cross-compiler", metavar="CMD", help="Link with this command instead of Zig.")
+@click.option(
+    "--no-fusion", is_flag=True, help="Tune what `build --no-fusion` builds, for comparison."
+)
 @click.option("--dry-run", is_flag=True, help="Show tasks, records, estimated time; run nothing.")
 @click.option(
     "--prune",
@@ -121,6 +124,7 @@ def command(
     output: Path | None,
     tuning_records: tuple[Path, ...],
     cross_compiler: str | None,
+    no_fusion: bool,
     dry_run: bool,
     prune: int | None,
     log: Path | None,
@@ -147,6 +151,7 @@ def command(
         "output": output,
         "tuning_records": tuning_records,
         "cross_compiler": cross_compiler,
+        "fusion": not no_fusion,
         "log": log,
     }
     with showing(log) as progress:

@@ -19,16 +19,19 @@ class FusionReport:
         default: The account of TVM's own FuseOps on the same canonical module.
         fused: The account of the module that is built.
         threads: Threads of an inference.
+        scheduled: Whether `fused` knows the schedules; before that, a kernel's scratch memory is
+            not known.
     """
 
     verdicts: tuple[Verdict, ...]
     default: Ledger
     fused: Ledger
     threads: int
+    scheduled: bool = False
 
     def of_scheduled(self, mod: Any) -> "FusionReport":
-        """The report with the account of the scheduled module, whose kernels need less scratch."""
-        return replace(self, fused=keep_account(mod, self.threads))
+        """The report with the account of the scheduled module, whose scratch memory is known."""
+        return replace(self, fused=keep_account(mod, self.threads), scheduled=True)
 
     def of_rule(self, name: str) -> tuple[int, int]:
         """Matched and candidates of one rule."""
@@ -38,17 +41,14 @@ class FusionReport:
     def to_json(self) -> dict[str, Any]:
         """Plain data for the manifest and `--json`."""
         names = dict.fromkeys(verdict.rule for verdict in self.verdicts)
-        fields = ("kernel_launches", "intermediate_bytes", "workspace_bytes")
+        before, after = self.default.to_json(), self.fused.to_json()
+        account = {key: {"default": before[key], "fused": after[key]} for key in before}
+        if not self.scheduled:
+            del account["workspace_bytes"]
         return {
             "dcac": _counts(self.of_rule(DCAC)),
             "rules": {name: _counts(self.of_rule(name)) for name in names},
-            **{
-                field: {
-                    "default": getattr(self.default, field),
-                    "fused": getattr(self.fused, field),
-                }
-                for field in fields
-            },
+            **account,
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
         }
 
@@ -70,13 +70,17 @@ class FusionReport:
             for (rule, reason), subjects in missed.items()
         ]
         before, after = self.default, self.fused
-        lines.append(
+        account = (
             f"launches {after.kernel_launches} (TVM alone {before.kernel_launches}), between "
             f"kernels {_megabytes(after.intermediate_bytes)} "
-            f"({_megabytes(before.intermediate_bytes)}), workspace "
-            f"{_megabytes(after.workspace_bytes)} ({_megabytes(before.workspace_bytes)})"
+            f"({_megabytes(before.intermediate_bytes)})"
         )
-        return lines
+        if self.scheduled:
+            account += (
+                f", workspace {_megabytes(after.workspace_bytes)} "
+                f"({_megabytes(before.workspace_bytes)})"
+            )
+        return [*lines, account]
 
     def require_all_blocks(self) -> None:
         """Hold `--strict-fusion`.
