@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run over a real RPC server that dies on the way."""
+
+import contextlib
+import socket
+
+import pytest
+from sample_tasks import FakeRanker, crashing, hanging, matmul
+
+from tvmattend.device.endpoint import Endpoint
+from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.errors import TuningError
+from tvmattend.target import parse_target
+from tvmattend.tuning.events import BoardBack, BoardGone, TrialDone, TuneOptions
+from tvmattend.tuning.measure import KernelMeasurer, Repetition
+from tvmattend.tuning.record_file import RecordFile, read_records
+from tvmattend.tuning.records import RecordSet
+from tvmattend.tuning.run import TuningRun
+
+HOST = parse_target("host", 2)
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def prepared(path, port, tasks, trials, observer):
+    repetition = Repetition(number=1, repeat=1, min_repeat_ms=0, timeout=3.0)
+    with KernelMeasurer(HOST, repetition, Endpoint("127.0.0.1", port), "measured", {}) as measurer:
+        yield TuningRun(
+            model="net",
+            target=HOST,
+            tasks=tasks,
+            file=RecordFile(path),
+            earlier=read_records(path)[0] if path.exists() else [],
+            found=RecordSet(),
+            options=TuneOptions(trials=trials),
+            measurer=measurer,
+            ranker=FakeRanker(),
+            observer=observer,
+            waits=(0.1, 0.2),
+        )
+
+
+def test_a_server_that_dies_and_comes_back_and_dies_for_good(tmp_path, port):
+    path, tasks = tmp_path / "r.jsonl", [matmul()]
+    servers = [serve_here(ServerOptions(port=port))]
+    seen = []
+
+    def observe(event):
+        seen.append(type(event))
+        if isinstance(event, TrialDone) and event.done in {2, 4}:
+            servers[-1].stop()
+        if isinstance(event, BoardGone) and event.attempt == 2 and seen.count(BoardBack) == 0:
+            servers.append(serve_here(ServerOptions(port=port)))
+
+    try:
+        with (
+            prepared(path, port, tasks, 16, observe) as run,
+            pytest.raises(TuningError, match="did not come back") as caught,
+        ):
+            run.run()
+    finally:
+        for server in servers:
+            server.stop()
+    assert seen.count(BoardBack) == 1
+    records, faults = read_records(path)
+    assert not faults
+    assert [record.status for record in records] == ["ok"] * 4 + ["run-error"]
+    assert records[-1].error.startswith("board lost: ")
+    assert "5 trials of this run" in caught.value.hint
+
+    with (
+        serve_here(ServerOptions(port=port)),
+        prepared(path, port, tasks, 17, lambda _: None) as run,
+    ):
+        report = run.run()
+    assert (report.trials, report.errors) == (17, 1)
+    assert report.tasks[0].default_secs is not None
+
+
+def test_kernels_that_crash_or_hang_do_not_stop_the_others(tmp_path, port):
+    path = tmp_path / "r.jsonl"
+    with (
+        serve_here(ServerOptions(port=port)),
+        prepared(path, port, [crashing(), hanging(), matmul()], 4, lambda _: None) as run,
+    ):
+        run.run()
+    status = {record.task: record.status for record in read_records(path)[0]}
+    assert status == {"crashing": "run-error", "hanging": "timeout", "matmul": "ok"}
