@@ -220,9 +220,15 @@ def _schedule(
 
 
 def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
-    """Zero the slab, then copy the rows that exist; strided phases are gathered one by one."""
+    """Zero the slab, then copy the rows that exist; strided phases are read side by side."""
     loops = sch.get_loops(slab)
-    if len(sch.get(slab).iter_vars) > 4 or not sch.can_decompose_padding(slab, loops[1]):
+    if len(sch.get(slab).iter_vars) > 4:
+        # The phases of a row in one pass over it, which LLVM makes an interleaved load.
+        channel, down, across, row, column = loops[-5:]
+        sch.reorder(channel, row, down, column, across)
+        sch.unroll(across)
+        return
+    if not sch.can_decompose_padding(slab, loops[1]):
         return
     zeros = sch.decompose_padding(slab, loops[1])
     blocks.vectorize_innermost(sch, slab, machine.lanes)
