@@ -71,6 +71,8 @@ def test_the_library_shows_its_interface_and_needs_the_system_only(tiny: Built) 
     assert set(tiny.files.needed) == needed
     assert "SONAME" in listed
     assert "TEXTREL" not in listed
+    names = run(["readelf", "-sW", tiny.files.shared])
+    assert re.search(r"LOCAL .* network_kernel_\w*conv2d", names), "profilers see the kernels"
 
 
 def test_the_static_library_hides_everything_but_its_interface(tiny: Built) -> None:
