@@ -72,7 +72,7 @@ def test_the_library_shows_its_interface_and_needs_the_system_only(tiny: Built) 
     assert "SONAME" in listed
     assert "TEXTREL" not in listed
     names = run(["readelf", "-sW", tiny.files.shared])
-    assert re.search(r"LOCAL .* network_kernel_\w*conv2d", names), "profilers see the kernels"
+    assert re.search(r"LOCAL .* network_kernel_\w*conv", names), "profilers see the kernels"
 
 
 def test_the_static_library_hides_everything_but_its_interface(tiny: Built) -> None:
@@ -228,7 +228,7 @@ def test_profile_names_the_kernels(tiny: Built) -> None:
     steps = net.profile([x])
     assert len(steps) == tiny.files.steps == net.info["num_steps"]
     assert all(seconds >= 0 for _, seconds in steps)
-    assert any("conv2d" in name for name, _ in steps)
+    assert any("conv" in name for name, _ in steps)
 
 
 def test_threads_sleep_when_there_is_nothing_to_do(tiny: Built) -> None:

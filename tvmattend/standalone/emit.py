@@ -96,6 +96,7 @@ def emit(
         CompileError: Something cannot be expressed in C, or a tool failed.
         ToolMissingError: A tool is not installed.
     """
+    directory, keep = directory.resolve(), keep and keep.resolve()  # tools run elsewhere
     tools = Toolchain(target, libc, cross_compiler)
     tools.driver()  # before the minutes of work
     prefix = source.prefix_of(name or imported.name)

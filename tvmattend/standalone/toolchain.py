@@ -100,8 +100,9 @@ class Toolchain:
             CompileError: The linker refused them.
             ToolMissingError: There is no linker.
         """
-        name = f"-Wl,-soname,{output.name}"
-        command = [*self.driver(), "-shared", "-fPIC", "-s", name, "-Wl,-z,defs", "-Wl,-z,now"]
+        # Not stripped: `perf` and the machine model tell the kernels apart by their local names.
+        options = [f"-Wl,-soname,{output.name}", "-Wl,-z,defs", "-Wl,-z,now"]
+        command = [*self.driver(), "-shared", "-fPIC", *options]
         libraries = ["-Wl,--as-needed", "-lm", "-lpthread"]
         _run(
             [*command, "-o", str(output), *map(str, objects), *libraries], f"linking {output.name}"
