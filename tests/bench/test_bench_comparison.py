@@ -2,7 +2,10 @@
 """The comparison itself, with runtimes made up for the test, each in its real worker process."""
 
 import os
-from collections.abc import Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +81,14 @@ class Adapter(Base):
     def prepare(self):
         sys.stderr.write("a library's last words\\n")
         os.abort()
+""",
+    "sleeper": """
+import pathlib, time
+class Adapter(Base):
+    def convert(self):
+        pathlib.Path("started.part").write_text(str(os.getpid()))
+        os.rename("started.part", "started")
+        time.sleep(600)
 """,
     "dies_later": """
 class Adapter(Base):
@@ -203,3 +214,33 @@ def test_relative_error() -> None:
     assert relative_error([reference[:, :1]], [reference]) == float("inf")
     assert relative_error([reference * np.nan], [reference]) == float("inf")
     assert relative_error([reference, reference], [reference]) == float("inf")
+
+
+def test_worker_ends_with_a_parent_that_is_killed(
+    entries: Mapping[str, Entry], tmp_path: Path
+) -> None:
+    # In the middle of a conversion, when it does not look at its pipe.
+    del entries  # puts the made-up runtimes where a worker finds them
+    script = f"""
+from pathlib import Path
+from tvmattend.bench.catalogue import Entry
+from tvmattend.bench.client import Worker
+Worker(Path({str(tmp_path / "log")!r})).call("convert", Entry("sleeper", "toy_sleeper"), None)
+"""
+    started = tmp_path / "started"
+    roots = [str(Path(__file__).parents[2]), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment) as parent:
+        waited = wait_until(started.is_file)
+        parent.kill()
+    assert waited
+    worker = Path("/proc", started.read_text(encoding="ascii"), "cmdline")
+    # Gone, or a zombie that nobody reaps, which has no command line any more.
+    assert wait_until(lambda: not worker.is_file() or not worker.read_bytes())
+
+
+def wait_until(reached: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not reached() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return reached()

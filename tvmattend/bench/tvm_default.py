@@ -26,6 +26,9 @@ class Adapter:
         """Tune for the trials of the setup, none by default, and compile.
 
         The network is the same canonical module that tvmattend starts from, BatchNorm folded.
+
+        Raises:
+            BenchmarkError: None of the trials left a record.
         """
         import tvm
         from tvm import relax
@@ -42,7 +45,14 @@ class Adapter:
             work_dir=str(self._setup.directory),
             **self._caps(module),
         )
-        compiled = tvm.compile(pipeline(module), target=target)
+        scheduled = pipeline(module)
+        if self._setup.trials and not self._recorded():
+            raise BenchmarkError(
+                f"none of {self._setup.trials} trials left a record: TVM's builder gives up after "
+                "30 s, of which its worker needs 13 to start",
+                "repeat it on a quiet machine, with more trials",
+            )
+        compiled = tvm.compile(scheduled, target=target)
         compiled.export_library(str(self._library), fcompile=Linker(self._setup.target))
 
     def _caps(self, module: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@ disturb nobody. Nothing but the standard library is imported before it is bound 
 thread pools look at the binding when they are made.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -90,11 +91,22 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}")
 
 
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone, however that came about.
+
+    A parent that is killed cannot close its workers, and one that converts or tunes would not
+    look at its pipe for minutes.
+    """
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def main(arguments: list[str]) -> None:
     """Bind to the cores and serve."""
     descriptor, cpus = arguments
     if cpus:
         os.sched_setaffinity(0, {int(cpu) for cpu in cpus.split(",")})
+    _die_with_parent()
     # Ctrl-C goes to the whole terminal; the parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(Connection(int(descriptor)))
