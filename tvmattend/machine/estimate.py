@@ -135,8 +135,8 @@ def estimate(
     """Put counts and cycles together.
 
     With several threads, the time is that of the thread that executed most: fork and join leave it
-    the largest share of each parallel loop. What other threads executed too ran while all of them
-    shared L2 and DRAM.
+    the largest share of each parallel loop. Where others executed a block too, they shared L2 and
+    DRAM meanwhile.
 
     Args:
         program: What was executed.
@@ -164,8 +164,10 @@ def estimate(
         mine = block.counts.get(main, 0)
         if first and function in _LAUNCHERS:
             regions += mine
-        parallel = threads > 1 and any(thread != main for thread in block.counts)
-        cycles = mine * (shared if parallel else alone).get(number, 0.0)
+        cycles = 0.0
+        if mine:
+            share = (_sharers(block, main, threads) - 1) / max(1, threads - 1)
+            cycles = mine * (alone[number] + share * (shared[number] - alone[number]))
         part = parts.setdefault(label, Part(label))
         if first:
             part.calls += mine
@@ -177,6 +179,11 @@ def estimate(
         _memory(part, parameters, threads)
     ordered = sorted(parts.values(), key=lambda part: -part.cycles)
     return Estimate(whole, tuple(ordered), threads, regions, parameters)
+
+
+def _sharers(block: Block, main: int, threads: int) -> float:
+    """Threads at work, on average, while `main` executes a block; loops are rarely cut evenly."""
+    return min(float(threads), sum(block.counts.values()) / block.counts[main])
 
 
 def seconds(program: Program, parameters: Parameters, threads: int = 1) -> float:

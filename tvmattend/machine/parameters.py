@@ -27,6 +27,9 @@ FITTED: dict[str, Range] = {
     "store_line": Range(21, 4, 40, "one L2 access: stores are prefetched to L2 only, TRM 6.4.9"),
     "dram_latency_ns": Range(120, 80, 200, "Raspberry Pi 4, lmbench-like chases: 100 to 150 ns"),
     "dram_bytes_per_ns": Range(4.4, 3.0, 6.5, "STREAM 4.8-5.5 GB/s, memset 4.5, copy 2 x 2.8"),
+    "dram_shared_bytes_per_ns": Range(
+        3.6, 2.5, 5.5, "STREAM with four threads: no faster than one"
+    ),
     "fork_ns": Range(8000, 1000, 40000, "two futex wake-ups, four 90 ns line transfers"),
 }
 
@@ -40,7 +43,8 @@ class Parameters:
         l2_line: Cycles that a line keeps L2's port.
         store_line: Cycles that a store's missed line holds up the stores behind it.
         dram_latency_ns: Of a lone L2 miss.
-        dram_bytes_per_ns: Reads and write-backs together.
+        dram_bytes_per_ns: Reads and write-backs together, of one thread.
+        dram_shared_bytes_per_ns: Of all threads at once; their streams close each other's rows.
         stream_latency: Of an L1 miss that the prefetcher covered, over an L1 hit.
         stream_dram_latency: Of an L2 miss that it covered.
         ahead: Lines that the prefetcher runs ahead.
@@ -57,11 +61,12 @@ class Parameters:
         sharers: Threads that share L2's port and DRAM.
     """
 
-    l2_latency: float = 30.0
-    l2_line: float = 9.5
-    store_line: float = 28.0
-    dram_latency_ns: float = 120.0
-    dram_bytes_per_ns: float = 4.16
+    l2_latency: float = 26.6
+    l2_line: float = 12.0
+    store_line: float = 24.5
+    dram_latency_ns: float = 116.5
+    dram_bytes_per_ns: float = 3.95
+    dram_shared_bytes_per_ns: float = 3.4
     stream_latency: float = 4.0
     stream_dram_latency: float = 9.0
     ahead: float = 4.0
@@ -73,14 +78,16 @@ class Parameters:
     misses: float = 6.0
     stores: float = 16.0
     write_share: float = 1.0
-    fork_ns: float = 8000.0
+    fork_ns: float = 10000.0
     clock_hz: float = CLOCK_HZ
     sharers: int = 1
 
     @property
     def dram_line(self) -> float:
         """Cycles that a line keeps the memory bus, for one of the threads that share it."""
-        return self.sharers * LINE_BYTES / self.dram_bytes_per_ns * self.clock_hz * 1e-9
+        alone = LINE_BYTES / self.dram_bytes_per_ns
+        together = LINE_BYTES / self.dram_shared_bytes_per_ns
+        return (alone if self.sharers == 1 else self.sharers * together) * self.clock_hz * 1e-9
 
     @property
     def dram_latency(self) -> float:
