@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles and kernels on the model: named by kernel, refused for another core."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sample_bundles import cortex_a72_bundle, rewrite_manifest
+
+from tvmattend.cli.main import main
+from tvmattend.codegen.link import Linker
+from tvmattend.errors import BundleMismatchError
+from tvmattend.machine.board_files import write_board_files
+from tvmattend.machine.bundles import RUNTIME, estimate_bundle
+from tvmattend.machine.elf import read_library
+from tvmattend.machine.kernels import Argument, kernel_estimator
+from tvmattend.machine.tracing import ProgramError
+from tvmattend.target import parse_target
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def a72_bundle(tmp_path_factory) -> Path:
+    return cortex_a72_bundle(tmp_path_factory.mktemp("estimate"))
+
+
+@pytest.fixture(scope="module")
+def matmul(tmp_path_factory) -> Path:
+    import tvm
+    from tvm import te
+
+    a, b = te.placeholder((SIZE, SIZE), name="a"), te.placeholder((SIZE, SIZE), name="b")
+    k = te.reduce_axis((0, SIZE))
+    c = te.compute((SIZE, SIZE), lambda i, j: te.sum(a[i, k] * b[k, j], axis=k), name="c")
+    schedule = tvm.s_tir.Schedule(tvm.IRModule({"main": te.create_prim_func([a, b, c])}))
+    block = schedule.get_sblock("c")
+    i, j, r = schedule.get_loops(block)
+    outer, inner = schedule.split(j, [None, 4])
+    schedule.reorder(i, outer, r, inner)
+    schedule.vectorize(inner)
+    schedule.parallel(i)
+    target = parse_target("cortex-a72")
+    path = tmp_path_factory.mktemp("kernel") / "matmul.so"
+    tvm.compile(schedule.mod, target=target.to_tvm()).export_library(
+        str(path), fcompile=Linker(target)
+    )
+    return path
+
+
+@pytest.mark.emulated
+def test_a_bundle_is_estimated_by_kernel(a72_bundle):
+    found = estimate_bundle(a72_bundle)
+    names = {part.name for part in found.parts}
+    assert RUNTIME in names
+    kernels = [part for part in found.parts if part.name != RUNTIME]
+    assert any("conv2d" in part.name for part in kernels)
+    assert all(part.calls == 1 for part in kernels)
+    convolution = next(part for part in kernels if "conv2d" in part.name)
+    # 8 x 3 x 3 x 3 x 16 x 16 multiply-accumulates, at most four an instruction
+    assert convolution.instructions > 8 * 27 * 256 / 4
+    assert found.whole.cycles == pytest.approx(sum(part.cycles for part in found.parts))
+
+
+@pytest.mark.emulated
+def test_json_of_a_bundle_with_four_threads(a72_bundle, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["estimate", str(a72_bundle), "--threads", "4", "--json"])
+    assert left.value.code == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["threads"] == 4
+    assert data["estimated"] is True
+    assert data["clock_hz"] == 1.8e9
+    fields = {"name", "modules", "cycles", "fma_utilisation", "bound", "dram_bytes", "l2_misses"}
+    assert fields <= set(data["kernels"][0])
+
+
+def test_a_bundle_for_another_core_is_refused(a72_bundle, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(a72_bundle, other)
+    target = json.loads((other / "manifest.json").read_text())["target"]
+    rewrite_manifest(other, target={**target, "mcpu": "cortex-a53"})
+    with pytest.raises(BundleMismatchError, match=r"cortex-a53; the port model .* cortex-a72"):
+        estimate_bundle(other)
+
+
+@pytest.mark.emulated
+def test_a_kernel_is_estimated_and_computes_what_it_should(matmul, tmp_path):
+    shapes = [Argument((SIZE, SIZE))] * 3
+    estimator = kernel_estimator()
+    found = estimator(matmul, shapes, outputs=tmp_path / "out")
+    assert found.whole.fma == pytest.approx(SIZE**3 / 4, rel=0.01)
+    # No faster than one multiply-accumulate a cycle, and not absurdly slow.
+    assert SIZE**3 / 4 < found.whole.cycles < 20 * SIZE**3 / 4
+    a, b, c = np.fromfile(tmp_path / "out", "float32").reshape(3, SIZE, SIZE)
+    np.testing.assert_allclose(a @ b, c, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.emulated
+def test_the_same_kernel_is_estimated_the_same_again(matmul):
+    shapes, estimator = [Argument((SIZE, SIZE))] * 3, kernel_estimator()
+    first, second = (estimator(matmul, shapes).seconds for _ in range(2))
+    assert second == pytest.approx(first, rel=0.02)
+
+
+@pytest.mark.emulated
+def test_wrong_arguments_of_a_kernel_are_an_error(matmul):
+    with pytest.raises(ProgramError):
+        kernel_estimator()(matmul, [Argument((SIZE, SIZE))] * 2)
+    with pytest.raises(ProgramError):
+        kernel_estimator()(matmul, [Argument((SIZE, SIZE))] * 3, name="absent")
+
+
+def test_local_functions_belong_to_the_entry_that_refers_to_them(matmul):
+    library = read_library(matmul, "__tvm_ffi_")
+    mine = [function for function in library.functions if function.name == "main"]
+    assert len(mine) > 1  # the entry, and the body of the parallel loop
+    assert sum(function.start in library.entries for function in mine) == 1
+
+
+def test_dtypes_as_the_guest_reads_them():
+    assert Argument((1, 8), "float32").describe() == "2:32:1,8"
+    assert Argument((4,), "int8").describe() == "0:8:4"
+    assert Argument((4,), "bool").describe() == "1:8:4"
+
+
+def test_the_board_tells_of_four_cores_and_a_shared_l2(tmp_path):
+    root, place = tmp_path / "root", tmp_path / "board"
+    (root / "usr").mkdir(parents=True)
+    (root / "proc").mkdir()
+    place.mkdir()
+    write_board_files(place, root, 1.5e9)
+    assert (place / "usr").is_symlink()
+    assert (place / "proc/cpuinfo").read_text().count("0xd08") == 4
+    cpu = place / "sys/devices/system/cpu/cpu3"
+    assert (cpu / "cache/index2/size").read_text() == "1024K\n"
+    assert (cpu / "cache/index2/shared_cpu_map").read_text() == "f\n"
+    assert (cpu / "cpufreq/cpuinfo_max_freq").read_text() == "1500000\n"
