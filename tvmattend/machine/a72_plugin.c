@@ -3,17 +3,7 @@
  * A QEMU TCG plugin (API version 1) that counts executions of basic blocks and runs every data
  * access through the caches of a Cortex-A72 cluster.
  *
- * The declarations of QEMU's plugin interface below were written for this project from the
- * interface's documentation; they are all that the plugin needs, so no QEMU header is required.
- *
- * What is modelled (sources: reference of tvmattend/machine/parameters.py):
- *   L1D     32 KB, 2-way, 64-byte lines, LRU, write-back, write-allocate, one per thread
- *   L2      1 MB, 16-way, LRU, shared by all threads
- *   DTLB    32 entries, fully associative, then 1024 entries 4-way
- *   pages   4 KB; the physical frame is a hash of the page's number, since Linux hands out pages
- *           in no order that a program can rely on, and both caches are physically indexed
- *   streams 16 sequential streams a thread: a miss that continues one is "covered" by the
- *           prefetcher (it costs bandwidth), any other is not (it costs latency)
+ * The caches are in a72_caches.h, QEMU's interface in qemu_plugin_api.h.
  *
  * Markers: a guest that calls close(0x0A720000 + n) says n = 1 "warm the caches", n = 2 "count",
  * n = 3 "stop counting". The call fails with EBADF, which is harmless. A guest that says nothing is
@@ -32,68 +22,12 @@
 #include <string.h>
 #include <unistd.h>
 
-/* ---- QEMU's plugin interface, version 1 ------------------------------------------------------ */
-typedef uint64_t plugin_id;
-typedef uint32_t meminfo;
-struct plugin_info;
-struct plugin_tb;
-struct plugin_insn;
-enum { CB_NO_REGS = 0 };
-enum { MEM_READ = 1, MEM_WRITE = 2, MEM_BOTH = 3 };
-typedef void (*udata_cb)(unsigned vcpu, void *data);
-typedef void (*mem_cb)(unsigned vcpu, meminfo info, uint64_t address, void *data);
-typedef void (*trans_cb)(plugin_id id, struct plugin_tb *tb);
-typedef void (*end_cb)(plugin_id id, void *data);
-typedef void (*syscall_cb)(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1, uint64_t a2,
-                           uint64_t a3, uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7,
-                           uint64_t a8);
-void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id id, trans_cb cb);
-void qemu_plugin_register_vcpu_tb_exec_cb(struct plugin_tb *tb, udata_cb cb, int flags, void *data);
-void qemu_plugin_register_vcpu_mem_cb(struct plugin_insn *insn, mem_cb cb, int flags, int rw,
-                                      void *data);
-void qemu_plugin_register_vcpu_syscall_cb(plugin_id id, syscall_cb cb);
-void qemu_plugin_register_atexit_cb(plugin_id id, end_cb cb, void *data);
-size_t qemu_plugin_tb_n_insns(const struct plugin_tb *tb);
-uint64_t qemu_plugin_tb_vaddr(const struct plugin_tb *tb);
-struct plugin_insn *qemu_plugin_tb_get_insn(const struct plugin_tb *tb, size_t index);
-const void *qemu_plugin_insn_data(const struct plugin_insn *insn);
-size_t qemu_plugin_insn_size(const struct plugin_insn *insn);
-void *qemu_plugin_insn_haddr(const struct plugin_insn *insn);
-bool qemu_plugin_mem_is_store(meminfo info);
-unsigned qemu_plugin_mem_size_shift(meminfo info);
+#include "a72_caches.h"
+#include "qemu_plugin_api.h"
 
-#define EXPORT __attribute__((visibility("default")))
 EXPORT int qemu_plugin_version = 1;
 
 /* ---- what is recorded ------------------------------------------------------------------------ */
-enum {
-    THREADS = 8, /* guest threads beyond these share the last record */
-    LINE_BITS = 6,
-    PAGE_BITS = 12,
-};
-
-/* One counter per event, thread and memory instruction; the names are in trace.py, same order. */
-enum event {
-    ACCESSES,
-    L2_STREAM,   /* load misses L1, hits L2, continues a stream */
-    L2_LONE,     /* load misses L1, hits L2, continues none */
-    DRAM_STREAM, /* load misses both, continues a stream */
-    DRAM_LONE,
-    STORE_L2,   /* store misses L1, hits L2 */
-    STORE_DRAM, /* store misses both */
-    TLB_L1,     /* misses the first TLB, hits the second */
-    TLB_WALK,   /* misses both */
-    WRITEBACK_L2,   /* a dirty line leaves L1 */
-    WRITEBACK_DRAM, /* a dirty line leaves L2 */
-    SPLIT,          /* crosses a line */
-    SHARED,         /* the line was in another thread's L1 and dirty there */
-    EVENTS
-};
-
-/* How a sampled access is written: its instruction's index << 16, one of these, and flags. */
-enum { FATE_STREAM = 1, FATE_DRAM = 2, FATE_STORE = 4, FATE_MISS = 8, FATE_TLB = 16,
-       FATE_WALK = 32, FATE_WRITEBACK_L2 = 64, FATE_WRITEBACK_DRAM = 128, FATE_SHARED = 256,
-       FATE_SPLIT = 512 };
 
 struct site {
     uint32_t index; /* of the instruction in its block */
@@ -115,21 +49,12 @@ static struct block *table[1 << 16];
 static volatile int table_lock;
 static volatile bool active = true;  /* counting */
 static volatile bool warm = true;    /* cache model runs */
-static bool model_caches = true, hashed_frames = true, markers = true;
+static bool model_caches = true, markers = true;
 static char out_path[4096];
 static uint64_t guest_base;
 static uint64_t futexes[THREADS], switches;
 static pid_t owner;
 static uint32_t blocks; /* translated so far */
-
-static void lock(volatile int *word)
-{
-    while (__atomic_exchange_n(word, 1, __ATOMIC_ACQUIRE))
-        while (*word)
-            ;
-}
-
-static void unlock(volatile int *word) { __atomic_store_n(word, 0, __ATOMIC_RELEASE); }
 
 static unsigned record_of(unsigned vcpu) { return vcpu < THREADS ? vcpu : THREADS - 1; }
 
@@ -184,153 +109,7 @@ static void sample_block(unsigned thread, uint32_t id)
         push(sample, BLOCK_WORD | id);
 }
 
-/* ---- caches ---------------------------------------------------------------------------------- */
-/* A way holds a line number + 1 (0: empty); ways of a set stand in order of use, newest first. */
-enum { L1_SETS = 256, L1_WAYS = 2, L2_SETS = 1024, L2_WAYS = 16, STREAMS = 16 };
-enum { TLB1 = 32, TLB2_SETS = 256, TLB2_WAYS = 4 };
-#define DIRTY (1ull << 63)
-#define TAG(way) ((way) & ~DIRTY)
-
-struct stream {
-    uint64_t next; /* line that would continue it */
-    int64_t step;
-    uint32_t length;
-};
-
-struct core {
-    uint64_t l1[L1_SETS][L1_WAYS];
-    uint64_t tlb1[TLB1];
-    uint64_t tlb2[TLB2_SETS][TLB2_WAYS];
-    struct stream streams[STREAMS]; /* newest first */
-    uint64_t page, frame;           /* the last translation */
-    char pad[64];
-};
-
-static struct core cores[THREADS];
-static uint64_t l2[L2_SETS][L2_WAYS];
-static volatile int l2_lock;
-
-/* Finds `line` and moves it to the front; what fell out at the back is given in *victim. */
-static bool touch(uint64_t *set, int ways, uint64_t line, bool store, uint64_t *victim)
-{
-    uint64_t tag = line + 1, found = 0;
-    int at = 0;
-    while (at < ways && TAG(set[at]) != tag)
-        at++;
-    bool hit = at < ways;
-    if (hit) {
-        found = set[at];
-    } else {
-        at = ways - 1;
-        *victim = set[at];
-        found = tag;
-    }
-    memmove(set + 1, set, (size_t)at * sizeof *set);
-    set[0] = store ? found | DIRTY : found;
-    return hit;
-}
-
-/* A fixed permutation-like hash: the same page has the same frame in every run. */
-static uint64_t frame_of(uint64_t page)
-{
-    if (!hashed_frames)
-        return page;
-    uint64_t x = page * 0x9E3779B97F4A7C15ull;
-    x ^= x >> 29;
-    x *= 0xBF58476D1CE4E5B9ull;
-    x ^= x >> 32;
-    return x & 0x3FFFFFFFFFFull; /* 54-bit addresses; collisions are as good as impossible */
-}
-
-/* Whether a missed line continues a stream; at the edge of a page a stream ends, as in silicon. */
-static bool follows(struct core *core, uint64_t line)
-{
-    struct stream *streams = core->streams;
-    for (int i = 0; i < STREAMS; i++) {
-        struct stream found = streams[i];
-        if (!found.length)
-            continue;
-        int64_t gap = (int64_t)(line - (found.next - (uint64_t)found.step));
-        bool hit = found.length > 1 ? line == found.next : gap == 1 || gap == -1 || gap == 2 || gap == -2;
-        if (!hit)
-            continue;
-        if (found.length == 1)
-            found.step = gap;
-        found.next = line + (uint64_t)found.step;
-        found.length++;
-        memmove(streams + 1, streams, (size_t)i * sizeof *streams);
-        streams[0] = found;
-        return found.length > 2;
-    }
-    memmove(streams + 1, streams, (STREAMS - 1) * sizeof *streams);
-    streams[0] = (struct stream){line + 1, 1, 1};
-    return false;
-}
-
-static uint64_t translate(struct core *core, uint64_t page, uint64_t *count, uint32_t *fate)
-{
-    if (page == core->page)
-        return core->frame;
-    core->page = page;
-    core->frame = frame_of(page);
-    uint64_t victim = 0;
-    if (!touch(core->tlb1, TLB1, page, false, &victim)) {
-        bool second = touch(core->tlb2[page % TLB2_SETS], TLB2_WAYS, page, false, &victim);
-        count[second ? TLB_L1 : TLB_WALK]++;
-        *fate |= second ? FATE_TLB : FATE_WALK;
-    }
-    return core->frame;
-}
-
-/* One access to one line; gives its fate, 0 for a plain hit. */
-static uint32_t access_line(unsigned thread, uint64_t address, bool store, uint64_t *count)
-{
-    struct core *core = &cores[thread];
-    uint32_t fate = 0;
-    uint64_t frame = translate(core, address >> PAGE_BITS, count, &fate);
-    uint64_t line = (frame << (PAGE_BITS - LINE_BITS)) |
-                    ((address & ((1u << PAGE_BITS) - 1)) >> LINE_BITS);
-    uint64_t *set = core->l1[line % L1_SETS];
-    if (TAG(set[0]) == line + 1) { /* the common case */
-        if (store)
-            set[0] |= DIRTY;
-        return fate;
-    }
-    uint64_t victim = 0, below = 0;
-    if (touch(set, L1_WAYS, line, store, &victim))
-        return fate;
-    bool stream = follows(core, address >> LINE_BITS);
-    lock(&l2_lock);
-    for (unsigned other = 0; other < THREADS; other++) { /* a line that another thread wrote */
-        if (other == thread)
-            continue;
-        uint64_t *theirs = cores[other].l1[line % L1_SETS];
-        for (int way = 0; way < L1_WAYS; way++)
-            if (theirs[way] == ((line + 1) | DIRTY)) {
-                theirs[way] = store ? 0 : line + 1;
-                count[SHARED]++;
-                fate |= FATE_SHARED;
-            }
-    }
-    bool hit = touch(l2[line % L2_SETS], L2_WAYS, line, false, &below);
-    uint32_t lost = !hit && (below & DIRTY);
-    if (victim & DIRTY) {
-        uint64_t lower = 0;
-        count[WRITEBACK_L2]++;
-        touch(l2[(TAG(victim) - 1) % L2_SETS], L2_WAYS, TAG(victim) - 1, true, &lower);
-        fate |= FATE_WRITEBACK_L2;
-        lost += (lower & DIRTY) != 0;
-    }
-    unlock(&l2_lock);
-    if (store)
-        count[hit ? STORE_L2 : STORE_DRAM]++;
-    else
-        count[hit ? (stream ? L2_STREAM : L2_LONE) : (stream ? DRAM_STREAM : DRAM_LONE)]++;
-    count[WRITEBACK_DRAM] += lost;
-    return fate | FATE_MISS | (stream ? FATE_STREAM : 0) | (hit ? 0 : FATE_DRAM) |
-           (lost ? FATE_WRITEBACK_DRAM : 0);
-}
-
+/* ---- accesses ----------------------------------------------------------------------------- */
 static void on_memory(unsigned vcpu, meminfo info, uint64_t address, void *data)
 {
     if (!warm)

@@ -10,6 +10,7 @@ tell apart wander to the ends of their ranges for a hundredth of the error.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,18 @@ class Fit:
     parameters: Parameters
     estimated: tuple[float, ...]
     left_out: tuple[float, ...]
+
+
+class Slope(NamedTuple):
+    """Difference quotients, a row a network and a column a parameter."""
+
+    names: tuple[str, ...]
+    matrix: np.ndarray
+
+    def without(self, name: str) -> "Slope":
+        """Leave a parameter out, which then keeps its value."""
+        kept = [place for place, other in enumerate(self.names) if other != name]
+        return Slope(tuple(self.names[place] for place in kept), self.matrix[:, kept])
 
 
 def fit(
@@ -94,6 +107,46 @@ def fit(
         left_out.append(float(model(_with(start, names, other), [number])[0]))
     seconds = tuple(float(s) for s in np.exp(at + target))
     return Fit(_with(start, names, x), seconds, tuple(left_out))
+
+
+def refit(
+    model: Model, published: Sequence[float], base: Sequence[float], slope: Slope, start: Parameters
+) -> tuple[Parameters, tuple[float, ...]]:
+    """Fit by one Gauss-Newton step, with the slope of a model that is nearly the same.
+
+    Args:
+        model: Seconds of each network, under a changed model.
+        published: Seconds that were measured.
+        base: Seconds of each network at `start`, under the changed model.
+        slope: Of the unchanged model, at `start`.
+        start: Where the slope was taken.
+
+    Returns:
+        The parameters, and seconds of each network under them.
+    """
+    names = slope.names
+    low = np.log([FITTED[name].low for name in names])
+    high = np.log([FITTED[name].high for name in names])
+    origin = np.log([FITTED[name].typical for name in names])
+    x = np.log([getattr(start, name) for name in names])
+    at = np.log(np.asarray(base)) - np.log(np.asarray(published))
+    found = _with(start, names, x + _step(slope.matrix, at, x, origin, low, high))
+    seconds = tuple(float(s) for s in model(found, range(len(published))))
+    if _loss(np.log(np.asarray(seconds) / published), x, x) > _loss(at, x, x):
+        return start, tuple(base)
+    return found, seconds
+
+
+def slope_of(model: Model, count: int, start: Parameters, names: Sequence[str]) -> Slope:
+    """Give the change of each network's logarithm with each parameter's."""
+    x = np.log([getattr(start, name) for name in names])
+    high = np.log([FITTED[name].high for name in names])
+
+    def logs(at: np.ndarray) -> np.ndarray:
+        result: np.ndarray = np.log(np.asarray(model(_with(start, names, at), range(count))))
+        return result
+
+    return Slope(tuple(names), _slope(logs, x, logs(x), high))
 
 
 def mean_error(estimated: Sequence[float], published: Sequence[float]) -> float:

@@ -64,6 +64,16 @@ def llvm_tool(name: str) -> str:
     raise ToolMissingError(f"there is no `{name}`", "install LLVM 14 or later: `apt install llvm`")
 
 
+def require_llvm() -> None:
+    """Find LLVM's tools before a program is run for nothing.
+
+    Raises:
+        ToolMissingError: One is missing.
+    """
+    for name in ("llvm-mc", "llvm-mca"):
+        llvm_tool(name)
+
+
 def costs_of(
     words: Collection[int], corrected: bool = True, quick_divide: bool = False
 ) -> dict[int, Cost]:

@@ -14,6 +14,7 @@ from tvmattend.cache import Progress, prepared
 from tvmattend.errors import CompileError, ToolMissingError
 
 _SOURCES = {"plugin": "a72_plugin.c", "core": "a72_core.c"}
+_HEADERS = ("a72_caches.h", "qemu_plugin_api.h")
 # The plugin's undefined names are QEMU's own, found when QEMU loads it.
 _FLAGS = ("-O2", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden")
 
@@ -35,9 +36,9 @@ def native(progress: Progress = lambda _: None) -> Native:
         StorageError: The cache cannot be written.
     """
     here = Path(__file__).parent
-    texts = {name: (here / file).read_bytes() for name, file in _SOURCES.items()}
+    files = [*_SOURCES.values(), *_HEADERS]
     stamp = {
-        "sources": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
+        "sources": {n: hashlib.sha256((here / n).read_bytes()).hexdigest() for n in files},
         "flags": list(_FLAGS),
     }
     place = prepared("machine", stamp, functools.partial(_build, here), progress)

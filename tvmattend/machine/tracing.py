@@ -15,6 +15,7 @@ from tvmattend.cache import Progress
 from tvmattend.device.emulated import find_qemu
 from tvmattend.errors import InputError, ToolMissingError, TvmattendError
 from tvmattend.machine.board_files import write_board_files
+from tvmattend.machine.instructions import require_llvm
 from tvmattend.machine.native import native
 from tvmattend.machine.parameters import CLOCK_HZ
 from tvmattend.machine.trace import Trace, read_trace
@@ -81,6 +82,7 @@ def trace(
         ToolMissingError: No qemu, or one without plugins.
     """
     qemu = find_qemu()
+    require_llvm()
     executable = _executable(command[0])
     with tempfile.TemporaryDirectory(prefix="tvmattend-trace-") as place:
         out = Path(place) / "trace"
