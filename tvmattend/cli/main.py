@@ -75,7 +75,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     debug = "--debug" in argv[:end]
     argv = [word for word in argv[:end] if word != "--debug"] + argv[end:]
     try:
-        cli.main(args=argv, prog_name="tvmattend", standalone_mode=False)
+        # Outside click's standalone mode `ctx.exit(n)` comes back as a value.
+        code = cli.main(args=argv, prog_name="tvmattend", standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as usage:
@@ -94,4 +95,4 @@ def main(args: list[str] | None = None) -> NoReturn:
             "hint: this is a fault of tvmattend; run again with --debug and report it", err=True
         )
         sys.exit(1)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
