@@ -81,7 +81,7 @@ class Block:
     classical: bool = False
     condense: str | None = "avg"
     gate: str = "softmax"
-    scale: bool = False
+    scale: float | None = None
     residual: bool = False
     features_first: bool = False
     activation: bool = True
@@ -144,8 +144,8 @@ class Block:
         seen["gate"] = gate
         operands = (features, gate) if self.features_first else (gate, features)
         y = e.emit(relax.op.multiply(*operands), "select")
-        if self.scale:
-            y = e.emit(relax.op.multiply(y, relax.const(np.float32(0.7))), "scaled")
+        if self.scale is not None:
+            y = e.emit(relax.op.multiply(y, relax.const(np.float32(self.scale))), "scaled")
         if self.residual:
             operands = (features, y) if self.features_first else (y, features)
             y = e.emit(relax.op.add(*operands), "kept")
@@ -182,7 +182,7 @@ class Block:
         return e.conv(key, self.channels, 3, self.expand_columns or self.columns, "expand")
 
 
-CLASSICAL = Block(classical=True, condense="max", gate="sigmoid", scale=True, residual=True)
+CLASSICAL = Block(classical=True, condense="max", gate="sigmoid", scale=0.7, residual=True)
 
 
 def sample(mod: tvm.IRModule, seed: int = 0) -> np.ndarray:

@@ -46,9 +46,9 @@ def test_matches_every_kind_and_flavour(kind, flavour, condense, layout):
     "change",
     [
         {"features_first": True},
-        {"features_first": True, "scale": True, "residual": True},
+        {"features_first": True, "scale": 0.7, "residual": True},
         {"gate": "sigmoid"},
-        {"scale": True},
+        {"scale": 0.7},
         {"residual": True},
         {"activation": False},
         {"bias": False},

@@ -45,7 +45,8 @@ def lift_constants(mod: Any, kernels: Mapping[str, str]) -> Any:
     result["main"] = _call_with_constants(builder, mod["main"], lifted)
     for gvar in lifted:
         del result[gvar]
-    return tvm.IRModule(result.functions, attrs=mod.attrs)
+    # Bodies are made by hand; this gives them their types.
+    return relax.transform.Normalize()(tvm.IRModule(result.functions, attrs=mod.attrs))
 
 
 def _lift(func: Any) -> tuple[Any, list[Any]]:

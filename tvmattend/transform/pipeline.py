@@ -19,6 +19,7 @@ from tvmattend.transform.lift_constants import lift_constants
 from tvmattend.transform.pieces import POOLS
 from tvmattend.transform.rule import FusionRule, Judgement, Match, Verdict, judge_all
 from tvmattend.transform.rules import DCAC, all_rules, default_rules
+from tvmattend.transform.widen_scalars import widen_scalars
 
 Phase = tuple[str, Callable[[Any], Any]]
 
@@ -55,7 +56,7 @@ def phases(target: TargetSpec, rules: Sequence[FusionRule] = ()) -> list[Phase]:
         # The layout pass leaves transposed constants (biases); fold them while they are operators.
         ("fold", run(passes.FoldConstant())),
         # Patterns match operators; after the layouts, so that no change of one lies in a match.
-        *([("group", lambda mod: group(mod, rules)[0])] if rules else []),
+        *([("group", lambda mod: widen_scalars(group(mod, rules)[0]))] if rules else []),
         # Packs the weights, so it needs them constant and in OIHW.
         ("legalize", run(passes.LegalizeOps(legalizations(machine)))),
         # Fusion reads the patterns that AnnotateTIROpPattern finds in the PrimFuncs.
