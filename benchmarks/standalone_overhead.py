@@ -9,9 +9,13 @@ library is never the slower one.
 inference takes beyond that is between them. For the virtual machine the same kernel time is
 subtracted: there it holds the walk through the bytecode, the packing and checking of arguments, and
 the workspace that kernels ask the runtime for.
+
+On a machine that does other things as well, wall times say who was scheduled when; CPU time and the
+least wall time do not.
 """
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -69,13 +73,16 @@ def compare(model: str, threads: int, rounds: int, scratch: Path) -> dict[str, A
         nets[kind] = load(scratch / kind, threads=threads)
     inputs = nets["vm"].golden()[0][0]
     times: dict[str, list[float]] = {"vm": [], "standalone": []}
+    cpu: dict[str, list[float]] = {"vm": [], "standalone": []}
     pairs = []
     for number in range(rounds):
         turn = {}
         for kind in sorted(nets, reverse=number % 2 == 0):
             time.sleep(PAUSE)
+            before = time.process_time()
             timed = threads_of[kind].submit(nets[kind].time, *inputs, repeat=BLOCK, warmup=1)
             seconds = timed.result()
+            cpu[kind].append((time.process_time() - before) / (BLOCK + 2))
             times[kind] += seconds
             turn[kind] = statistics.median(seconds)
         pairs.append(turn["vm"] / turn["standalone"])
@@ -89,6 +96,12 @@ def compare(model: str, threads: int, rounds: int, scratch: Path) -> dict[str, A
         "best_standalone": min(times["standalone"]),
         "ratio_quartiles": statistics.quantiles(pairs, n=4),
         "rounds_won": sum(pair > 1 for pair in pairs),
+        "cpu_vm": statistics.median(cpu["vm"]),
+        "cpu_standalone": statistics.median(cpu["standalone"]),
+        "cpu_ratio_quartiles": statistics.quantiles(
+            [one / other for one, other in zip(cpu["vm"], cpu["standalone"], strict=True)], n=4
+        ),
+        "load": os.getloadavg()[0],
     }
     if threads == 1:
         kernels = _kernel_seconds(scratch / "standalone", inputs, rounds)
@@ -118,6 +131,10 @@ def describe(entry: dict[str, Any]) -> str:
     lines[0] += f"VM {micro['vm']}, standalone {micro['standalone']}"
     text = f"  VM / standalone within a round: {middle:.3f} (quartiles {low:.3f} to {high:.3f})"
     lines.append(f"{text}; faster in {entry['rounds_won']} of {entry['rounds']} rounds")
+    low, middle, high = entry["cpu_ratio_quartiles"]
+    text = f"  CPU time, copies included: {middle:.3f} (quartiles {low:.3f} to {high:.3f})"
+    lines.append(f"{text}; load {entry['load']:.1f}; least: VM {entry['best_vm'] * 1e6:.1f}, ")
+    lines[-1] += f"standalone {entry['best_standalone'] * 1e6:.1f}"
     if "kernels" in entry:
         lines.append(
             f"  {entry['launches']} kernels take {entry['kernels'] * 1e6:.1f} us; between them: "

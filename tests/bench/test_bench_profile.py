@@ -25,7 +25,8 @@ from tvmattend.transform.rules import all_rules
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("profile") / "tiny"
-    build("attendnext_tiny", parse_target("host", 1), output=directory, use_records=False)
+    target = parse_target("host", 1)
+    build("attendnext_tiny", target, output=directory, use_records=False, format="vm")
     return directory
 
 
