@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fit finds numbers that made the data, stays in range, and leaves one out."""
 
+import struct
+
 import pytest
 
 from tvmattend.machine.fitting import fit, kendall, mean_error, spearman
 from tvmattend.machine.parameters import FITTED, SHIPPED
+from tvmattend.machine.trace import Trace
 
 NAMES = ("l2_latency", "dram_bytes_per_ns")
 NETWORKS = [(5.0, 30.0, 8.0), (9.0, 3.0, 20.0), (2.0, 12.0, 1.0), (20.0, 9.0, 3.0), (4.0, 1.0, 9.0)]
@@ -44,3 +47,13 @@ def test_ranks():
     assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1.0)
     assert spearman([1, 2, 3, 4], [40, 30, 20, 10]) == pytest.approx(-1.0)
     assert kendall([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+
+
+def test_thinning_keeps_every_thread():
+    def window(thread: int) -> bytes:
+        return struct.pack("<4I", 0xFFFFFFFF, thread, 1, 0x80000000)
+
+    samples = b"".join(window(number % 4) for number in range(64))
+    thin = Trace({}, samples, (), 0, True).thinned(len(samples) // 4)
+    kept = [struct.unpack_from("<I", thin.samples, at + 4)[0] for at in range(0, 256, 16)]
+    assert sorted(kept) == sorted([0, 1, 2, 3] * 4)

@@ -88,15 +88,20 @@ class Trace:
         return dict(zip(EVENTS, totals, strict=True))
 
     def thinned(self, size: int) -> "Trace":
-        """Give the trace with about `size` bytes of its samples: every so many windows are kept."""
+        """Give the trace with about `size` bytes of its samples: every so many windows are kept.
+
+        Threads take turns in the file, so each thread's windows are counted on their own.
+        """
         every = max(1, round(len(self.samples) / size))
-        kept, at, number = [], 0, 0
+        seen: dict[int, int] = {}
+        kept, at = [], 0
         while at + 12 <= len(self.samples):
-            (words,) = struct.unpack_from("<I", self.samples, at + 8)
+            thread, words = struct.unpack_from("<2I", self.samples, at + 4)
             end = at + 12 + 4 * words
-            if number % every == 0:
+            if seen.get(thread, 0) % every == 0:
                 kept.append(self.samples[at:end])
-            at, number = end, number + 1
+            seen[thread] = seen.get(thread, 0) + 1
+            at = end
         return replace(self, samples=b"".join(kept))
 
     def files(self) -> Iterator[str]:
