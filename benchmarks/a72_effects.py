@@ -105,7 +105,6 @@ def main() -> None:
         ("write-backs and fills are free", same, SHIPPED.but(write_share=0.0)),
         ("no TLBs", same, SHIPPED.but(tlb=0.0, walk=0.0)),
         ("no mispredicted branches", same, SHIPPED.but(mispredict=0.0)),
-        ("no bubble after taken branches", same, SHIPPED.but(taken=0.0)),
     )  # fmt: skip
     work = functools.partial(model, same, 1)
     slope = slope_of(work, len(networks), SHIPPED, ONE_THREAD)

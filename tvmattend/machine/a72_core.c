@@ -3,7 +3,7 @@
  * Replays sampled blocks through an out-of-order core of the Cortex-A72's shape and says how many
  * cycles each block took on average.
  *
- * In order: fetch (16 bytes a cycle, a bubble after a taken branch, a gshare predictor), dispatch of
+ * In order: fetch (16 bytes a cycle, a gshare predictor), dispatch of
  * three slots a cycle, retirement. Out of order: eight pipelines with a queue of eight each, 128
  * entries to reorder. Memory: each access's fate was decided by the plugin's caches; here a miss
  * waits for a latency and takes its share of L2's or DRAM's bandwidth. A miss that the prefetcher
@@ -44,7 +44,7 @@ struct parameters {
     double stream_latency;  /* of a covered miss, on top of an L1 hit */
     double ahead;           /* lines that the prefetcher runs ahead */
     double tlb, walk, snoop;
-    double mispredict, taken;
+    double mispredict;
     double misses;  /* that may be under way at once */
     double stores;  /* that may wait for their line at once */
     double write_share; /* of a line's cost that a write-back or a store's fill takes */
@@ -287,15 +287,13 @@ static int64_t step(struct core *core, const struct instruction *op, const struc
     return last;
 }
 
-/* Fetch of the next block: after a taken branch a bubble, after a wrong guess the whole front end. */
+/* Fetch of the next block: after a wrong guess it waits for the branch and the whole front end. */
 static void turn(struct core *core, const struct parameters *p, uint32_t from, uint32_t to, int taken,
                  int64_t resolved)
 {
     uint32_t *guess = &predicted[(from * 2654435761u ^ core->history * 40503u) >> 8 & 0xFFFF];
     if (*guess && *guess != to + 1)
         core->fetch = imax(core->fetch, resolved + (int64_t)p->mispredict);
-    else if (taken)
-        core->fetch += (int64_t)p->taken;
     *guess = to + 1;
     core->history = (core->history << 1 | (uint32_t)taken) & 0x3FF;
 }

@@ -52,7 +52,6 @@ class Parameters:
         walk: A page walk, its tables mostly in L2.
         snoop: A line that another core has dirty.
         mispredict: Refill of the pipeline (LLVM: 14).
-        taken: Bubble after a taken branch (Chips and Cheese: 2 cycles in all, so 1).
         misses: L1 misses under way at once.
         stores: Stores that may wait.
         write_share: Part of a line's DRAM time that a write-back takes.
@@ -74,7 +73,6 @@ class Parameters:
     walk: float = 30.0
     snoop: float = 50.0
     mispredict: float = 15.0
-    taken: float = 1.0
     misses: float = 6.0
     stores: float = 16.0
     write_share: float = 1.0
@@ -100,7 +98,7 @@ class Parameters:
         l2_line = max(self.l2_line, self.sharers * self.l2_line / 2)
         return (
             self.l2_latency, l2_line, self.dram_latency, self.dram_line, self.stream_latency,
-            self.ahead, self.tlb, self.walk, self.snoop, self.mispredict, self.taken, self.misses,
+            self.ahead, self.tlb, self.walk, self.snoop, self.mispredict, self.misses,
             self.stores, self.write_share, self.stream_dram_latency, self.store_line,
         )  # fmt: skip
 
