@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tvmattend build --format standalone`: a bundle that opens like the other, with less inside."""
 
+import ast
 import json
 import shutil
 import sys
@@ -17,7 +18,7 @@ from tvmattend.cli.build import command
 from tvmattend.codegen import build
 from tvmattend.device.emulated import EmulatedPython
 from tvmattend.errors import BundleMismatchError, TargetError
-from tvmattend.runtime import load
+from tvmattend.runtime import load, standalone
 from tvmattend.runtime.network import BundleError, DeviceError, InputError
 from tvmattend.runtime.remote import load_remote
 from tvmattend.target import host_target, parse_target
@@ -173,3 +174,21 @@ def test_the_bundle_on_the_emulated_board(
     assert "passed" in done.stdout, done.stderr
     with load_remote(place, emulated_board) as net:
         assert max(net.self_test()) <= 1e-4
+
+
+def test_the_loader_is_python_3_9_with_numpy_alone() -> None:
+    source = Path(standalone.__file__).read_text()
+    tree = ast.parse(source, feature_version=(3, 9))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
+    }
+    assert imported <= {"numpy", *sys.stdlib_module_names}
+    zips = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.keywords]
+    assert not [n for n in zips if getattr(n.func, "id", "") == "zip"], "strict= is of Python 3.10"
