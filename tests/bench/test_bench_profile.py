@@ -42,6 +42,7 @@ def test_kernels_are_timed_in_the_order_of_the_network(found: Profile) -> None:
     for kernel in found.kernels:
         assert kernel.again > 0
         assert 0 < kernel.seconds < 1
+        assert kernel.moved is not None
         assert kernel.moved > 0
 
 
@@ -93,18 +94,24 @@ def test_facts_of_fused_blocks_name_every_part() -> None:
     assert all(fact.modules for fact in facts)
 
 
-def test_facts_of_another_network_are_not_believed(bundle: Path, found: Profile) -> None:
-    names = [kernel.name for kernel in found.kernels]
-    manifest = {**load(bundle).manifest, "kernels": None}
-    assert kernel_facts_of(manifest, names) is not None
-    assert kernel_facts_of(manifest, [*names, "another"]) is None
-    assert kernel_facts_of({**manifest, "model": "unheard_of"}, names) is None
+def test_network_that_does_not_ship_has_no_facts() -> None:
+    assert kernel_facts_of({"model": "unheard_of"}) is None
 
 
 def test_what_the_bundle_says_goes_first() -> None:
-    said = [{"name": "k", "flops": 1.0, "modules": ["a"], "family": "dense"}]
-    manifest = {"model": "attendnext_tiny", "kernels": said}
-    assert kernel_facts_of(manifest, ["k"]) == said
+    said = [{"name": "k", "flops": 1.0, "moved": 4, "modules": ["a"], "family": "dense"}]
+    assert kernel_facts_of({"model": "attendnext_tiny", "kernels": said}) == said
+
+
+def test_standalone_library_has_the_same_kernels(found: Profile, tmp_path: Path) -> None:
+    directory = tmp_path / "standalone"
+    target = parse_target("host", 1)
+    build("attendnext_tiny", target, output=directory, use_records=False, format="standalone")
+    other = profile(directory, runs=5)
+    assert [kernel.name for kernel in other.kernels] == [kernel.name for kernel in found.kernels]
+    assert [kernel.modules for kernel in other.kernels] == [k.modules for k in found.kernels]
+    assert all(kernel.seconds > 0 and kernel.again is None for kernel in other.kernels)
+    assert other.lines()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from tvmattend.errors import BenchmarkError
 
 OURS = "tvmattend"
 UNTUNED = "tvmattend-untuned"
-STANDALONE = "tvmattend-standalone"
+# Both formats of a bundle, whichever is the default.
+FORMATS = {"tvmattend-vm": "vm", "tvmattend-standalone": "standalone"}
 TVM_DEFAULT = "tvm-default"
 TVM_TUNED = "tvm-default-tuned"
 
@@ -67,7 +68,7 @@ CATALOGUE: Mapping[str, Entry] = {
         Entry(TVM_DEFAULT, "tvmattend.bench.tvm_default", peer=False),
         Entry(TVM_TUNED, "tvmattend.bench.tvm_default", peer=False),
         Entry(UNTUNED, "tvmattend.bench.ours", peer=False),
-        Entry(STANDALONE, "tvmattend.bench.ours", peer=False),
+        *(Entry(name, "tvmattend.bench.ours", peer=False) for name in FORMATS),
     )
 }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmattend.bench import catalogue
-from tvmattend.bench.catalogue import CATALOGUE, OURS, STANDALONE, TVM_TUNED, UNTUNED, Entry
+from tvmattend.bench.catalogue import CATALOGUE, FORMATS, OURS, TVM_TUNED, UNTUNED, Entry
 from tvmattend.bench.client import Worker
 from tvmattend.bench.host import Load, choose_cpus, describe_machine
 from tvmattend.bench.report import Absent, Comparison, Result
@@ -201,7 +201,7 @@ def _setup(
         options.records,
         options.use_records and entry.name != UNTUNED,
         options.trials if entry.name == TVM_TUNED else 0,
-        entry.name == STANDALONE,
+        FORMATS.get(entry.name, ""),
     )
 
 

@@ -16,8 +16,8 @@ class Kernel:
     Attributes:
         name: The PrimFunc.
         seconds: In the inference, median.
-        again: The same call run again on the spot, the best of some.
-        moved: Bytes of its inputs, weights and output.
+        again: The same call run again on the spot, the best of some; None in a standalone library.
+        moved: Bytes of its inputs, weights and output; None if unknown.
         flops: Operations it executes; None if the bundle does not say.
         modules: PyTorch modules; empty for a kernel that the compiler put in, None if unknown.
         family: Of its design space; None if unknown.
@@ -25,8 +25,8 @@ class Kernel:
 
     name: str
     seconds: float
-    again: float
-    moved: int
+    again: float | None
+    moved: int | None
     flops: float | None
     modules: tuple[str, ...] | None
     family: str | None
@@ -73,7 +73,7 @@ class Profile:
 
     def bound(self, kernel: Kernel) -> tuple[str, float] | None:
         """What bounds a kernel and the share of that limit that it reaches."""
-        if kernel.flops is None:
+        if kernel.flops is None or kernel.moved is None:
             return None
         kind, least = self.roofline.bound(kernel.flops, kernel.moved)
         return kind, least / kernel.seconds
@@ -123,7 +123,7 @@ class Profile:
             "modules": None if kernel.modules is None else list(kernel.modules),
             "family": kernel.family,
             "ms": round(kernel.seconds * 1e3, 5),
-            "again_ms": round(kernel.again * 1e3, 5),
+            "again_ms": None if kernel.again is None else round(kernel.again * 1e3, 5),
             "share": round(kernel.seconds / self.total, 4),
             "flops": flops,
             "bytes": kernel.moved,
@@ -186,7 +186,7 @@ class Profile:
         return (
             f"{kernel.seconds * 1e6:.1f}",
             f"{kernel.seconds / self.total:.1%}",
-            f"{kernel.again * 1e6:.1f}",
+            "-" if kernel.again is None else f"{kernel.again * 1e6:.1f}",
             "?" if rate is None else f"{rate / 1e9:.1f}",
             "?" if rate is None else f"{rate / self.roofline.flops:.0%}",
             "?" if bound is None else f"{bound[1]:.0%}",

@@ -18,7 +18,7 @@ class Adapter:
 
     def convert(self) -> None:
         """Build the bundle."""
-        from tvmattend.codegen.building import build
+        from tvmattend.codegen.building import DEFAULT_FORMAT, build
 
         build(
             self._setup.request,
@@ -26,7 +26,7 @@ class Adapter:
             output=self._bundle,
             tuning_records=self._setup.records,
             use_records=self._setup.use_records,
-            format="standalone" if self._setup.standalone else "vm",
+            format=self._setup.bundle_format or DEFAULT_FORMAT,
         )
 
     def prepare(self) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `profile`: where the time of an inference goes, kernel by kernel.
 
-The virtual machine calls an instrument before and after every call that it makes. A kernel's time
+TVM's virtual machine calls an instrument before and after every call that it makes. A kernel's time
 is therefore taken inside a real inference, with its inputs in the cache where the kernel before
 left them and its weights wherever the last inference left them: that is the time that counts. It
 includes about one microsecond of the instrument itself. The sum over the kernels is compared with
@@ -11,6 +11,9 @@ most calls of a kernel do, and their medians add up to less than the median of t
 
 A second figure comes from running the same call again on the spot: everything is then as near as
 its cache allows. A kernel that is much faster there waits for memory in the real inference.
+
+A standalone library has no instrument; it times its own steps, with the clock of the thread that
+calls it, and those of a fused kernel are added up.
 """
 
 import statistics
@@ -42,9 +45,8 @@ class _Call:
     """One call of one inference, as the instrument saw it."""
 
     name: str
-    moved: int
     seconds: float = 0.0
-    again: float = 0.0
+    again: float | None = None
 
 
 class _Instrument:
@@ -66,7 +68,7 @@ class _Instrument:
         builtin = name.startswith(_BUILTIN)
         if before:
             if not builtin:
-                self.calls.append(_Call(name, _bytes(args)))
+                self.calls.append(_Call(name))
                 if self._again:
                     self.calls[-1].again = min(_seconds(function, args) for _ in range(_AGAIN))
             self._start = time.perf_counter()
@@ -107,24 +109,27 @@ def profile(
     from tvmattend.runtime import load
 
     network = load(bundle, threads)
-    if not hasattr(network._executor, "_vm"):  # noqa: SLF001
-        raise BenchmarkError(
-            f"{bundle} does not run in TVM's virtual machine, whose instrument times the kernels",
-            "build it in the other format: the kernels are the same",
-        )
     manifest = Manifest.from_json(network.manifest)
     inputs = network.golden()[0][0]
     network.time(*inputs, repeat=runs, warmup=2)
     observer("timing kernels in the inference")
-    inside, whole = _instrumented(network, inputs, runs, again=False)
-    observer("timing kernels again on the spot")
-    spot, _ = _instrumented(network, inputs, max(3, runs // 10), again=True)
+    if manifest.format == "vm":
+        inside, whole = _instrumented(network, inputs, runs, again=False)
+        observer("timing kernels again on the spot")
+        spot, _ = _instrumented(network, inputs, max(3, runs // 10), again=True)
+    else:
+        inside, whole = _by_its_own_clock(network, inputs, runs)
+        spot = inside
     target = replace(manifest.target, num_cores=network.threads)
     observer("measuring what this machine can do")
-    weights = (bundle / "model.so").stat().st_size
+    weights = (bundle / str(network.manifest["library"])).stat().st_size
     roofline = measure(target, weights, lambda work: _in_pool(network, work))
     observer("finding the kernels' modules")
-    facts = kernel_facts_of(network.manifest, [call.name for call in inside[0].calls])
+    facts = kernel_facts_of(network.manifest)
+    if manifest.format != "vm" and facts is not None:
+        inside = spot = [_joined(run, [str(fact["name"]) for fact in facts]) for run in inside]
+    if facts is not None and _names(inside[0]) != [fact["name"] for fact in facts]:
+        facts = None  # those of another version of tvmattend, say
     return Profile(
         model=manifest.model,
         target=target,
@@ -139,26 +144,22 @@ def profile(
     )
 
 
-def kernel_facts_of(manifest: Mapping[str, Any], names: Sequence[str]) -> Sequence[Fact] | None:
-    """Find what each kernel call computes: `flops`, `modules` and `family`.
+def kernel_facts_of(manifest: Mapping[str, Any]) -> Sequence[Fact] | None:
+    """Find what each kernel call computes: `name`, `flops`, `moved`, `modules` and `family`.
 
     A bundle may say so itself (`kernels`). Otherwise, if it is of a network that ships, the
     network is lowered again as the build did; its weights play no part in that.
 
     Args:
         manifest: Of the bundle, as plain data.
-        names: The kernels that the inference called, in order.
 
     Returns:
-        None if nothing is known, or what is known speaks of other kernels: those of another
-        version of tvmattend, say.
+        A fact for each call, in order; None if nothing is known.
     """
     facts = manifest.get("kernels")
     if facts is None and manifest["model"] in REGISTRY:
         facts = _lowered_again(manifest)
-    if facts is None or [fact["name"] for fact in facts] != list(names):
-        return None
-    return list(facts)
+    return None if facts is None else list(facts)
 
 
 def _lowered_again(manifest: Mapping[str, Any]) -> list[Fact]:
@@ -184,12 +185,13 @@ def _kernels(
     kernels = []
     for place, call in enumerate(inside[0].calls):
         fact = facts[place] if facts is not None else {}
+        again = [run.calls[place].again for run in spot]
         kernels.append(
             Kernel(
                 name=call.name,
                 seconds=statistics.median(run.calls[place].seconds for run in inside),
-                again=statistics.median(run.calls[place].again for run in spot),
-                moved=call.moved,
+                again=None if None in again else statistics.median(filter(None, again)),
+                moved=int(fact["moved"]) if fact else None,
                 flops=float(fact["flops"]) if fact else None,
                 modules=tuple(fact["modules"]) if fact else None,
                 family=str(fact["family"]) if fact else None,
@@ -228,28 +230,57 @@ def _instrumented(
         return seen[1:], whole[1:]  # the first ones warm up
 
     seen, whole = _in_pool(network, work)
-    names = {tuple(call.name for call in run.calls) for run in seen}
+    names = {tuple(_names(run)) for run in seen}
     if len(names) != 1:
         raise BenchmarkError("two inferences called other kernels", "profile a fixed network")
     return seen, whole
+
+
+def _by_its_own_clock(
+    network: Any, inputs: Sequence["np.ndarray[Any, Any]"], runs: int
+) -> tuple[list[_Instrument], list[float]]:
+    """Have a standalone library time its steps, and whole inferences in turns with that.
+
+    Returns:
+        Its steps as calls, and the seconds of the whole inferences.
+    """
+    library = network._executor._library  # noqa: SLF001  (only a profiler wants it)
+    seen, whole = [], []
+    for _ in range(runs + 1):
+        seen.append(_Instrument(again=False))
+        seen[-1].calls = [_Call(name, seconds) for name, seconds in library.profile(inputs)]
+        whole += network.time(*inputs, repeat=1, warmup=0)
+    return seen[1:], whole[1:]
+
+
+def _joined(run: _Instrument, names: Sequence[str]) -> _Instrument:
+    """Add the steps of a fused kernel up: `dcac_0`, `dcac_1`, ... are one call of `dcac`.
+
+    Gives the run as it is if its steps are not those of the kernels named.
+    """
+    joined = _Instrument(again=False)
+    steps = list(run.calls)
+    for name in names:
+        if not steps:
+            return run
+        first = steps.pop(0)
+        if first.name not in {name, f"{name}_0"}:
+            return run
+        seconds, part = first.seconds, 1
+        while first.name != name and steps and steps[0].name == f"{name}_{part}":
+            seconds, part = seconds + steps.pop(0).seconds, part + 1
+        joined.calls.append(_Call(name, seconds))
+    return run if steps else joined
+
+
+def _names(run: _Instrument) -> list[str]:
+    return [call.name for call in run.calls]
 
 
 def _in_pool(network: Any, work: Callable[[], _Result]) -> _Result:
     """Run a function in the thread that the network's kernels run in."""
     result: _Result = network._executor._call(work)  # noqa: SLF001
     return result
-
-
-def _bytes(args: Sequence[Any]) -> int:
-    """Bytes of all tensors of a call: the inputs and weights it reads, the output it writes."""
-    return sum(_nbytes(arg) for arg in args if hasattr(arg, "shape") and hasattr(arg, "dtype"))
-
-
-def _nbytes(tensor: Any) -> int:
-    return (
-        int(np.prod([int(extent) for extent in tensor.shape]))
-        * np.dtype(str(tensor.dtype)).itemsize
-    )
 
 
 def _seconds(function: Any, args: Sequence[Any]) -> float:

@@ -29,7 +29,7 @@ class Setup:
         records: Record files to look at before the usual places (tvmattend's own).
         use_records: False builds every kernel with its default schedule (tvmattend's own).
         trials: Tuning trials (TVM's own pipeline).
-        standalone: Whether the bundle is a C library instead of TVM's (tvmattend's own).
+        bundle_format: Of the bundle; empty for the default (tvmattend's own).
     """
 
     request: ModelRequest
@@ -39,7 +39,7 @@ class Setup:
     records: tuple[Path, ...] = ()
     use_records: bool = True
     trials: int = 0
-    standalone: bool = False
+    bundle_format: str = ""
 
 
 class Runtime(Protocol):

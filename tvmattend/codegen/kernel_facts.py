@@ -25,12 +25,14 @@ class KernelFact:
         name: The PrimFunc.
         family: Of its design space.
         flops: Floating-point operations that the kernel executes in a call, as TVM counts them.
+        moved: Bytes of its inputs, weights and output.
         modules: Paths of the PyTorch modules; empty for a kernel that the compiler put in.
     """
 
     name: str
     family: str
     flops: float
+    moved: int
     modules: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -90,8 +92,21 @@ def facts_of_stages(
         if not paths and len(same) == bases.count(bases[place]):
             # A kernel of one operator without weights, renamed on the way: the n-th is the n-th.
             paths = [same[bases[:place].count(bases[place])]]
-        facts.append(KernelFact(name, task.space.kernel, task.flops, _modules(paths)))
+        moved = _moved(lowered[name])
+        facts.append(KernelFact(name, task.space.kernel, task.flops, moved, _modules(paths)))
     return facts
+
+
+def _moved(func: Any) -> int:
+    """Bytes of all buffers that a PrimFunc is given, each counted once."""
+    from math import prod
+
+    import numpy as np
+
+    return sum(
+        prod(int(extent) for extent in param.shape) * np.dtype(str(param.dtype)).itemsize
+        for param in func.params
+    )
 
 
 def _owners(stages: Iterable[Any], module_paths: Mapping[str, str]) -> dict[int, str]:
