@@ -34,7 +34,7 @@ from tvmattend.machine.tracing import Settings, trace
 # The nearest in time to the published figures (2023-06-15); seven commits lie between.
 WHEEL = "ncnn==1.0.20230816"
 _GUEST = Path(__file__).with_name("ncnn_guest.py")
-# Samples of a network that a fit replays each time: some two million instructions.
+# Samples of a network and a thread that a fit replays: some two million instructions.
 _FIT_BYTES = 1_000_000
 ONE_THREAD = ("l2_latency", "l2_line", "store_line", "dram_latency_ns", "dram_bytes_per_ns")
 _FOUR_THREADS = ("dram_shared_bytes_per_ns", "fork_ns")
@@ -181,7 +181,7 @@ def judge(
     if not fits:
         found = tuple(work(start, range(len(programs))))
         return Fit(start, found, found)
-    thin = [Program(p.trace.thinned(_FIT_BYTES), quick_divide=True) for p in programs]
+    thin = [Program(p.trace.thinned(threads * _FIT_BYTES), quick_divide=True) for p in programs]
     work = functools.partial(model, thin, threads)
     return fit(work, published, start, ONE_THREAD if threads == 1 else _FOUR_THREADS, progress=say)
 

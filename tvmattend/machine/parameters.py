@@ -65,7 +65,7 @@ class Parameters:
     store_line: float = 22.8
     dram_latency_ns: float = 112.8
     dram_bytes_per_ns: float = 3.97
-    dram_shared_bytes_per_ns: float = 3.52
+    dram_shared_bytes_per_ns: float = 3.5
     stream_latency: float = 4.0
     stream_dram_latency: float = 9.0
     ahead: float = 4.0
@@ -76,7 +76,7 @@ class Parameters:
     misses: float = 6.0
     stores: float = 16.0
     write_share: float = 1.0
-    fork_ns: float = 9270.0
+    fork_ns: float = 10000.0
     clock_hz: float = CLOCK_HZ
     sharers: int = 1
 
