@@ -282,3 +282,12 @@ def test_a_missing_tool_is_named(
     with pytest.raises(ToolMissingError, match="no-such-cc"):
         emit(tiny.scheduled, tiny.imported, tiny.target, tmp_path, cross_compiler="no-such-cc")
     assert not list(tmp_path.iterdir())
+
+
+def test_another_compiler_makes_the_same_library(tiny: Built, gcc: str, tmp_path: Path) -> None:
+    from tvmattend.standalone import emit
+
+    files = emit(tiny.scheduled, tiny.imported, tiny.target, tmp_path, cross_compiler=gcc)
+    ((x,),) = tiny.imported.sample_inputs(1)
+    found = Library(files.shared, 2).run([x])[0]
+    assert np.array_equal(found, Library(tiny.files.shared, 1).run([x])[0])
