@@ -40,7 +40,7 @@ def test_a_verified_bundle_with_one_command(capsys):
 
 def test_the_directory_is_named_after_network_and_machine(capsys):
     assert run([*TINY, "--target", "cortex-a72"]) == 0
-    assert Path("artifacts/attendnext_tiny-cortex-a72/libattendnext_tiny.so").is_file()
+    assert Path("artifacts/attendnext_tiny-cortex-a72/model.so").is_file()
     out = capsys.readouterr().out
     assert "0 with a tuning record" in out
     assert "static reasoning" in out

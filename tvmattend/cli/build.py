@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     "--format",
     "bundle_format",
     type=click.Choice(["standalone", "vm"]),
-    default="standalone",
+    default="vm",
     show_default=True,
-    help="A C library that needs nothing, or a Relax executable for TVM's virtual machine.",
+    help="A Relax executable for TVM's virtual machine, or a C library that needs nothing.",
 )
 @click.option(
     "--libc",

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 Observer = Callable[[str], None]
 
 ARTIFACTS = "artifacts"
-# Measured (benchmarks/standalone_overhead.py): the same outputs bit for bit, less time between the
-# kernels, a tenth of the size beside the weights, and a device needs nothing but numpy, or not even
-# that. The other format is for networks that have no C form, and for the kernel profiler.
-DEFAULT_FORMAT = "standalone"
+# The format that takes every network. `standalone` gives the same outputs bit for bit with less time
+# between the kernels and a tenth of the size beside the weights
+# (benchmarks/standalone_overhead.py): the choice for a device once the network has a C form.
+DEFAULT_FORMAT = "vm"
 GOLDEN_VECTORS = 2
 
 
