@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 Observer = Callable[[str], None]
 
 ARTIFACTS = "artifacts"
-# The format that takes every network. `standalone` gives the same outputs bit for bit with less time
-# between the kernels and a tenth of the size beside the weights
+# The format that takes every network. `standalone` gives the same outputs bit for bit, with less
+# time between the kernels and a tenth of the size beside the weights
 # (benchmarks/standalone_overhead.py): the choice for a device once the network has a C form.
 DEFAULT_FORMAT = "vm"
 GOLDEN_VECTORS = 2
