@@ -47,7 +47,7 @@ def compile_module(scheduled: Any, target: TargetSpec) -> Any:
     try:
         with machine:
             return relax.build(scheduled, machine, relax_pipeline=lowering)
-    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # TVM's own errors are RuntimeErrors
         reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), "no reason")
         raise CompileError(
             f"TVM could not compile the network for {target.describe()}: {reason.strip()}",

@@ -188,14 +188,14 @@ def _objects(
 
 
 def _compile_kernels(kernels: Mapping[str, Kernel], target: TargetSpec, output: Path) -> None:
-    import tvm
-
     from tvmattend.codegen.intrinsics import use_vector_math
 
     use_vector_math()
     try:
-        generate(list(kernels.values()), target).write_to_file(str(output), "o")
-    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+        with target.to_tvm():  # the lowering of intrinsics asks which core it is for
+            code = generate(list(kernels.values()), target)
+        code.write_to_file(str(output), "o")
+    except (RuntimeError, ValueError) as error:  # TVM's own errors are RuntimeErrors
         reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), "no reason")
         raise CompileError(
             f"TVM could not compile the kernels for {target.describe()}: {reason.strip()}",
