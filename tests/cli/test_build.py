@@ -2,6 +2,9 @@
 """`tvmattend build`: what it prints, what it refuses, and that it leaves nothing half written."""
 
 import json
+import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from tvmattend.cli.main import main
 from tvmattend.runtime import load
+from tvmattend.target import host_target
 
 TINY = ["build", "--model", "attendnext_tiny", "--target", "host"]
 
@@ -31,6 +35,11 @@ def test_a_verified_bundle_with_one_command(capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["verified"]["max_rel_error"] <= 1e-4
     assert sum(report["records"].values()) == report["kernels"]
+    kernels = json.loads((Path(report["bundle"]) / "manifest.json").read_text())["kernels"]
+    assert Counter(kernel["origin"] for kernel in kernels) == Counter(report["records"])
+    assert sum(kernel["calls"] for kernel in kernels) == report["kernel_launches"]
+    assert len({kernel["key"] for kernel in kernels}) == len(kernels)
+    assert any(kernel["point"] for kernel in kernels)
     net = load(report["bundle"])
     assert net(np.zeros(net.inputs[0].shape, "float32")).shape == (1, 10)
     size = sum(path.stat().st_size for path in Path(report["bundle"]).rglob("*") if path.is_file())
@@ -87,3 +96,55 @@ def test_a_linker_that_fails_leaves_nothing(capsys, tmp_path):
     assert run([*TINY, "--cross-compiler", "false"]) == 18
     assert "failed (exit code 1)" in capsys.readouterr().err
     assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize("which", ["TMPDIR", "output"])
+def test_a_full_disk_is_known_before_any_work(which, capsys, monkeypatch, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    usage = shutil.disk_usage
+
+    def fake(place):
+        return usage(place)._replace(free=1_000_000) if Path(place) == full else usage(place)
+
+    monkeypatch.setattr("shutil.disk_usage", fake)
+    words = ["-o", str(full / "x")]
+    if which == "TMPDIR":
+        monkeypatch.setenv("TMPDIR", str(full))
+        words = ["-o", "x"]
+    assert run([*TINY, *words]) == 13
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == (
+        f"error: no space left: the file system of {full} has 1 MB free, 268 MB are needed"
+    )
+    assert hint.startswith("hint: ")
+    assert ("TMPDIR" if which == "TMPDIR" else "--output") in hint
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_work_files_lie_beside_the_bundle_and_go(monkeypatch, tmp_path):
+    """$TMPDIR may be a small memory disk, and a full one is no error that can be caught."""
+    seen = []
+    monkeypatch.setattr(
+        "tvmattend.codegen.link.link_shared",
+        lambda objects, output, *_: (
+            seen.extend([*map(Path, objects), Path(output)]) or sys.exit("stopped")
+        ),
+    )
+    with pytest.raises(SystemExit, match="stopped"):
+        main([*TINY, "-o", str(tmp_path / "out" / "x")])
+    assert len(seen) > 1
+    for path in seen:
+        hidden = path.relative_to(tmp_path / "out").parts[0]
+        assert hidden.startswith(".x.build-")
+    assert not list(tmp_path.iterdir())
+
+
+def test_verifying_without_an_emulator_is_refused_before_compiling(capsys, monkeypatch, tmp_path):
+    other = "x86-64-v3" if host_target().arch == "aarch64" else "cortex-a72"
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    assert run([*TINY, "--target", other, "--verify"]) == 10
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "qemu-aarch64" in error
+    assert "qemu-user" in hint
+    assert not list(tmp_path.iterdir())

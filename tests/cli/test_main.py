@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command group: help of every command, exit codes, and what the README says of them."""
 
+import errno
 import inspect
 import re
 from pathlib import Path
@@ -60,3 +61,15 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys):
 def test_an_unknown_command_is_a_usage_error(capsys):
     assert run(["compile"]) == 2
     assert "No such command" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_fault_of_ours_wherever_it_is_met(capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "some/file")
+
+    monkeypatch.setattr(entry.cli, "main", full)
+    assert run(["models"]) == errors.StorageError.exit_code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: some/file: No space left on device"
+    assert lines[1].startswith("hint: free some space")
+    assert len(lines) == 2

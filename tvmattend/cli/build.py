@@ -96,6 +96,10 @@ def command(
     spec = parse_target(target, threads)
     if no_fusion and strict_fusion:
         raise click.UsageError("--strict-fusion asks for what --no-fusion switches off")
+    if verify and not spec.is_host:
+        from tvmattend.device.emulated import find_qemu
+
+        find_qemu()  # known to be missing now, not after the minutes of compiling
     from tvmattend.codegen import build
 
     start = time.monotonic()

@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from tvmattend import __version__
+from tvmattend.storage import storage_fault
 
 # name -> one-line help (shown without importing the command)
 _COMMANDS = {
@@ -88,6 +89,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if hasattr(error, "exit_code"):
             _fail(error, debug)
+        if isinstance(error, OSError) and (fault := storage_fault(error)) is not None:
+            fault.__cause__ = error  # for --debug
+            _fail(fault, debug)
         if debug:
             raise
         click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)

@@ -4,13 +4,14 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmattend.bundle import (
     BundleContents,
+    KernelSchedule,
     Preprocessing,
     RecordCounts,
     Weights,
@@ -19,8 +20,9 @@ from tvmattend.bundle import (
 )
 from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
-from tvmattend.errors import TargetError
+from tvmattend.errors import StorageError, TargetError
 from tvmattend.frontend import ModelRequest, import_model
+from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.records import RecordSet, find_records
 
@@ -135,6 +137,8 @@ def build(
             f"TVM's runtime needs glibc: there is none for {libc}", "build with --format standalone"
         )
     link_command(target, cross_compiler)
+    require_room(directory, BUILD_BYTES, "free some space there, or choose another --output")
+    require_room(temporary_directory(), BUILD_BYTES, "free some space there, or set TMPDIR")
     records = find_records(request.name, target, tuning_records) if use_records else RecordSet()
 
     seconds: dict[str, float] = {}
@@ -149,16 +153,19 @@ def build(
     with _step("schedule", "scheduling the kernels", seconds, observer):
         scheduled = schedule_kernels(lowered.mod, target, records)
         report = lowered.fusion.of_scheduled(scheduled.mod)
-    with tempfile.TemporaryDirectory(prefix="tvmattend-") as scratch:
+    with _scratch(directory) as scratch:
         with _step("compile", f"compiling for {target.describe()}", seconds, observer):
             make = _compile_vm if format == "vm" else _compile_standalone
-            library, extra = make(
-                scheduled.mod, imported, target, Path(scratch), libc, cross_compiler
-            )
+            library, extra = make(scheduled.mod, imported, target, scratch, libc, cross_compiler)
         with _step("write", f"writing {directory}", seconds, observer):
             contents = _contents(imported, library, target, scheduled.origins())
             contents = replace(
-                contents, format=format, libc=libc, extra=extra, fusion=report.to_json()
+                contents,
+                format=format,
+                libc=libc,
+                extra=extra,
+                fusion=report.to_json(),
+                kernels=tuple(KernelSchedule(**vars(kernel)) for kernel in scheduled.kernels),
             )
             write_bundle(directory, contents, force=force, progress=observer)
     return BuildReport(
@@ -171,6 +178,27 @@ def build(
         seconds,
         tuple(_notes(records, scheduled.kernels, target)),
     )
+
+
+@contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    """A directory beside the bundle, on the file system whose room was checked; gone at the end.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(directories_for(directory.parent))
+            made = tempfile.TemporaryDirectory(
+                prefix=f".{directory.name}.build-", dir=directory.absolute().parent
+            )
+        except OSError as error:
+            raise StorageError(
+                f"{directory.parent} cannot be written to: {error.strerror}",
+                "choose another --output",
+            ) from error
+        yield Path(stack.enter_context(made))
 
 
 def _compile_vm(

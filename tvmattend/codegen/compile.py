@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scheduled IRModule -> Relax VM executable -> one shared library with the weights inside."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -71,4 +72,8 @@ def export(
         CompileError: The linker failed.
         ToolMissingError: There is no linker.
     """
-    executable.export_library(str(library), fcompile=Linker(target, cross_compiler))
+    # Objects beside the library: $TMPDIR may be small, and LLVM aborts the process when it is full.
+    with tempfile.TemporaryDirectory(prefix=".objects-", dir=library.absolute().parent) as objects:
+        executable.export_library(
+            str(library), fcompile=Linker(target, cross_compiler), workspace_dir=objects
+        )

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmattend.errors import CompileError, ToolMissingError
+from tvmattend.errors import CompileError, StorageError, ToolMissingError
+from tvmattend.storage import says_full
 from tvmattend.target import TargetSpec
 
 # The oldest C library that the result runs on: that of Debian 10 and of TVM's own wheels
@@ -46,6 +47,7 @@ def link_shared(
     Raises:
         ToolMissingError: Neither Zig nor the compiler given is there.
         CompileError: The linker failed; the message ends with its last lines.
+        StorageError: The linker met a full disk.
     """
     output = Path(output)
     # A linker that dies half-way must not leave a file that looks like a library.
@@ -61,6 +63,11 @@ def link_shared(
             errors="replace",
             timeout=_TIMEOUT_SECONDS,
         )
+        if done.returncode != 0 and says_full(done.stderr):
+            raise StorageError(
+                f"linking {output.name}: {_last_lines(done.stderr)}",
+                "free some space there; Zig keeps its cache in $ZIG_GLOBAL_CACHE_DIR or ~/.cache",
+            )
         if done.returncode != 0:
             raise CompileError(
                 f"linking {output.name} for {target.triple} failed "

@@ -119,7 +119,7 @@ def emit(
     header, cpp_header = (directory / f"{prefix}{suffix}" for suffix in (".h", ".hpp"))
     header.write_text(source.header(plan, graph, about), encoding="utf-8")
     cpp_header.write_text(source.cpp_header(about), encoding="utf-8")
-    with tempfile.TemporaryDirectory(prefix="tvmattend-c-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=".tvmattend-c-", dir=directory) as scratch:
         place = Path(scratch) if keep is None else keep
         joined = _objects(place, tools, plan, graph, kernels, weights, about)
         tools.archive([joined], static)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from tvmattend.codegen.link import GLIBC, link_command
-from tvmattend.errors import CompileError, ToolMissingError
+from tvmattend.errors import CompileError, StorageError, ToolMissingError
+from tvmattend.storage import says_full
 from tvmattend.target import TargetSpec
 
 Libc = Literal["glibc", "musl"]
@@ -143,4 +144,9 @@ def _run(command: Sequence[str], what: str, directory: Path | None = None) -> No
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reason = "; ".join(lines[-3:]) or "it gave no reason"
+        if says_full(done.stderr):
+            raise StorageError(
+                f"{what}: {reason}",
+                "free some space there; Zig keeps its cache in $ZIG_GLOBAL_CACHE_DIR or ~/.cache",
+            )
         raise CompileError(f"{what} failed (exit code {done.returncode}): {reason}")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Room and permission: what is asked for, and how a full disk is told."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tvmattend import storage
+from tvmattend.errors import StorageError
+
+
+def test_a_file_system_with_too_little_room_is_named(tmp_path: Path) -> None:
+    storage.require_room(tmp_path / "not" / "there", 1, "")
+    with pytest.raises(StorageError, match=f"file system of {tmp_path} has .* MB free") as caught:
+        storage.require_room(tmp_path / "not" / "there", 10**18, "free some")
+    assert caught.value.hint == "free some"
+    assert "1000000000000 MB are needed" in str(caught.value)
+
+
+def test_the_temporary_directory_is_tmpdir_even_if_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert storage.temporary_directory() == tmp_path
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    assert storage.temporary_directory().is_dir()
+
+
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM]
+)
+def test_the_disks_faults_are_the_users_to_mend(code: int) -> None:
+    fault = storage.storage_fault(OSError(code, os.strerror(code), "some/file"))
+    assert fault is not None
+    assert fault.exit_code == 13
+    assert str(fault) == f"some/file: {os.strerror(code)}"
+    assert fault.hint
+
+
+def test_other_faults_are_not() -> None:
+    assert storage.storage_fault(OSError(errno.EBADF, "Bad file descriptor")) is None
+    assert storage.storage_fault(FileNotFoundError(errno.ENOENT, "No such file")) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ERROR: Could not install: [Errno 28] No space left on device",
+        "E: You don't have enough free space in /x/archives/.",
+        "error: NoSpaceLeft",
+        "LLVM ERROR: IO failure on output stream: Disk quota exceeded",
+    ],
+)
+def test_programs_that_meet_a_full_disk_are_understood(text: str) -> None:
+    assert storage.says_full(text)
+    assert not storage.says_full("E: Unable to locate package, error 280")
+
+
+def test_new_directories_go_again_unless_something_is_in_them(tmp_path: Path) -> None:
+    with storage.directories_for(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not (tmp_path / "a").exists()
+    with storage.directories_for(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "kept").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
+    with storage.directories_for(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").is_dir()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Room and permission on file systems, asked for before work starts rather than during it.
+
+LLVM ends the process when it cannot write an object file, so that a full disk found late is no
+error that could be caught.
+"""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tvmattend.errors import StorageError
+
+# Objects, the library with the weights, and the bundle's copy of it, with room to spare.
+BUILD_BYTES = 256 << 20
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DENIED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+# How apt, pip, Zig and LLVM say it.
+_FULL_TEXT = re.compile(
+    r"no space left|nospaceleft|enough free space|disk quota|IO failure on output stream"
+    r"|\[errno (28|122)\]",
+    re.IGNORECASE,
+)
+
+
+def temporary_directory() -> Path:
+    """Where programs that we start put their files: `$TMPDIR`, even if it is full.
+
+    `tempfile.gettempdir()` silently takes another place than a full `$TMPDIR`; compilers do not.
+    """
+    chosen = os.environ.get("TMPDIR", "")
+    return Path(chosen) if chosen and Path(chosen).is_dir() else Path(tempfile.gettempdir())
+
+
+def require_room(place: Path, need: int, hint: str) -> None:
+    """Refuse to start where the disk is as good as full.
+
+    Args:
+        place: A path on the file system; it need not exist yet.
+        need: Bytes that must be free.
+        hint: What to do instead.
+
+    Raises:
+        StorageError: Fewer are free.
+    """
+    absolute = place.absolute()
+    there = next(path for path in (absolute, *absolute.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise StorageError(
+            f"no space left: the file system of {there} has {_megabytes(free)} free, "
+            f"{_megabytes(need)} are needed",
+            hint,
+        )
+
+
+def says_full(text: str) -> bool:
+    """Whether a program's message is about a full disk."""
+    return _FULL_TEXT.search(text) is not None
+
+
+def storage_fault(error: OSError) -> StorageError | None:
+    """Give the error for a full disk or a lack of permission; None if it is about another thing."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    message = f"{where}{error.strerror or error}"
+    if error.errno in _FULL:
+        hint = "free some space there (also in $TMPDIR and in the cache, $TVMATTEND_CACHE)"
+    elif error.errno in _DENIED:
+        hint = "choose a place that you may write to (--output, $TMPDIR, $TVMATTEND_CACHE)"
+    else:
+        return None
+    return StorageError(message, hint)
+
+
+@contextmanager
+def directories_for(place: Path) -> Iterator[None]:
+    """Make a directory and its parents; those that are new and still empty at the end go again.
+
+    Raises:
+        OSError: One cannot be made.
+    """
+    absolute = place.absolute()
+    new = [path for path in (absolute, *absolute.parents) if not path.exists()]
+    try:
+        absolute.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # not empty, or never made
+            for path in new:
+                path.rmdir()
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
