@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tvmattend.errors import StorageError
+from tvmattend.storage import require_room
 
 Progress = Callable[[str], None]
 
 _STAMP = "stamp.json"
+_HINT = "free some space, or set TVMATTEND_CACHE to a directory that you can write to"
 
 
 def cache_root() -> Path:
@@ -33,7 +35,11 @@ def cache_root() -> Path:
 
 
 def prepared(
-    name: str, stamp: Mapping[str, Any], build: Callable[[Path], None], progress: Progress
+    name: str,
+    stamp: Mapping[str, Any],
+    build: Callable[[Path], None],
+    progress: Progress,
+    need: int = 0,
 ) -> Path:
     """Give the directory `<cache>/<name>-<hash of the stamp>`, building it if it is not there.
 
@@ -45,6 +51,7 @@ def prepared(
         stamp: All that the content depends on; a change means another directory.
         build: Fills the directory that it is given.
         progress: Told, in a line, about waiting.
+        need: Bytes that `build` takes at its fullest, downloads included.
 
     Raises:
         StorageError: No room, or no permission.
@@ -53,6 +60,7 @@ def prepared(
     place = cache_root() / f"{name}-{digest}"
     if (place / _STAMP).is_file():
         return place
+    require_room(place, need, _HINT)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place.with_name(f"{name}.lock"), progress):
@@ -60,8 +68,7 @@ def prepared(
                 _build(place, name, stamp, build)
     except OSError as error:
         raise StorageError(
-            f"{place} cannot be prepared: {error.strerror or error}",
-            "free some space, or set TVMATTEND_CACHE to a directory that you can write to",
+            f"{place} cannot be prepared: {error.strerror or error}", _HINT
         ) from error
     return place
 

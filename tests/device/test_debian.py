@@ -111,3 +111,24 @@ def test_apt_is_told_nothing_that_the_machine_keeps(tmp_path: Path) -> None:
     assert settings["APT::Architecture"] == "arm64"
     assert settings["Dir::Etc::sourceparts"] == "sources.list.d"
     assert not [name for name in settings if "Post-Invoke" in name or "Pre-Invoke" in name]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "E: You don't have enough free space in /x/cache/archives/.",
+        "E: Write error - write (28: No space left on device)",
+    ],
+)
+def test_a_full_disk_is_told_from_a_package_that_is_not_there(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "tvmattend.device.debian._apt",
+        lambda words, _: subprocess.CompletedProcess(words, 100, "", said + "\n"),
+    )
+    with pytest.raises(StorageError, match="apt ran out of space") as caught:
+        unpack_packages(["x"], "arm64", tmp_path / "root", "^$", lambda _: None)
+    assert said[3:] in str(caught.value)
+    assert "TVMATTEND_CACHE" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []

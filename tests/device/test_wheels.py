@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wheels for another machine, from an index of our own making."""
 
+import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +80,32 @@ def test_a_damaged_wheel(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(StorageError, match=r"board_thing-1\.0-py3-none-any\.whl is damaged"):
         unpack_wheel(path, tmp_path / "site")
+
+
+def test_a_full_disk_is_told_from_a_wheel_that_is_not_there(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        said = "ERROR: Could not install packages: [Errno 28] No space left on device\n"
+        return subprocess.CompletedProcess(command, 1, "", said)
+
+    monkeypatch.setattr("subprocess.run", full)
+    with pytest.raises(StorageError, match="No space left on device") as caught:
+        download_wheels(["board-thing"], tmp_path / "d", "aarch64", "3.11")
+    assert str(tmp_path / "d") in str(caught.value)
+    assert "TVMATTEND_CACHE" in caught.value.hint
+
+
+def test_pip_works_where_the_room_was_checked(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def look(command: list[str], env: dict[str, str], **_: Any) -> Any:
+        seen.update(env)
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: stopped")
+
+    monkeypatch.setattr("subprocess.run", look)
+    with pytest.raises(ToolMissingError, match="stopped"):
+        download_wheels(["board-thing"], tmp_path / "d", "aarch64", "3.11")
+    assert seen["TMPDIR"] == str(tmp_path / "d")

@@ -41,6 +41,8 @@ _MEMBERS = {
 # One interpreter for all hosts: the ffi wheel is built once for each, and the same bundle should
 # come out of every one.
 _PYTHON = "3.11"
+# Of the cache, for the wheels and what is kept of them.
+_FETCH_BYTES = 160 << 20
 _ELF_MACHINES = {183: "aarch64", 62: "x86_64"}
 
 
@@ -152,7 +154,9 @@ def _fetched(arch: str, progress: Progress) -> dict[str, Path]:
             if elf_arch(place / name) != arch:
                 raise ToolMissingError(f"the wheel's {name} is not for {arch}")
 
-    place = prepared(f"runtime-{arch}", {**versions, "python": _PYTHON}, build, progress)
+    place = prepared(
+        f"runtime-{arch}", {**versions, "python": _PYTHON}, build, progress, _FETCH_BYTES
+    )
     return {name: place / name for name in _MEMBERS}
 
 

@@ -16,9 +16,11 @@ from pathlib import Path, PurePosixPath
 
 from tvmattend.cache import Progress
 from tvmattend.errors import StorageError, ToolMissingError
+from tvmattend.storage import says_full
 
 _HINT = "the emulated board needs Debian 12 or later, whose package sources have arm64"
 _NETWORK = "check the network, the proxy settings and the package sources (`apt-get update`)"
+_ROOM = "free some space there, or set TVMATTEND_CACHE to a directory elsewhere"
 _TIMEOUT_SECONDS = 1800
 
 
@@ -36,6 +38,7 @@ def unpack_packages(
 
     Raises:
         ToolMissingError: apt or dpkg is missing, or a package cannot be had.
+        StorageError: The disk is full.
     """
     for tool in ("apt-get", "apt-config", "dpkg-deb"):
         _tool(tool)  # before anything is made
@@ -50,6 +53,8 @@ def unpack_packages(
         if done.returncode != 0:
             # A source that cannot be read matters only when a package is missing for it.
             reason = _errors(done.stderr) or _errors(lists.stderr)
+            if says_full(done.stderr + lists.stderr):
+                raise StorageError(f"apt ran out of space in {private}: {reason}", _ROOM)
             raise ToolMissingError(
                 f"apt cannot download {', '.join(packages)} for {architecture}: {reason}",
                 _NETWORK if lists.returncode != 0 else _HINT,

@@ -43,6 +43,9 @@ _LEAVE_OUT_OF_WHEELS = (
 # Raised whenever the content of the directory changes for a reason that the pins do not show.
 _LAYOUT = 1
 
+# Of the cache: 150 MB unpacked and, while it is made, 150 MB of downloads.
+_BYTES = 320 << 20
+
 # Names that mean this machine's Python, libraries or emulator, and would mislead the board's.
 _HOST_ONLY = ("PYTHON", "LD_", "QEMU_", "VIRTUAL_ENV", "CONDA")
 
@@ -194,7 +197,8 @@ def prepare(progress: Progress = lambda _: None) -> EmulatedBoard:
         "wheels": [*_DEVICE, *_BOARD, *_EXTRA],
         "left out": [_LEAVE_OUT_OF_DEBIAN, _LEAVE_OUT_OF_WHEELS],
     }
-    place = prepared(f"emulated-{CORE}", stamp, functools.partial(_build, qemu, progress), progress)
+    build = functools.partial(_build, qemu, progress)
+    place = prepared(f"emulated-{CORE}", stamp, build, progress, _BYTES)
     return EmulatedBoard(place, qemu)
 
 

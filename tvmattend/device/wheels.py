@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tvmattend.errors import StorageError, ToolMissingError
+from tvmattend.storage import says_full
 
 _TIMEOUT_SECONDS = 1800
 
@@ -36,6 +37,7 @@ def download_wheels(
 
     Raises:
         ToolMissingError: pip is missing, or a wheel cannot be had.
+        StorageError: The disk is full.
     """
     if importlib.util.find_spec("pip") is None:
         raise ToolMissingError(
@@ -51,6 +53,8 @@ def download_wheels(
     command += [word for tag in tags for word in ("--platform", tag)]
     command += ["--dest", str(destination), *requirements]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    # pip downloads to $TMPDIR first, which may be a small memory disk.
+    environment["TMPDIR"] = str(destination.absolute())
     try:
         done = subprocess.run(
             command,
@@ -69,6 +73,11 @@ def download_wheels(
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         reason = errors[-1].removeprefix("ERROR:").strip() if errors else done.stderr[-200:].strip()
+        if says_full(done.stderr):
+            raise StorageError(
+                f"pip ran out of space in {destination}: {reason}",
+                "free some space there, or set TVMATTEND_CACHE to a directory elsewhere",
+            )
         raise ToolMissingError(
             f"pip cannot download wheels for {architecture} and Python {python_version}: {reason}",
             "check the network and pip's index settings (`pip config list`)",
