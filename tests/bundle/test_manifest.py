@@ -9,6 +9,7 @@ import pytest
 
 from tvmattend.bundle.manifest import (
     FileEntry,
+    KernelSchedule,
     Manifest,
     Preprocessing,
     RecordCounts,
@@ -35,6 +36,11 @@ MANIFEST = Manifest(
     records=RecordCounts(measured=1, default=2),
     fusion={"dcac": [{"fused": 4}]},
     reference="PyTorch 2.13.0",
+    kernels=(
+        KernelSchedule("conv", "0f" * 8, "conv2d", 2, "measured", 4, {"tile": 8, "unroll": 0}),
+        KernelSchedule("pool", "f0" * 8, "pool", 1, "default", None, {}),
+        KernelSchedule("head", "ff" * 8, "dense", 1, "default", None, {"tile": 4}),
+    ),
     files={"model.so": ENTRY, "golden.npz": ENTRY, "tvmattend_runtime.py": ENTRY},
 )
 
@@ -87,6 +93,18 @@ def _set(data: Any, path: str, value: Any) -> None:
         ("threads", 0, "threads"),
         ("versions/tvm", None, "tvm"),
         ("records/measured", -1, "measured"),
+        ("kernels", {}, "kernels"),
+        ("kernels", ["conv"], "kernels[0]"),
+        ("kernels/0/surprise", 1, "kernels[0].surprise"),
+        ("kernels/0/name", None, "kernels[0].name"),
+        ("kernels/0/key", 3, "kernels[0].key"),
+        ("kernels/1/calls", 0, "kernels[1].calls"),
+        ("kernels/0/origin", "guessed", "kernels[0].origin"),
+        ("kernels/0/threads", None, "kernels[0].threads"),
+        ("kernels/0/threads", 0, "kernels[0].threads"),
+        ("kernels/1/threads", 4, "kernels[1].threads"),
+        ("kernels/0/point/tile", "8", "kernels[0].point.tile"),
+        ("kernels/0/point/tile", True, "kernels[0].point.tile"),
         ("tolerance", 0.0, "tolerance"),
         ("tolerance", float("nan"), "tolerance"),
         ("files/model.so/sha256", "xyz", "sha256"),

@@ -123,3 +123,7 @@ def test_a_second_run_goes_on_and_build_uses_what_was_recorded(stopped, environm
     tuned = sum(task["best_secs"] is not None for task in report["tasks"])
     assert tuned == len(report["tasks"])
     assert scheduled.origins()["measured"] == tuned
+    for kernel in scheduled.kernels:
+        best = found.best(kernel.key, HOST.num_cores)
+        assert best is not None
+        assert (dict(kernel.point), kernel.threads) == (dict(best.point), best.threads)

@@ -147,19 +147,15 @@ def profile(
 def kernel_facts_of(manifest: Mapping[str, Any]) -> Sequence[Fact] | None:
     """Find what each kernel call computes: `name`, `flops`, `moved`, `modules` and `family`.
 
-    A bundle may say so itself (`kernels`). Otherwise, if it is of a network that ships, the
-    network is lowered again as the build did; its weights play no part in that.
+    A network that ships is lowered again as the build did; its weights play no part in that.
 
     Args:
         manifest: Of the bundle, as plain data.
 
     Returns:
-        A fact for each call, in order; None if nothing is known.
+        A fact for each call, in order; None for a network that does not ship.
     """
-    facts = manifest.get("kernels")
-    if facts is None and manifest["model"] in REGISTRY:
-        facts = _lowered_again(manifest)
-    return None if facts is None else list(facts)
+    return _lowered_again(manifest) if manifest["model"] in REGISTRY else None
 
 
 def _lowered_again(manifest: Mapping[str, Any]) -> list[Fact]:

@@ -101,6 +101,37 @@ class RecordCounts:
 
 
 @dataclass(frozen=True)
+class KernelSchedule:
+    """Which schedule one kernel of the library was compiled with.
+
+    Fields as in `tvmattend.codegen.schedule.ScheduledKernel`, whose plain data this is.
+    """
+
+    name: str
+    key: str
+    family: str
+    calls: int
+    origin: str
+    threads: int | None
+    point: Mapping[str, int]
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> "KernelSchedule":
+        """Read one entry of `kernels`."""
+        _only(data, cls, where)
+        origin = _take(data, "origin", str, where)
+        if origin not in {item.name for item in fields(RecordCounts)}:
+            raise _malformed(f"{where}.origin", "measured, estimated, emulated or default")
+        if (data["threads"] is None) != (origin == "default"):
+            raise _malformed(f"{where}.threads", "the record's threads, or null without a record")
+        point = _take(data, "point", dict, where)
+        name, key, family = (_take(data, word, str, where) for word in ("name", "key", "family"))
+        threads = _optional(data, "threads", lambda _: _whole(data, "threads", where))
+        knobs = {knob: _take(point, knob, int, f"{where}.point") for knob in point}
+        return cls(name, key, family, _whole(data, "calls", where), origin, threads, knobs)
+
+
+@dataclass(frozen=True)
 class Versions:
     """Of the packages that made the bundle; `tvm` and `tvm_ffi` are those that it runs with."""
 
@@ -149,7 +180,7 @@ class Manifest:
         target: The machine that the library was compiled for.
         threads: Threads that it was scheduled for.
         versions: Of what made it.
-        revision: Git revision of tvmattend, or None outside a checkout.
+        revision: Git revision that tvmattend ran or was installed from, or None if unknown.
         records: Where the schedules come from.
         fusion: The fusion report; its form is the transform room's.
         reference: What computed the golden outputs, with its version.
@@ -157,6 +188,7 @@ class Manifest:
         format: `vm`: a Relax executable for TVM's virtual machine; `standalone`: a C library.
         library: File of the compiled network.
         libc: C library of the device: `glibc` (2.28 or later) or `musl`.
+        kernels: The schedule of each distinct kernel, in the order of its first call.
         files: Every file of the bundle but manifest.json, by its path with `/`.
         schema: Of this file.
     """
@@ -179,6 +211,7 @@ class Manifest:
     format: str = "vm"
     library: str = "model.so"
     libc: str = "glibc"
+    kernels: tuple[KernelSchedule, ...] = ()
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -210,14 +243,13 @@ class Manifest:
             )
         where = "manifest"
         _only(data, cls, where)
-        recipe = _take(data, "preprocessing", (dict, type(None)), where)
         manifest = cls(
             model=_take(data, "model", str, where),
             classes=_optional(data, "classes", lambda _: _whole(data, "classes", where)),
             labels=_optional(data, "labels", lambda value: _words(value, "labels")),
             inputs=_specs(data, "inputs"),
             outputs=_specs(data, "outputs"),
-            preprocessing=None if recipe is None else Preprocessing.from_json(recipe),
+            preprocessing=_optional(data, "preprocessing", Preprocessing.from_json),
             weights=Weights.from_json(data["weights"]),
             target=_target(data["target"]),
             threads=_whole(data, "threads", where),
@@ -230,6 +262,7 @@ class Manifest:
             format=_one_of(data, "format", FORMATS),
             library=_take(data, "library", str, where),
             libc=_one_of(data, "libc", ("glibc", "musl")),
+            kernels=_each(data, "kernels", KernelSchedule.from_json),
             files={
                 name: FileEntry.from_json(entry, f"files.{name}")
                 for name, entry in _take(data, "files", dict, where).items()
@@ -327,11 +360,16 @@ def _numbers(data: Any, name: str, where: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _specs(data: Any, name: str) -> tuple[TensorSpec, ...]:
+def _each(data: Any, name: str, read: Callable[[Any, str], _Value]) -> tuple[_Value, ...]:
     entries = _take(data, name, list, "manifest")
-    if not entries:
+    return tuple(read(entry, f"{name}[{place}]") for place, entry in enumerate(entries))
+
+
+def _specs(data: Any, name: str) -> tuple[TensorSpec, ...]:
+    specs = _each(data, name, _spec)
+    if not specs:
         raise _malformed(name, "a list of one or more")
-    return tuple(_spec(entry, f"{name}[{place}]") for place, entry in enumerate(entries))
+    return specs
 
 
 def _spec(entry: Any, where: str) -> TensorSpec:

@@ -25,6 +25,7 @@ from tvmattend.bundle.guide import device_guide
 from tvmattend.bundle.manifest import (
     TOLERANCE,
     FileEntry,
+    KernelSchedule,
     Manifest,
     Preprocessing,
     RecordCounts,
@@ -84,6 +85,7 @@ class BundleContents:
         tolerance: Greatest relative error of a golden vector.
         format: `vm` or `standalone`.
         libc: C library of the device, `glibc` or `musl`.
+        kernels: The schedule of each distinct kernel.
         extra: More files for the bundle's directory, under their own names.
     """
 
@@ -103,6 +105,7 @@ class BundleContents:
     tolerance: float = TOLERANCE
     format: str = "vm"
     libc: str = "glibc"
+    kernels: tuple[KernelSchedule, ...] = ()
     extra: Sequence[Path] = ()
 
     @property
@@ -286,6 +289,7 @@ def _describe(contents: BundleContents) -> Manifest:
         format=contents.format,
         library=contents.library_name,
         libc=contents.libc,
+        kernels=contents.kernels,
     )
 
 

@@ -2,6 +2,7 @@
 """Lowered IRModule + tuning records -> IRModule whose every kernel is scheduled."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +17,21 @@ class ScheduledKernel:
 
     Attributes:
         name: The PrimFunc.
+        key: The kernel's identity (`Task.key`), by which records are found.
         family: The design space's family.
         calls: Calls in one inference.
         origin: `measured`, `estimated`, `emulated`, or `default` for the space's default point.
         threads: Threads of the record; None for the default.
+        point: The value of every knob of the space, from the record or the space's default.
     """
 
     name: str
+    key: str
     family: str
     calls: int
     origin: str
     threads: int | None
+    point: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,10 @@ def _schedule(task: Task, target: TargetSpec, records: RecordSet) -> tuple[Any, 
 
     record = records.best(task.key, target.num_cores, task.space.accepts)
     sch = s_tir.Schedule(task.mod)
-    task.space.apply(sch, task.space.default if record is None else record.point)
+    point = task.space.default if record is None else record.point
+    task.space.apply(sch, point)
     origin, threads = ("default", None) if record is None else (record.origin, record.threads)
-    kernel = ScheduledKernel(task.name, task.space.kernel, task.weight, origin, threads)
+    kernel = ScheduledKernel(
+        task.name, task.key, task.space.kernel, task.weight, origin, threads, dict(point)
+    )
     return sch.mod["main"], kernel
