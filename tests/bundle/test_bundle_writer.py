@@ -60,6 +60,7 @@ def test_the_guide_names_what_a_device_needs(bundle: Path) -> None:
     text = (bundle / "README.md").read_text()
     assert "apache-tvm-ffi==0.1.14" in text
     assert "classify" in text
+    assert "pip install pillow" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -303,3 +304,12 @@ def test_the_revision_is_a_commit_or_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert revision is None or len(revision.removesuffix("-dirty")) == 40
     monkeypatch.setattr(writer, "__file__", "/usr/lib/python3/site-packages/t/bundle/writer.py")
     assert writer.source_revision() is None
+
+
+def test_an_installed_package_knows_the_revision_it_was_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tvmattend" / "bundle").mkdir(parents=True)
+    (tmp_path / "tvmattend" / "_revision.txt").write_text("c0ffee\n")
+    monkeypatch.setattr(writer, "__file__", str(tmp_path / "tvmattend" / "bundle" / "writer.py"))
+    assert writer.source_revision() == "c0ffee"

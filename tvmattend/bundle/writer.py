@@ -214,10 +214,15 @@ def write_bundle(
 
 
 def source_revision() -> str | None:
-    """Give the git revision of this tvmattend, or None if it is not a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    """Give the git revision of this tvmattend, or None if nobody knows it.
+
+    A checkout asks git; what was installed from one has the file that `hatch_build.py` wrote.
+    """
+    package = Path(__file__).resolve().parents[1]
+    root = package.parent
     if not (root / ".git").exists():
-        return None
+        stamp = package / "_revision.txt"
+        return stamp.read_text(encoding="utf-8").strip() or None if stamp.is_file() else None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
         done = subprocess.run(
