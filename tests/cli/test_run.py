@@ -16,7 +16,7 @@ from tvmattend.bundle import write_bundle
 from tvmattend.cli.run import _top, command
 from tvmattend.errors import InputError, StorageError
 from tvmattend.runtime import load
-from tvmattend.runtime.network import BundleMismatchError, preprocess
+from tvmattend.runtime.network import BundleMismatchError, DeviceError, preprocess
 
 
 def run(*arguments: Any, fails: type[Exception] | None = None) -> Result:
@@ -151,3 +151,28 @@ def test_on_a_board_over_rpc(sound_bundle: Path, host_board: str, tmp_path: Path
 def test_the_command_is_a_command() -> None:
     assert isinstance(command, click.Command)
     assert "--rpc" in run("--help").stdout
+
+
+@pytest.mark.parametrize("name", ["y.npy", "y.npz"])
+def test_a_full_disk_leaves_what_was_there(
+    name: str, sound_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(stream: Any, *_: Any, **__: Any) -> None:
+        stream.write(b"half")
+        raise OSError("160 requested and 4 written")  # as numpy says it
+
+    (tmp_path / name).write_bytes(b"before")
+    monkeypatch.setattr("numpy.save" if name.endswith("y") else "numpy.savez", half)
+    result = run(sound_bundle, "--output", tmp_path / name, fails=StorageError)
+    assert "160 requested and 4 written" in str(result.exception)
+    assert "--output" in result.exception.hint  # type: ignore[union-attr]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"before"
+
+
+def test_a_photograph_that_is_none_has_a_hint(sound_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_text("no photograph")
+    result = run(sound_bundle, "--input", tmp_path / "photo.jpg", fails=DeviceError)
+    assert result.exception.exit_code == InputError.exit_code  # type: ignore[union-attr]
+    assert "photo.jpg does not open as an image" in str(result.exception)
+    assert "JPEG" in result.exception.hint  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from tvmattend.errors import (
     ModelError,
     NoFreeBoardError,
     RecordsError,
+    StorageError,
     TargetError,
     ToolMissingError,
     TuningError,
@@ -350,3 +352,29 @@ def test_help_needs_no_tvm(monkeypatch):
         check=True,
     )
     assert done.stdout == "0 []\n"
+
+
+@pytest.mark.parametrize("which", ["output", "TMPDIR"])
+def test_a_full_disk_is_known_before_the_import(which, monkeypatch, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        "shutil.disk_usage",
+        lambda place: usage(place)._replace(free=0) if Path(place) == full else usage(place),
+    )
+
+    def start(*_):
+        raise AssertionError("imported a network")
+
+    monkeypatch.setattr("tvmattend.tuning.session._tasks", start)
+    words = ["-o", full / "logs"]
+    if which == "TMPDIR":
+        monkeypatch.setenv("TMPDIR", str(full))
+        words = ["-o", tmp_path / "logs"]
+    result = run(*TINY, *words, fails=StorageError)
+    assert f"file system of {full}" in str(result.exception)
+    assert ("TMPDIR" if which == "TMPDIR" else "--output") in result.exception.hint
+    assert not list(full.iterdir())
+    assert not (tmp_path / "logs").exists()
+    run(*TINY, *words, "--dry-run", fails=AssertionError)  # which writes nothing

@@ -152,6 +152,7 @@ def test_without_pillow_an_array_will_do(monkeypatch: pytest.MonkeyPatch, tmp_pa
     preprocess(np.zeros((64, 64, 3), np.uint8), RAW)
     with pytest.raises(ToolMissingError, match="Pillow") as caught:
         preprocess(tmp_path / "photo.jpg", RAW)
+    assert caught.value.hint.startswith("pip install pillow")
     assert "array" in caught.value.hint
 
 

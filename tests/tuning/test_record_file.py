@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,3 +247,63 @@ def test_pruning_a_file_replaces_it_whole_or_not_at_all(tmp_path):
     with pytest.raises(RecordsError, match="pruning would lose 1 unreadable line"):
         prune_file(path, 1)
     assert path.read_bytes() == before
+
+
+def test_a_full_disk_at_the_first_record_leaves_no_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        RecordFile(tmp_path / "a" / "r.jsonl").append(RECORD)
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+
+
+def test_asking_whether_records_can_be_kept_leaves_nothing(tmp_path):
+    file = RecordFile(tmp_path / "a" / "b" / "r.jsonl")
+    file.check_writable()
+    assert not list(tmp_path.iterdir())
+    file.append(RECORD)
+    file.check_writable()
+    assert file.path.read_text(encoding="utf-8") == RECORD.to_line()
+
+
+@pytest.mark.parametrize("what", ["a file", "full", "read-only"])
+def test_a_place_that_takes_no_records_is_known_before(what, tmp_path, monkeypatch):
+    place = tmp_path / "logs"
+    if what == "a file":
+        place.write_text("a file, not a directory", encoding="utf-8")
+    elif what == "full":
+        usage = shutil.disk_usage(tmp_path)._replace(free=0)
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    else:
+        place.mkdir()
+
+        def refuse(*_):
+            raise OSError(30, "Read-only file system")
+
+        monkeypatch.setattr(os, "open", refuse)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StorageError) as caught:
+        RecordFile(place / "r.jsonl").check_writable()
+    assert "--output" in caught.value.hint
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_that_goes_while_a_run_waits_for_it_loses_no_record(tmp_path, monkeypatch):
+    """The other run met a full disk and took its empty file back: we open a new one."""
+    file = RecordFile(tmp_path / "r.jsonl")
+    flock = fcntl.flock
+    waits = []
+
+    def wait(handle, operation):
+        if not waits:
+            file.path.unlink()
+        waits.append(handle)
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", wait)
+    file.append(RECORD)
+    assert len(waits) == 2
+    assert file.path.read_text(encoding="utf-8") == RECORD.to_line()

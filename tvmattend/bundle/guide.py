@@ -98,7 +98,10 @@ def device_guide(manifest: Manifest) -> str:
     """Write the README of a bundle."""
     image = manifest.preprocessing is not None
     text = _STANDALONE if manifest.format == "standalone" else _TEXT
-    show = "    python3 tvmattend_runtime.py photo.jpg   # names what the photograph shows\n"
+    show = (
+        "    python3 -m pip install pillow            # to open photographs\n"
+        "    python3 tvmattend_runtime.py photo.jpg   # names what the photograph shows\n"
+    )
     call = '    net.classify("photo.jpg", top=5)         # with Pillow; or a uint8 array of RGB\n'
     return text.format(
         library=manifest.library,

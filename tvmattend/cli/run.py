@@ -2,6 +2,7 @@
 """`tvmattend run`: a bundle on one input, here or on a board, with the time it takes."""
 
 import json
+import os
 import statistics
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tvmattend.runtime import Network, TensorSpec
 
 _SEED = 0
+_ELSEWHERE = "free some space there, or choose another --output"
 
 
 @click.command()
@@ -91,6 +93,8 @@ def _check_files(source: str, output: Path | None) -> None:
         raise InputError(f"--output {output} is neither .npy nor .npz", "name it with one of them")
     if output is not None and not output.absolute().parent.is_dir():
         raise StorageError(f"there is no directory {output.absolute().parent}", "make it first")
+    if output is not None and not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise StorageError(f"{output.absolute().parent} cannot be written to", _ELSEWHERE)
 
 
 def open_bundle(bundle: Path, rpc: str | None, threads: int | None) -> Any:
@@ -184,17 +188,28 @@ def _top(net: "Network", outputs: tuple[Any, ...], top: int) -> list[list[dict[s
 
 
 def _write(path: Path, specs: tuple["TensorSpec", ...], outputs: tuple[Any, ...]) -> None:
+    """Write beside the place and rename, so that a full disk leaves what was there.
+
+    Raises:
+        StorageError: No space, no permission, or another fault of the file system.
+    """
     import numpy as np
 
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with path.open("wb") as stream:
+        with staged.open("wb") as stream:
             if path.suffix == ".npy":
                 np.save(stream, outputs[0], allow_pickle=False)
             else:
                 named = {spec.name: value for spec, value in zip(specs, outputs, strict=True)}
                 np.savez(stream, allow_pickle=False, **named)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror}") from error
+        staged.replace(path)
+    except OSError as error:  # numpy's own, about fewer bytes written than asked, has no strerror
+        raise StorageError(
+            f"{path} could not be written: {error.strerror or error}", _ELSEWHERE
+        ) from error
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _show(report: dict[str, Any], outputs: tuple[Any, ...], as_json: bool) -> None:

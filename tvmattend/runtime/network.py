@@ -591,12 +591,14 @@ def _open_image(path: Path) -> Any:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ToolMissingError(f"Pillow does not import: {error}", "or pass an array") from error
+        hint = "pip install pillow, or pass an array"
+        raise ToolMissingError(f"Pillow does not import: {error}", hint) from error
     try:
         with Image.open(path) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} does not open as an image: {error}") from error
+        hint = "give a photograph (JPEG, PNG), or pass an array"
+        raise InputError(f"{path} does not open as an image: {error}", hint) from error
 
 
 def _resample(image: np.ndarray, size: int, crop: int) -> np.ndarray:

@@ -8,12 +8,17 @@ network's name, so it may be copied elsewhere and still be understood. Only prun
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tvmattend.errors import RecordsError, StorageError
+from tvmattend.storage import directories_for, require_room
 from tvmattend.tuning.record import Origin, Record, parse_record
+
+# A thousand records are 2 MB.
+_ROOM_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -82,19 +87,51 @@ class RecordFile:
             StorageError: No space, no permission, or another fault of the file system.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                # Two runs may share a file; without the lock one could see the other's torn end.
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            with directories_for(self.path.parent), _locked(self.path) as handle:
                 _append_line(handle, record.to_line().encode("utf-8"))
-            finally:
-                os.close(handle)
         except OSError as error:
             raise StorageError(
                 f"cannot write the tuning record to `{self.path}`: {error.strerror}",
                 "free some space or give another directory with --output; earlier records are kept",
             ) from error
+
+    def check_writable(self) -> None:
+        """Find out before the work whether records can be kept; nothing is left behind.
+
+        Raises:
+            StorageError: Hardly any space, no permission, or another fault of the file system.
+        """
+        hint = "free some space there, or give another directory with --output"
+        require_room(self.path, _ROOM_BYTES, hint)
+        try:
+            with directories_for(self.path.parent), _locked(self.path):
+                pass
+        except OSError as error:
+            raise StorageError(
+                f"tuning records cannot be written to `{self.path}`: {error.strerror}", hint
+            ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Open for appending; what is still empty at the end goes again.
+
+    Two runs may share a file; without the lock one could see the other's torn end.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink == 0:  # the other run's empty file, gone while we waited
+                continue
+            try:
+                yield handle
+            finally:
+                if os.fstat(handle).st_size == 0:
+                    path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(handle)
 
 
 def _append_line(handle: int, line: bytes) -> None:

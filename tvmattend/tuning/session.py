@@ -14,6 +14,7 @@ from tvmattend.codegen.link import link_command
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.errors import TargetError
 from tvmattend.frontend import ModelRequest
+from tvmattend.storage import require_room, temporary_directory
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.chatter import chatter_to
 from tvmattend.tuning.events import Note, Observer, Planned, Stage, TuneOptions, ignore
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 # Seconds a trial where no record says: building on two cores, then measuring.
 _TRIAL_SECS: Mapping[Origin | None, float] = {"measured": 0.8, "emulated": 3.0, None: 1.5}
+
+# Of $TMPDIR: the kernels of a batch, their objects, and what the worker processes keep there.
+_TRIAL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,9 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
     path = None if origin is None else record_path(directory, origin, target.num_cores)
     earlier, faults = read_records(path) if path is not None and path.is_file() else ([], [])
     earlier = own_records(earlier, target, origin)
+    if need_board and path is not None:
+        RecordFile(path).check_writable()
+        require_room(temporary_directory(), _TRIAL_BYTES, "free some space there, or set TMPDIR")
     tasks, fusion = _tasks(request, target, order.fusion, observer)
     return _Start(order, board, found, path, earlier, faults, tasks, fusion)
 
