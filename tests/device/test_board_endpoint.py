@@ -14,6 +14,7 @@ import pytest
 from tvmattend.device.endpoint import (
     Endpoint,
     check_reachable,
+    check_tracker,
     close_session,
     connect,
     parse_endpoint,
@@ -100,7 +101,15 @@ def test_a_tracker_that_is_none(ssh_port: str, closed_port: str, silent_port: st
         connect(tracker_endpoint(silent_port, "pi4"), timeout=0.3)
     with pytest.raises(BoardUnreachableError, match="refused") as caught:
         connect(tracker_endpoint(closed_port, "pi4"), timeout=2)
-    assert "rpc_tracker" in caught.value.hint
+    assert "python -m tvm.exec.rpc_tracker" in caught.value.hint
+
+
+def test_an_unreachable_tracker_is_not_taken_for_a_board(closed_port: str) -> None:
+    for check in (check_reachable, check_tracker):
+        with pytest.raises(BoardUnreachableError, match=f"tracker {closed_port}: ") as caught:
+            check(tracker_endpoint(closed_port, "pi4"))
+        assert "python -m tvm.exec.rpc_tracker" in caught.value.hint
+        assert "tvmattend device" not in caught.value.hint
 
 
 def test_a_busy_board_is_not_waited_for_for_ever(host_board: str) -> None:

@@ -154,3 +154,14 @@ def test_bad_options(arguments: list[str], code: int, text: str) -> None:
     done = fails(*arguments)
     assert done.returncode == code
     assert text in done.stderr
+
+
+@pytest.mark.parametrize("what", ["nothing", "another program"])
+def test_no_tracker_is_one_line_and_a_hint(what: str, closed_port: str, ssh_port: str) -> None:
+    address = closed_port if what == "nothing" else ssh_port
+    done = fails("--port", "0", "--tracker", address, "--key", "pi4")
+    assert done.returncode == 7
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert address in error
+    assert "python -m tvm.exec.rpc_tracker" in hint

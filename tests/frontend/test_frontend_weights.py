@@ -159,6 +159,16 @@ def test_damaged_files(suffix: str, damage: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         load_weights(create("attendnext_tiny"), path, "attendnext_tiny")
     assert caught.value.hint
+    assert "Errno" not in str(caught.value)
+    if damage == "cut":
+        assert "damaged or truncated" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        load_weights(create("attendnext_tiny"), tmp_path / f"none{suffix}", "attendnext_tiny")
+    assert "damaged" not in str(caught.value)
 
 
 def test_the_digest_is_of_the_whole_file(tmp_path: Path) -> None:

@@ -115,6 +115,23 @@ def test_records_for_another_core_and_broken_lines_are_counted(tmp_path):
     assert "1 for another core left out" in found.describe()
 
 
+@pytest.mark.parametrize("text", ["", "rubbish\n", '{"a": 1}\n[]\n'])
+def test_a_given_file_without_any_record_is_an_error(text, tmp_path):
+    (tmp_path / "d").mkdir()
+    path = tmp_path / "d" / "r.jsonl"
+    path.write_text(text, encoding="utf-8")
+    for given in (path, tmp_path / "d"):
+        with pytest.raises(RecordsError, match=r"no line of .* is a tuning record") as caught:
+            find_records("net", A72, [given], roots=[])
+        assert (f"{path}:1: " in str(caught.value)) == bool(text)
+        assert caught.value.hint
+    # Found by ourselves, it is counted and passed over.
+    own = tmp_path / "logs" / "net" / "cortex-a72" / "measured"
+    own.mkdir(parents=True)
+    (own / "4-threads.jsonl").write_text(text, encoding="utf-8")
+    assert find_records("net", A72, roots=[tmp_path / "logs"]).records == ()
+
+
 @pytest.mark.parametrize("what", ["missing", "empty"])
 def test_a_path_that_holds_no_records_is_an_error(tmp_path, what):
     (tmp_path / "empty").mkdir()

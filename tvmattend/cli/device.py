@@ -56,10 +56,12 @@ def command(
     if (tracker is None) != (key is None):
         raise click.UsageError("--tracker and --key go together")
 
-    from tvmattend.device.endpoint import tracker_endpoint
+    from tvmattend.device.endpoint import check_tracker, tracker_endpoint
     from tvmattend.device.process import LOOPBACK, ServerOptions, serve_here
 
     entry = tracker_endpoint(tracker, key) if tracker is not None and key is not None else None
+    if entry is not None:
+        check_tracker(entry)
     if host not in LOOPBACK:
         click.echo(_OPEN_PORT.format(host=host, port=port), err=True)
     elif entry is not None and entry.host not in LOOPBACK:

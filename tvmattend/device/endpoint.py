@@ -10,7 +10,7 @@ import ipaddress
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ TRACKER_PORT = 9190
 _HOW_TO_SERVE = (
     "on the board run `tvmattend device --host 0.0.0.0`, or `python -m tvm.exec.rpc_server`"
 )
-_HOW_TO_TRACK = "start it with `python -m tvm.exec.rpc_tracker`"
+_HOW_TO_TRACK = "start a tracker with `python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190`"
 
 _Result = TypeVar("_Result")
 
@@ -138,7 +138,17 @@ def check_reachable(endpoint: Endpoint, timeout: float = 10.0) -> None:
     Raises:
         BoardUnreachableError: The name does not resolve, or nothing accepts in time.
     """
-    _tcp(endpoint, timeout, _HOW_TO_SERVE).close()
+    _tcp(endpoint, timeout).close()
+
+
+def check_tracker(endpoint: Endpoint, timeout: float = 10.0) -> None:
+    """Greet a tracker, before a board is started that is to register there; needs no TVM.
+
+    Raises:
+        BoardUnreachableError: The tracker does not answer, or is none.
+    """
+    with _tcp(endpoint, timeout) as connection, _spoken_to(endpoint):
+        wire.greet_tracker(connection)
 
 
 def request_board(endpoint: Endpoint, timeout: float = 10.0) -> tuple[str, int, str]:
@@ -151,30 +161,36 @@ def request_board(endpoint: Endpoint, timeout: float = 10.0) -> tuple[str, int, 
         BoardUnreachableError: The tracker does not answer, or is none.
         NoFreeBoardError: It has no board of that key, or none becomes free in time.
     """
-    with _tcp(endpoint, timeout, _HOW_TO_TRACK) as connection:
-        try:
-            wire.greet_tracker(connection)
-            status = wire.ask_tracker(connection, [wire.TRACKER_SUMMARY])[1]
-            registered = [str(entry.get("key", "")) for entry in status["server_info"]]
-            boards = [key.removeprefix("server:") for key in registered]
-            if endpoint.key not in boards:
-                others = ", ".join(sorted(set(boards)))
-                raise NoFreeBoardError(
-                    f"tracker {endpoint.address} has no board `{endpoint.key}`",
-                    f"its boards: {others}"
-                    if others
-                    else "no board is registered there; "
-                    "on the board run `tvmattend device --tracker HOST:PORT --key NAME`",
-                )
-            connection.settimeout(timeout)
-            answer = _wait_for_board(connection, endpoint, boards.count(endpoint.key))
-        except (OSError, wire.ProtocolError, LookupError, TypeError, AttributeError) as error:
-            raise BoardUnreachableError(
-                f"{endpoint.address} accepts connections, but is no TVM RPC tracker: {error}",
-                _HOW_TO_TRACK,
-            ) from error
+    with _tcp(endpoint, timeout) as connection, _spoken_to(endpoint):
+        wire.greet_tracker(connection)
+        status = wire.ask_tracker(connection, [wire.TRACKER_SUMMARY])[1]
+        registered = [str(entry.get("key", "")) for entry in status["server_info"]]
+        boards = [key.removeprefix("server:") for key in registered]
+        if endpoint.key not in boards:
+            others = ", ".join(sorted(set(boards)))
+            raise NoFreeBoardError(
+                f"tracker {endpoint.address} has no board `{endpoint.key}`",
+                f"its boards: {others}"
+                if others
+                else "no board is registered there; "
+                "on the board run `tvmattend device --tracker HOST:PORT --key NAME`",
+            )
+        connection.settimeout(timeout)
+        answer = _wait_for_board(connection, endpoint, boards.count(endpoint.key))
     host, port, match_key = answer[1]
     return str(host), int(port), str(match_key)
+
+
+@contextlib.contextmanager
+def _spoken_to(endpoint: Endpoint) -> Iterator[None]:
+    """What does not talk as a tracker does is none."""
+    try:
+        yield
+    except (OSError, wire.ProtocolError, LookupError, TypeError, AttributeError) as error:
+        raise BoardUnreachableError(
+            f"{endpoint.address} accepts connections, but is no TVM RPC tracker: {error}",
+            f"check the address of the tracker; {_HOW_TO_TRACK}",
+        ) from error
 
 
 def _wait_for_board(connection: socket.socket, endpoint: Endpoint, count: int) -> Any:
@@ -247,22 +263,24 @@ def _session(board: Endpoint, match_key: str, session_timeout: float) -> Any:
     return rpc.connect(board.host, board.port, match_key, session_timeout)
 
 
-def _tcp(endpoint: Endpoint, timeout: float, remedy: str) -> socket.socket:
+def _tcp(endpoint: Endpoint, timeout: float) -> socket.socket:
+    remedy = _HOW_TO_TRACK if endpoint.key else _HOW_TO_SERVE
+    place = f"tracker {endpoint.address}" if endpoint.key else endpoint.address
     try:
         connection = socket.create_connection((endpoint.host, endpoint.port), timeout)
     except socket.gaierror as error:
         raise BoardUnreachableError(
-            f"{endpoint.address}: the name does not resolve ({error.strerror})",
+            f"{place}: the name does not resolve ({error.strerror})",
             "check the spelling, or give an IP address",
         ) from error
     except TimeoutError as error:
         raise BoardUnreachableError(
-            f"{endpoint.address}: no answer to a TCP connection within {timeout:g} s",
+            f"{place}: no answer to a TCP connection within {timeout:g} s",
             f"is the machine on, and no firewall in between? {remedy}",
         ) from error
     except OSError as error:
         raise BoardUnreachableError(
-            f"{endpoint.address}: TCP connection failed: {error.strerror or error}", remedy
+            f"{place}: TCP connection failed: {error.strerror or error}", remedy
         ) from error
     return connection
 

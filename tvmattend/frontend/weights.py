@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a state dict into a module, or say which entry is the first that does not fit."""
 
+import errno
 import hashlib
 import pickle
 import warnings
@@ -74,8 +75,16 @@ def _read(path: Path) -> dict[str, Tensor]:
             "save the weights alone: torch.save(network.state_dict(), path)",
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        # PyTorch seeks back from the end of a file that is too short: "Invalid argument".
+        short = isinstance(error, OSError) and error.errno == errno.EINVAL
+        if isinstance(error, OSError) and not short:
+            raise WeightsError(
+                f"cannot read `{path}`: {error.strerror or first_line(error)}",
+                "check the path and its permissions",
+            ) from error
+        reason = "" if short else f": {first_line(error)}"
         raise WeightsError(
-            f"cannot read `{path}`: {first_line(error)}", "save the weights again"
+            f"`{path}` is damaged or truncated{reason}", "copy it, or save the weights, again"
         ) from error
     # Checkpoints of training keep the state dict beside the optimizer's.
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

@@ -141,8 +141,10 @@ def find_records(
     files: dict[Path, None] = {}
     foreign = 0
     for rank, group in enumerate(groups):
+        empty = rank < len(extra)
         for path in group:
             if path.resolve() in files:  # the working directory is the checkout, or given twice
+                empty = False
                 continue
             files[path.resolve()] = None
             found, broken = read_records(path)
@@ -151,6 +153,13 @@ def find_records(
             records += mine
             sources += [rank] * len(mine)
             faults += broken
+            empty = empty and not found
+        if empty:  # to go on without would be to ignore what was asked for
+            told = [str(fault) for fault in faults if fault.path in group][:1]
+            raise RecordsError(
+                f"no line of `{extra[rank]}` is a tuning record{''.join(f' ({x})' for x in told)}",
+                "check --tuning-records: files are those that `tvmattend tune` writes",
+            )
     return RecordSet(tuple(records), tuple(sources), tuple(files), tuple(faults), foreign)
 
 
