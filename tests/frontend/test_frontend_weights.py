@@ -164,6 +164,19 @@ def test_damaged_files(suffix: str, damage: str, tmp_path: Path) -> None:
         assert "damaged or truncated" in str(caught.value)
 
 
+@pytest.mark.parametrize("count", [0.5, 0.9999, 10, 5000])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_cut_file_is_called_damaged_wherever_it_ends(
+    count: float, zipped: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(tiny_state(), path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(count * len(whole) if count < 1 else count)])
+    with pytest.raises(WeightsError, match="is damaged or truncated"):
+        load_weights(create("attendnext_tiny"), path, "attendnext_tiny")
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_file_that_cannot_be_opened_is_not_called_damaged(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:

@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"`{path}` holds pickled Python objects, or is no PyTorch file; nothing was run",
             "save the weights alone: torch.save(network.state_dict(), path)",
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
         # PyTorch seeks back from the end of a file that is too short: "Invalid argument".
         short = isinstance(error, OSError) and error.errno == errno.EINVAL
         if isinstance(error, OSError) and not short:
@@ -82,7 +82,8 @@ def _read(path: Path) -> dict[str, Tensor]:
                 f"cannot read `{path}`: {error.strerror or first_line(error)}",
                 "check the path and its permissions",
             ) from error
-        reason = "" if short else f": {first_line(error)}"
+        # PyTorch goes on about its own insides after the first sentence.
+        reason = "" if short else f": {first_line(error).split('. ')[0]}"
         raise WeightsError(
             f"`{path}` is damaged or truncated{reason}", "copy it, or save the weights, again"
         ) from error
