@@ -104,11 +104,25 @@ def upsampling() -> Net:
     )
 
 
+def relu() -> Net:
+    return Net(lambda _, x: torch.relu(x))
+
+
 def gray() -> Net:
     """One channel, an `input_shape` with a batch."""
     net = Net(lambda net, x: net.conv(x), conv=nn.Conv2d(1, 4, 3))
     net.input_shape = (7, 1, 12, 20)
     return net
+
+
+def norms() -> Net:
+    """Group and layer normalisation with weights, and SELU, whose scale TVM's importer drops."""
+    return Net(
+        lambda net, x: functional.selu(net.layer(net.group(net.conv(x)))),
+        conv=nn.Conv2d(3, 6, 3, padding=1),
+        group=nn.GroupNorm(2, 6),
+        layer=nn.LayerNorm(16),
+    )
 
 
 class Nested:
@@ -128,6 +142,40 @@ def fft() -> Net:
         return torch.fft.fft2(x).real
 
     return Net(forward)
+
+
+def cumsum() -> Net:
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return torch.cumsum(x, 1)
+
+    return Net(forward)
+
+
+def cumprod() -> Net:
+    return Net(lambda _, x: torch.cumprod(x, 1))
+
+
+def sort() -> Net:
+    return Net(lambda _, x: torch.sort(x, -1)[0])
+
+
+def topk() -> Net:
+    return Net(lambda _, x: torch.topk(x, 2)[0])
+
+
+def grid_sample() -> Net:
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return functional.grid_sample(x, x[:, 0, :8, :8].reshape(-1, 8, 4, 2), align_corners=False)
+
+    return Net(forward)
+
+
+def plain_group_norm() -> Net:
+    return Net(lambda _, x: functional.group_norm(x, 3))
+
+
+def total() -> Net:
+    return Net(lambda _, x: x.max())
 
 
 def odd_divisor() -> Net:

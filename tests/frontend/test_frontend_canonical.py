@@ -284,6 +284,14 @@ class TestWhole:
         with pytest.raises(ModelError, match="symbolic"):
             canonicalise(module, {})
 
+    def test_an_operator_that_does_not_compile_is_refused(self) -> None:
+        with pytest.raises(UnsupportedOperatorError, match=r"`relax\.sort`"):
+            canonicalise(make(lambda b, x: b.emit(op.sort(x))), {})
+
+    def test_a_number_is_refused(self) -> None:
+        with pytest.raises(UnsupportedOperatorError, match=r"`relax\.max` reduces a whole"):
+            canonicalise(make(lambda b, x: b.emit(op.max(x))), {})
+
     def test_half_precision_is_refused(self) -> None:
         with pytest.raises(ModelError, match="float16"):
             canonicalise(make(lambda b, x: b.emit(op.exp(x)), dtype="float16"), {})

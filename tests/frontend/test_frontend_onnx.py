@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from relax_runner import relative_error
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
-from tvmattend.frontend import ModelRequest, TensorSpec, import_model
+from tvmattend.frontend import ModelRequest, TensorSpec, import_model, onnx_graph
 from tvmattend.frontend.canonical import operators
 from tvmattend.models import create
 
@@ -210,6 +210,25 @@ def test_a_node_that_cannot_be_translated_is_named(
     gc.collect()
     printed = capfd.readouterr()
     assert (printed.out, "Warning" in printed.err) == ("", False)
+
+
+def test_what_would_not_compile_is_named(tmp_path: Path) -> None:
+    nodes = [node("Relu", "x", "h"), node("CumSum", "h axis", "y", name="running")]
+    path = save(tmp_path / "c.onnx", nodes, {"axis": np.array(1)})
+    with pytest.raises(UnsupportedOperatorError, match=r"`CumSum`.*node `running`") as caught:
+        import_model(str(path))
+    assert "`relax.cumsum`" in caught.value.hint
+
+
+def test_outputs_that_differ_from_the_graphs_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "o.onnx", [node("Conv", "x w", "y")], {"w": weights(4, 3, 3, 3)})
+    other = save(tmp_path / "p.onnx", [node("Relu", "x", "y")])
+    translated = onnx_graph.to_relax(onnx.load(other))
+    monkeypatch.setattr(onnx_graph, "to_relax", lambda _: translated)
+    with pytest.raises(UnsupportedOperatorError, match=r"`y`.*\[1, 3, 8, 8\].*\[1, 4, 6, 6\]"):
+        import_model(str(path))
 
 
 def test_control_flow_is_refused(tmp_path: Path) -> None:

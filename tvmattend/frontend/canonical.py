@@ -9,7 +9,9 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.frontend.faults import OTHERWISE
 from tvmattend.frontend.fold_batch_norm import fold_batch_norm
+from tvmattend.frontend.known_operators import KNOWN, makes_a_number
 from tvmattend.frontend.one_form import RULES
 from tvmattend.frontend.rewriting import op_name, parts, rewrite
 
@@ -31,7 +33,8 @@ def canonicalise(module: IRModule, paths: Mapping[str, str]) -> tuple[IRModule, 
         One function `main` in one dataflow block, and the paths under the new names.
 
     Raises:
-        ModelError: Control flow, symbolic shapes, or operators of training.
+        ModelError: Control flow, symbolic shapes, or other floats than float32.
+        UnsupportedOperatorError: Operators of training, or such as cannot be compiled.
     """
     _check_static(module["main"])
     paths = _complete(module["main"], paths)
@@ -113,3 +116,12 @@ def _check_inference(function: Any) -> None:
                 f"operator `{name}` belongs to training and could not be folded away",
                 "call .eval() on the network before it is exported",
             )
+        if name not in KNOWN:
+            raise UnsupportedOperatorError(f"operator `{name}` cannot be compiled", OTHERWISE)
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if makes_a_number(binding.value):
+                raise UnsupportedOperatorError(
+                    f"operator `{op_name(binding.value)}` reduces a whole tensor to one number",
+                    "keep the batch: reduce all axes but the first",
+                )

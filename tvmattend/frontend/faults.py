@@ -15,6 +15,8 @@ from torch.fx import Node
 
 from tvmattend.errors import UnsupportedOperatorError
 
+OTHERWISE = "express it with convolutions, pools, element-wise or linear operators"
+
 
 def first_line(error: BaseException) -> str:
     """Give the first line of an error that says something."""
@@ -23,6 +25,14 @@ def first_line(error: BaseException) -> str:
         if text and not re.fullmatch(r"[-=*#\s]+", text):
             return text
     return type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Say why a converter failed; an assertion inside TVM says nothing to its user."""
+    line = first_line(error)
+    if re.search(r"Check failed|InternalError|null pointer|AST", line):
+        return "TVM's importer does not take it with these arguments"
+    return line
 
 
 def user_line(error: BaseException) -> str:
@@ -49,12 +59,12 @@ def source_line(node: Node) -> str:
     return f"{file}:{line}: {code.strip()}"
 
 
-def unsupported(node: Node, reason: str) -> UnsupportedOperatorError:
+def unsupported(node: Node, why: str) -> UnsupportedOperatorError:
     """Make the error for a node that cannot be imported."""
     place = source_line(node)
     return UnsupportedOperatorError(
         f"operator `{operator_name(node)}` cannot be imported" + (f", at {place}" if place else ""),
-        f"{reason}; express it with convolutions, pools, element-wise or linear operators",
+        f"{why}; {OTHERWISE}",
     )
 
 

@@ -20,6 +20,7 @@ from tvmattend.frontend.canonical import canonicalise
 from tvmattend.frontend.factory import input_size, make_module
 from tvmattend.frontend.faults import first_line, quiet
 from tvmattend.frontend.imported import Arrays, ImportedModel, Preprocessing, TensorSpec
+from tvmattend.frontend.outputs import Declared, check_outputs, of_graph, of_program
 from tvmattend.frontend.pt2 import load_archive
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.frontend.weights import load_weights, sha256
@@ -117,7 +118,9 @@ def _from_program(
         return [tensor.numpy() for tensor in flat]
 
     names = list(program.graph_signature.user_outputs)
-    return _imported(request, module, paths, names, run, f"torch {torch.__version__}", **provenance)
+    reference = f"torch {torch.__version__}"
+    declared = of_program(program)
+    return _imported(request, module, paths, names, declared, run, reference, **provenance)
 
 
 def _from_onnx(request: ModelRequest) -> ImportedModel:
@@ -138,6 +141,7 @@ def _from_onnx(request: ModelRequest) -> ImportedModel:
         module,
         paths,
         [value.name for value in model.graph.output],
+        of_graph(model),
         run,
         f"onnx {onnx.__version__} reference",
         preprocessing=None,
@@ -152,6 +156,7 @@ def _imported(
     module: IRModule,
     paths: Mapping[str, str],
     names: Sequence[str],
+    declared: Sequence[Declared | None],
     run: Callable[[Arrays], list["np.ndarray[Any, Any]"]],
     reference_name: str,
     **provenance: Any,
@@ -161,6 +166,7 @@ def _imported(
     fields = list(returned.fields) if hasattr(returned, "fields") else [returned]
     inputs = tuple(_spec(parameter.name, parameter.ty) for parameter in main.params)
     outputs = tuple(_spec(name, kind) for name, kind in zip(names, fields, strict=True))
+    check_outputs(outputs, declared)
     scores = outputs[0].shape
     return ImportedModel(
         name=request.name,

@@ -13,7 +13,8 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
-from tvmattend.frontend.faults import first_line
+from tvmattend.frontend.faults import OTHERWISE, first_line, reason
+from tvmattend.frontend.known_operators import OperatorCheck
 from tvmattend.frontend.rewriting import end_open_block
 
 _STANDARD = ("", "ai.onnx")
@@ -120,21 +121,31 @@ def to_relax(model: Any) -> IRModule:
 class _LocatingImporter(ONNXGraphImporter):  # type: ignore[misc]
     """TVM's importer, with the node at fault in its errors."""
 
+    def __init__(self, shapes: dict[str, list[Any]], dtypes: str | dict[str, str] | None) -> None:
+        super().__init__(shapes, dtypes)
+        self._operators = OperatorCheck(self.bb.lookup_binding)
+
     def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
+        name = str(attrs.get("tvm_custom", {}).get("name", ""))
+        message = f"operator `{op_name}` cannot be imported" + (f", node `{name}`" if name else "")
         try:
-            return super()._convert_operator(op_name, inputs, attrs, opset)
+            result = super()._convert_operator(op_name, inputs, attrs, opset)
         except Exception as error:  # converters raise what they like
-            name = str(attrs.get("tvm_custom", {}).get("name", ""))
             raise UnsupportedOperatorError(
-                f"operator `{op_name}` cannot be imported" + (f", node `{name}`" if name else ""),
-                f"{first_line(error)}; express it with other operators",
+                message, f"{reason(error)}; express it with other operators"
             ) from error
+        unknown = self._operators.unknown(result)
+        if unknown is not None:
+            raise UnsupportedOperatorError(
+                message, f"it becomes `{unknown}`, which cannot be compiled; {OTHERWISE}"
+            )
+        return result
 
 
-def _unsupported(operator: str, node: Any, reason: str) -> UnsupportedOperatorError:
+def _unsupported(operator: str, node: Any, why: str) -> UnsupportedOperatorError:
     return UnsupportedOperatorError(
         f"operator `{operator}` cannot be imported, node {_label(node)}",
-        f"{reason}; express it with convolutions, pools, element-wise or linear operators",
+        f"{why}; {OTHERWISE}",
     )
 
 

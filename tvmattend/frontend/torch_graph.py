@@ -14,7 +14,15 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
-from tvmattend.frontend.faults import first_line, quiet, source_line, unsupported, user_line
+from tvmattend.frontend.faults import (
+    first_line,
+    quiet,
+    reason,
+    source_line,
+    unsupported,
+    user_line,
+)
+from tvmattend.frontend.known_operators import OperatorCheck, makes_a_number
 from tvmattend.frontend.rewriting import end_open_block
 
 _EVAL_HINT = "call .eval() on the network before it is exported"
@@ -81,11 +89,13 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.paths: dict[str, str] = {}
+        self._operators = OperatorCheck(self._binding)
 
     def create_convert_map(self) -> dict[str, Callable[[Node], Any]]:
         """Wrap TVM's converters, and replace those whose results differ from PyTorch's."""
         converters = dict(super().create_convert_map())
         converters["upsample_nearest2d.vec"] = self._nearest
+        converters["elu.default"] = self._scaled_elu(converters["elu.default"])
         converters["avg_pool2d.default"] = _without_divisor(converters["avg_pool2d.default"])
         linear = "upsample_bilinear2d.vec"
         converters[linear] = self._whole_pixels(converters[linear])
@@ -102,13 +112,36 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
             try:
                 result = convert(node)
             except Exception as error:  # converters raise what they like
-                raise unsupported(node, first_line(error)) from error
+                raise unsupported(node, reason(error)) from error
+            unknown = self._operators.unknown(result)
+            if unknown is not None:
+                raise unsupported(node, f"it becomes `{unknown}`, which cannot be compiled")
             if isinstance(result, relax.Var):
+                if makes_a_number(self.block_builder.lookup_binding(result)):
+                    raise unsupported(node, "it reduces a whole tensor, batch and all, to a number")
                 # The first node wins: `getitem` of a tuple gives back the variable it names.
                 self.paths.setdefault(str(result.name), _module_path(node))
             return result
 
         return located
+
+    def _binding(self, variable: relax.Var) -> Any:
+        return self.block_builder.lookup_binding(variable)  # there is no builder before the import
+
+    def _scaled_elu(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+        """SELU is an ELU with a scale, which TVM's converter leaves out."""
+
+        def scaled(node: Node) -> Any:
+            given = dict(_arguments(node))
+            if given.get("input_scale", 1) != 1:
+                raise ValueError("`input_scale` has no counterpart in Relax")
+            result, scale = convert(node), float(given.get("scale", 1))
+            if scale == 1:
+                return result
+            factor = relax.const(scale, str(result.ty.dtype.dtype))
+            return self.block_builder.emit(relax.op.multiply(result, factor))
+
+        return scaled
 
     def _nearest(self, node: Node) -> Any:
         """PyTorch's `nearest` takes floor(index * in / out); TVM's converter rounds half pixels.

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Relax operators a network may consist of: those that are known to compile and be right.
+
+TVM's importers translate more than its compiler takes (`cumsum`, `sort`, `topk` fail in a later
+pass, without a word of the network) and some of it wrongly (`grid_sample`). What is not named
+here is refused where the network's own line is still known.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tvm import relax
+
+from tvmattend.frontend.rewriting import constant, op_name, parts
+
+_ELEMENTWISE = """
+    abs acos acosh add asin asinh astype atan atanh bitwise_and bitwise_not bitwise_or bitwise_xor
+    ceil clip cos cosh divide equal erf exp floor floor_divide floor_mod greater greater_equal
+    isfinite isinf isnan less less_equal log logical_and logical_not logical_or logical_xor maximum
+    minimum mod multiply negative not_equal power round rsqrt sigmoid sign sin sinh sqrt square
+    subtract tan tanh trunc where
+    nn.gelu nn.gelu_tanh nn.leakyrelu nn.prelu nn.relu nn.relu6 nn.selu nn.silu nn.softplus
+"""
+_REDUCTIONS = "argmax argmin max mean min prod std sum variance"
+_LAYERS = """
+    matmul nn.conv1d nn.conv1d_transpose nn.conv2d nn.conv2d_transpose nn.conv3d
+    nn.avg_pool1d nn.avg_pool2d nn.avg_pool3d nn.max_pool1d nn.max_pool2d nn.max_pool3d
+    nn.adaptive_avg_pool1d nn.adaptive_avg_pool2d nn.adaptive_avg_pool3d
+    nn.softmax nn.log_softmax nn.group_norm nn.instance_norm nn.layer_norm image.resize2d
+"""
+_MOVEMENT = """
+    arange broadcast_to concat expand_dims flatten flip full full_like nn.batch_flatten nn.pad ones
+    ones_like permute_dims repeat reshape slice_scatter split squeeze stack strided_slice take tile
+    zeros zeros_like
+"""
+
+
+def _full_names(text: str) -> frozenset[str]:
+    return frozenset(f"relax.{name}" for name in text.split())
+
+
+# In the canonical form.
+KNOWN = _full_names(_ELEMENTWISE + _REDUCTIONS + _LAYERS + _MOVEMENT)
+# Between import and canonical form, where they are folded away or refused with a reason of theirs.
+_PASSING = _full_names(
+    "nn.batch_norm nn.dropout shape_of shape_to_tensor tensor_to_shape size null_value"
+)
+_TO_A_NUMBER = _full_names(_REDUCTIONS)
+
+
+class OperatorCheck:
+    """Finds the first unknown operator among what one node of a network was translated into.
+
+    Args:
+        binding: Gives the expression behind a variable of the function that is being built, None
+            for its parameters.
+    """
+
+    def __init__(self, binding: Callable[[Any], Any]) -> None:
+        self._binding = binding
+        self._seen: set[Any] = set()
+
+    def unknown(self, result: Any) -> str | None:
+        """Give the name of an unknown operator that `result` needs and no result before it did."""
+        for call in self._new_calls(result):
+            name = op_name(call)
+            if name and name not in KNOWN | _PASSING:
+                return name
+        return None
+
+    def _new_calls(self, result: Any) -> Iterator[Any]:
+        waiting = list(result) if isinstance(result, list | tuple) else [result]
+        while waiting:
+            expression = waiting.pop()
+            if isinstance(expression, relax.Var):
+                if expression not in self._seen:
+                    self._seen.add(expression)
+                    waiting.append(self._binding(expression))
+                continue
+            if isinstance(expression, relax.Call):
+                yield expression
+            waiting.extend(parts(expression))
+
+
+def makes_a_number(call: Any) -> bool:
+    """Whether a call reduces a whole tensor to a single number, which no design space takes."""
+    if op_name(call) not in _TO_A_NUMBER or constant(call.args[0]) is not None:
+        return False
+    return len(call.ty.shape) == 0 and len(call.args[0].ty.shape) > 0

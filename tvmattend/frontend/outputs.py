@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network says that its outputs are, and whether the import agrees."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import torch
+from torch.export import ExportedProgram
+
+from tvmattend.errors import UnsupportedOperatorError
+from tvmattend.frontend.imported import TensorSpec
+
+# Extents (None where the network does not say) and NumPy's name of the element type.
+Declared = tuple[tuple[int | None, ...], str]
+
+
+def of_program(program: ExportedProgram) -> list[Declared | None]:
+    """Give what torch.export has found for each output; None for what is no tensor."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    values = [nodes[str(name)].meta.get("val") for name in program.graph_signature.user_outputs]
+    return [
+        (tuple(int(extent) for extent in value.shape), str(value.dtype).removeprefix("torch."))
+        if isinstance(value, torch.Tensor)
+        else None
+        for value in values
+    ]
+
+
+def of_graph(model: Any) -> list[Declared | None]:
+    """Give what ONNX's own shape inference finds for each output of a graph of fixed inputs.
+
+    The shapes that the file declares are passed over: they may be symbolic, or of another batch.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    return [_of_value(value) for value in found.graph.output]
+
+
+def _of_value(value: Any) -> Declared | None:
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    shape = tuple(
+        extent.dim_value if extent.HasField("dim_value") else None for extent in kind.shape.dim
+    )
+    return shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+
+
+def check_outputs(found: Sequence[TensorSpec], declared: Sequence[Declared | None]) -> None:
+    """Compare the outputs of the import with those of the network.
+
+    Raises:
+        UnsupportedOperatorError: They differ, so an operator was translated wrongly.
+    """
+    for spec, said in zip(found, declared, strict=True):
+        if said is None:
+            continue
+        shape, dtype = said
+        fits = len(shape) == len(spec.shape) and all(
+            theirs in {None, ours} for ours, theirs in zip(spec.shape, shape, strict=True)
+        )
+        if not fits or dtype != spec.dtype:
+            extents = ", ".join("?" if extent is None else str(extent) for extent in shape)
+            raise UnsupportedOperatorError(
+                f"output `{spec.name}` is {spec.dtype} {list(spec.shape)} after the import, "
+                f"but {dtype} [{extents}] in the network",
+                "an operator of it is translated wrongly; express it with convolutions, pools, "
+                "element-wise or linear operators",
+            )
