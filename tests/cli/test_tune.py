@@ -31,6 +31,7 @@ from tvmattend.errors import (
     ToolMissingError,
     TuningError,
 )
+from tvmattend.machine.kernels import KernelModel
 from tvmattend.target import parse_target
 from tvmattend.tuning.events import Building, Note, Planned, TrialDone
 from tvmattend.tuning.measure import Outcome
@@ -112,6 +113,46 @@ def test_a_target_that_is_not_this_machine_needs_a_board():
     assert "must be measured on a board" in str(result.exception)
     assert "--rpc HOST:PORT" in result.exception.hint
     assert "tvmattend device --emulate" in result.exception.hint
+
+
+def test_estimating_needs_no_board_and_says_so(monkeypatch, tmp_path):
+    """The default is one thread; a tracker in the environment is not asked for a board."""
+    monkeypatch.setenv("TVM_TRACKER_HOST", "127.0.0.1")
+    monkeypatch.setattr("tvmattend.tuning.session._tasks", lambda *_: ([matmul(), add_one()], None))
+    measurer = FakeMeasurer(origin="estimated", machine=KernelModel().describe())
+    monkeypatch.setattr(
+        "tvmattend.tuning.estimated.EstimatingMeasurer",
+        lambda *_: contextlib.nullcontext(measurer),
+    )
+    words = ("--model", "attendnext_tiny", "--estimate", "--trials", "4")
+    result = run(*words, "--json")
+    assert "note: kernels are estimated, and tuned, for one thread (--threads 1)" in result.stderr
+    assert "times will be estimated" in result.stderr
+    report = json.loads(result.stdout)
+    path = "tuning_logs/attendnext_tiny/cortex-a72/estimated/1-threads.jsonl"
+    assert (report["origin"], report["records"]) == ("estimated", str(tmp_path / path))
+    assert 0 < report["machine"]["model_error"] < 0.1
+    assert report["target"]["num-cores"] == 1
+    assert [path.name for path in (tmp_path / "tuning_logs").rglob("*.jsonl")] == [
+        "1-threads.jsonl"
+    ]
+    assert "note: kernels are estimated" not in run(*words, "--threads", 1).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "says"),
+    [
+        (("--target", "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76"), TargetError, "a76"),
+        (("--threads", "4"), TuningError, "one thread, not for 4"),
+        (("--rpc", "127.0.0.1:9"), SystemExit, "--estimate needs no board"),
+        (("--rpc-tracker", "127.0.0.1:9"), SystemExit, "--estimate needs no board"),
+        (("--rpc-key", "pi4"), SystemExit, "--estimate needs no board"),
+    ],
+)
+def test_what_an_estimate_refuses(words, error, says, tmp_path):
+    result = run("--model", "attendnext_tiny", "--estimate", *words, fails=error)
+    assert says in f"{result.exception} {result.output}"
+    assert not (tmp_path / "tuning_logs").exists()
 
 
 @pytest.mark.parametrize(

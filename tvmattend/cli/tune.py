@@ -19,6 +19,7 @@ from tvmattend.target import TargetSpec, parse_target
 if TYPE_CHECKING:
     from tvmattend.cli.tune_progress import Progress
     from tvmattend.device.endpoint import Endpoint
+    from tvmattend.tuning.estimated import Model
     from tvmattend.tuning.report import TunePlan, TuneReport
 
 _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
@@ -33,6 +34,11 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     help='A preset, "llvm -mtriple=... -mcpu=...", a JSON object, or a TVM tag.',
 )
 @click.option("--threads", type=int, metavar="N", help="Threads of a kernel. [default: cores]")
+@click.option(
+    "--estimate",
+    is_flag=True,
+    help="Need no board: estimate, one thread of a Cortex-A72. Records say `estimated`.",
+)
 @click.option("--rpc", metavar="HOST:PORT", help="Measure on the board that serves there.")
 @click.option(
     "--rpc-tracker",
@@ -118,6 +124,7 @@ def command(
     request: ModelRequest,
     target: str,
     threads: int | None,
+    estimate: bool,
     rpc: str | None,
     rpc_tracker: str | None,
     rpc_key: str | None,
@@ -136,14 +143,19 @@ def command(
     A second run goes on where the first one ended, Ctrl-C included; `build` uses what was recorded.
     """
     request.check()
-    spec = parse_target(target, threads)
+    spec = parse_target(target, 1 if estimate and threads is None else threads)
     if prune is not None:
         _prune(request, spec, output, prune, as_json)
         return
-    endpoint = _endpoint(spec, rpc, rpc_tracker, rpc_key)
+    if estimate:
+        if (rpc, rpc_tracker, rpc_key) != (None, None, None):
+            raise click.UsageError("--estimate needs no board; --rpc... does not go with it")
+        endpoint = None
+    else:
+        endpoint = _endpoint(spec, rpc, rpc_tracker, rpc_key)
     from tvmattend.cache import cache_root
     from tvmattend.cli.tune_progress import showing
-    from tvmattend.tuning.events import TuneOptions
+    from tvmattend.tuning.events import Note, TuneOptions
 
     log = log or cache_root() / "logs" / f"tune-{request.name}-{spec.name}.log"
     arguments = {
@@ -152,9 +164,12 @@ def command(
         "tuning_records": tuning_records,
         "cross_compiler": cross_compiler,
         "fusion": not no_fusion,
+        "model": _model() if estimate else None,
         "log": log,
     }
     with showing(log) as progress:
+        if estimate and threads is None:
+            progress(Note("kernels are estimated, and tuned, for one thread (--threads 1)"))
         if dry_run:
             from tvmattend.tuning import plan_tuning
 
@@ -197,6 +212,12 @@ def _stopped_politely() -> Iterator[None]:
     finally:
         for each, handler in zip(signals, before, strict=True):
             signal.signal(each, handler)
+
+
+def _model() -> "Model":
+    from tvmattend.machine.kernels import KernelModel
+
+    return KernelModel()
 
 
 def _endpoint(

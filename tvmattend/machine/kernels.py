@@ -5,17 +5,19 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import tvmattend
 from tvmattend.cache import Progress, prepared
-from tvmattend.device.emulated import EmulatedBoard, prepare
+from tvmattend.device.emulated import CORE, EmulatedBoard, find_qemu, prepare
 from tvmattend.errors import CompileError
 from tvmattend.machine.estimate import Estimate, estimate
-from tvmattend.machine.parameters import SHIPPED, Parameters
+from tvmattend.machine.instructions import require_llvm
+from tvmattend.machine.parameters import MODEL_ERROR, SHIPPED, Parameters
 from tvmattend.machine.replay import Program
-from tvmattend.machine.tracing import Settings, trace
+from tvmattend.machine.tracing import ProgramError, Settings, trace
 
 _SOURCE = Path(__file__).with_name("kernel_guest.c")
 _TARGET = "aarch64-linux-gnu.2.28"
@@ -102,3 +104,60 @@ def _build(place: Path) -> None:
             f"Zig cannot compile {_SOURCE.name}: {(lines or ['no message'])[0]}",
             "`pip install ziglang` brings a version that is known to work",
         )
+
+
+@dataclass(frozen=True)
+class KernelTrial:
+    """One run of a candidate kernel, as the tuner asks for it; goes to worker processes.
+
+    Attributes:
+        estimator: Runs it.
+    """
+
+    estimator: KernelEstimator
+
+    def __call__(
+        self, library: Path, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: Path
+    ) -> tuple[float | None, str]:
+        """Give the seconds of a kernel called `main`, or None and why it failed."""
+        given = [Argument(shape, dtype) for shape, dtype in arguments]
+        try:
+            return self.estimator(library, given, outputs=outputs).seconds, ""
+        except ProgramError as error:  # its message names files that will be gone
+            return None, f"CrashError: the kernel failed under QEMU (exit code {error.exit_code})"
+
+
+class KernelModel:
+    """The Cortex-A72 model as the tuner's machine (`tvmattend.tuning.estimated.Model`)."""
+
+    core = CORE
+
+    def check(self) -> None:
+        """Find the tools, which takes no time.
+
+        Raises:
+            ToolMissingError: QEMU or LLVM's tools are missing.
+        """
+        find_qemu()
+        require_llvm()
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the machine for tuning records; another `digest` means other estimates."""
+        digest = hashlib.sha256(repr(sorted(asdict(SHIPPED).items())).encode())
+        for source in sorted(Path(__file__).parent.glob("*.[ch]")):
+            digest.update(source.read_bytes())
+        digest.update(Path(__file__).with_name("instructions.py").read_bytes())
+        return {
+            "core": CORE,
+            "model": f"tvmattend.machine {tvmattend.__version__}",
+            "cores": 1,
+            "clock_mhz": SHIPPED.clock_hz / 1e6,
+            "governor": "",
+            "emulated": False,
+            "digest": digest.hexdigest()[:16],
+            "model_error": MODEL_ERROR[1],
+        }
+
+    def open(self) -> KernelTrial:
+        """Prepare the board and the guest program; errors as those of `kernel_estimator`."""
+        return KernelTrial(kernel_estimator())

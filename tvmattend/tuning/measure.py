@@ -154,14 +154,17 @@ class KernelMeasurer:
             linker = Linker(target, cross_compiler)
             self._builder = KernelBuilder(target, linker, self._directory.name, self._timeout)
             self._builder.warm_up()
-            with _importable():
-                if endpoint is None:
-                    self._runner = _local_runner(repetition, target.num_cores)
-                else:
-                    self._runner = _board_runner(repetition, endpoint, target.num_cores)
+            with importable():
+                self._runner = self._open_runner(repetition, target.num_cores)
         except BaseException:
             self.close()
             raise
+
+    def _open_runner(self, repetition: Repetition, threads: int) -> Any:
+        """What runs a kernel: MetaSchedule's runner, with its `pool` of processes."""
+        if self._endpoint is None:
+            return _local_runner(repetition, threads)
+        return _board_runner(repetition, self._endpoint, threads)
 
     def __enter__(self) -> "KernelMeasurer":  # noqa: PYI034  (Self came with Python 3.11)
         """Nothing to do: the workers are up."""
@@ -181,7 +184,7 @@ class KernelMeasurer:
         """Build a batch, as many at once as there are cores."""
         from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
-        with _importable():
+        with importable():
             modules = [item.schedule.mod for item in candidates if item.schedule is not None]
             products = iter(self._builder.build(modules))
         built: list[Artifact | Outcome] = []
@@ -204,7 +207,7 @@ class KernelMeasurer:
         from tvm.s_tir.meta_schedule.runner import RunnerInput
 
         given = RunnerInput(artifact.path, "cpu", artifact.args_info)
-        with _importable():
+        with importable():
             future = self._runner.run([given])[0]
             while not future.done():  # polled: a wait inside C++ would be deaf to Ctrl-C
                 time.sleep(0.005)
@@ -229,7 +232,7 @@ class KernelMeasurer:
         """Open a session in the worker process, where a board that hangs can be given up on."""
         if self._endpoint is None:
             return True
-        with _importable():
+        with importable():
             future = self._runner.pool.submit(workers.greet, self._endpoint)
             try:
                 future.result()
@@ -292,7 +295,7 @@ def _board_runner(repetition: Repetition, endpoint: Endpoint, threads: int) -> A
 
 
 @contextmanager
-def _importable() -> Iterator[None]:
+def importable() -> Iterator[None]:
     """Let worker processes import this package, however this process came by it."""
     home = str(Path(tvmattend.__file__).resolve().parent.parent)
     before = os.environ.get("PYTHONPATH")

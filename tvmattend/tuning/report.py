@@ -281,6 +281,12 @@ def describe_origin(origin: Origin | None, machine: Mapping[str, Any]) -> str:
         return "no board was given"
     if origin == "emulated":  # the board's own model says so too
         return f"{describe_machine(machine)}; {EMULATED_NOTE}"
+    if origin == "estimated":
+        return (
+            f"estimated by {describe_machine(machine)}, one thread at "
+            f"{machine['clock_mhz'] / 1e3:g} GHz; the model's mean error on published latencies "
+            f"of whole networks is {100 * machine['model_error']:.1f} %"
+        )
     return f"{origin} on {describe_machine(machine)}"
 
 

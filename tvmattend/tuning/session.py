@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmattend.codegen.link import link_command
 from tvmattend.device.endpoint import Endpoint
-from tvmattend.errors import TargetError
+from tvmattend.errors import TargetError, TuningError
 from tvmattend.frontend import ModelRequest
 from tvmattend.storage import require_room, temporary_directory
 from tvmattend.target import TargetSpec
@@ -25,9 +25,16 @@ from tvmattend.tuning.report import TaskPlan, TunePlan, TuneReport
 
 if TYPE_CHECKING:
     from tvmattend.transform import FusionReport
+    from tvmattend.tuning.estimated import Model
+    from tvmattend.tuning.measure import KernelMeasurer
 
 # Seconds a trial where no record says: building on two cores, then measuring.
-_TRIAL_SECS: Mapping[Origin | None, float] = {"measured": 0.8, "emulated": 3.0, None: 1.5}
+_TRIAL_SECS: Mapping[Origin | None, float] = {
+    "measured": 0.8,
+    "estimated": 0.6,
+    "emulated": 3.0,
+    None: 1.5,
+}
 
 # Of $TMPDIR: the kernels of a batch, their objects, and what the worker processes keep there.
 _TRIAL_BYTES = 64 << 20
@@ -45,6 +52,7 @@ class _Order:
     tuning_records: Sequence[Path]
     cross_compiler: str | None
     fusion: bool
+    model: "Model | None"
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ def tune(
     tuning_records: Sequence[Path] = (),
     cross_compiler: str | None = None,
     fusion: bool = True,
+    model: "Model | None" = None,
     log: Path | None = None,
     observer: Observer = ignore,
 ) -> TuneReport:
@@ -95,6 +104,7 @@ def tune(
         tuning_records: Files or directories of other records, whose points are tried early.
         cross_compiler: Linker to use instead of Zig.
         fusion: False tunes the kernels that `build` makes without fusion rules, for comparison.
+        model: Estimates in place of a board, one thread (`tvmattend.machine.kernels.KernelModel`).
         log: Takes what TVM and its worker processes print; None leaves that on the screen.
         observer: Told of everything that happens.
 
@@ -103,7 +113,7 @@ def tune(
         KeyboardInterrupt: Ctrl-C; every finished trial is recorded and the workers are gone.
     """
     order = _order(
-        request, target, endpoint, options, output, tuning_records, cross_compiler, fusion
+        request, target, endpoint, options, output, tuning_records, cross_compiler, fusion, model
     )
     with chatter_to(log):
         return _run(_start(order, observer, need_board=True), observer)
@@ -119,6 +129,7 @@ def plan_tuning(
     tuning_records: Sequence[Path] = (),
     cross_compiler: str | None = None,
     fusion: bool = True,
+    model: "Model | None" = None,
     log: Path | None = None,
     observer: Observer = ignore,
 ) -> TunePlan:
@@ -127,7 +138,7 @@ def plan_tuning(
     The arguments and errors are those of `tune`; a target that is not this machine needs no board.
     """
     order = _order(
-        request, target, endpoint, options, output, tuning_records, cross_compiler, fusion
+        request, target, endpoint, options, output, tuning_records, cross_compiler, fusion, model
     )
     with chatter_to(log):
         return _plan(_start(order, observer, need_board=False))
@@ -142,6 +153,7 @@ def _order(
     tuning_records: Sequence[Path],
     cross_compiler: str | None,
     fusion: bool,
+    model: "Model | None",
 ) -> _Order:
     return _Order(
         ModelRequest(request) if isinstance(request, str) else request,
@@ -152,6 +164,7 @@ def _order(
         tuning_records,
         cross_compiler,
         fusion,
+        model,
     )
 
 
@@ -161,11 +174,14 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
     request.check()
     if order.cross_compiler is not None:
         link_command(target, order.cross_compiler)
-    if order.endpoint is None and need_board and not target.is_host:
+    if order.model is not None:
+        _check_estimate(order, order.model)
+    elif order.endpoint is None and need_board and not target.is_host:
         raise TargetError(
             f"{target.name} is not this machine, so its kernels must be measured on a board",
             "give --rpc HOST:PORT of a board that runs `tvmattend device`; to try without one, "
-            "serve an emulated board with `tvmattend device --emulate cortex-a72`",
+            "serve an emulated board with `tvmattend device --emulate cortex-a72`, or (for a "
+            "cortex-a72) estimate with --estimate",
         )
     directory = records_directory(request.name, target, order.output)
     found = find_records(request.name, target, order.tuning_records)
@@ -174,6 +190,12 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
     path = None if origin is None else record_path(directory, origin, target.num_cores)
     earlier, faults = read_records(path) if path is not None and path.is_file() else ([], [])
     earlier = own_records(earlier, target, origin)
+    if (
+        order.model is not None and board is not None
+    ):  # another model's estimates are not comparable
+        earlier = [
+            each for each in earlier if each.machine.get("digest") == board.machine["digest"]
+        ]
     if need_board and path is not None:
         RecordFile(path).check_writable()
         require_room(temporary_directory(), _TRIAL_BYTES, "free some space there, or set TMPDIR")
@@ -181,10 +203,30 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
     return _Start(order, board, found, path, earlier, faults, tasks, fusion)
 
 
+def _check_estimate(order: _Order, model: "Model") -> None:
+    target = order.target
+    if order.endpoint is not None:
+        raise TuningError("an estimate needs no board, but one was given", "leave one of them out")
+    if target.cpu != model.core:
+        raise TargetError(
+            f"the target's core is {target.cpu}; the port model and the caches are those of a "
+            f"{model.core}",
+            f"estimate for --target {model.core}, or measure on a board with --rpc HOST:PORT",
+        )
+    if target.num_cores != 1:
+        raise TuningError(
+            f"kernels are estimated for one thread, not for {target.num_cores}",
+            "give --threads 1; `build` takes the records of the nearest number of threads",
+        )
+    model.check()
+
+
 def _reach(order: _Order, observer: Observer) -> _Board | None:
     from tvmattend.tuning.machine import board_machine, describe_machine, host_machine
 
     endpoint, target = order.endpoint, order.target
+    if order.model is not None:
+        return _Board(None, "estimated", order.model.describe())
     if endpoint is None:
         return _Board(None, "measured", host_machine()) if target.is_host else None
     from tvmattend.device.board import probe
@@ -216,7 +258,6 @@ def _tasks(
 
 def _run(start: _Start, observer: Observer) -> TuneReport:
     from tvmattend.tuning.cost import CostModel
-    from tvmattend.tuning.measure import KernelMeasurer, Repetition
     from tvmattend.tuning.run import TuningRun
 
     order, board, path = start.order, start.board, start.path
@@ -227,15 +268,7 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
     if plan.trials == 0:
         observer(Note(f"all {plan.done} trials are recorded; raise --trials to go on"))
     observer(Stage("starting the builder and the runner"))
-    repetition = Repetition(options.number, options.repeat, options.min_repeat_ms, options.timeout)
-    with KernelMeasurer(
-        order.target,
-        repetition,
-        board.endpoint,
-        board.origin,
-        board.machine,
-        order.cross_compiler,
-    ) as measurer:
+    with _measurer(order, board) as measurer:
         if start.earlier:
             observer(Stage(f"learning from {len(start.earlier)} recorded trials"))
         run = TuningRun(
@@ -252,6 +285,22 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
         )
         observer(Planned(plan))
         return run.run()
+
+
+def _measurer(order: _Order, board: _Board) -> "KernelMeasurer":
+    options = order.options
+    if order.model is not None:
+        from tvmattend.tuning.estimated import EstimatingMeasurer
+
+        return EstimatingMeasurer(
+            order.model, order.target, options.timeout, board.machine, order.cross_compiler
+        )
+    from tvmattend.tuning.measure import KernelMeasurer, Repetition
+
+    repetition = Repetition(options.number, options.repeat, options.min_repeat_ms, options.timeout)
+    return KernelMeasurer(
+        order.target, repetition, board.endpoint, board.origin, board.machine, order.cross_compiler
+    )
 
 
 def _plan(start: _Start) -> TunePlan:

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Candidates -> estimates: a model of the core stands where a board would.
+
+Each candidate runs once under QEMU. That run gives the counts for the estimate and the tensors
+for a check: an estimate of a kernel that computes something else would be worth nothing. Other
+work on this machine does not disturb an estimate, so all of a batch runs at once.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from tvmattend.target import TargetSpec
+from tvmattend.tuning.measure import (
+    Artifact,
+    Candidate,
+    KernelMeasurer,
+    Outcome,
+    Repetition,
+    importable,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Of a tensor's largest value. A sum of noise may cancel to almost nothing, so no element's own
+# size can be the measure; another order of summation changes far less than this.
+TOLERANCE = 1e-5
+
+# Seconds of the estimate, or None and why there is none.
+Result: TypeAlias = tuple[float | None, str]
+
+
+class Trial(Protocol):
+    """Runs one kernel, in a worker process: it must survive pickling."""
+
+    def __call__(
+        self, library: Path, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: Path
+    ) -> Result:
+        """Run `main` of a library on seeded tensors of these shapes and dtypes.
+
+        All tensors are written to `outputs` afterwards, one after the other.
+        """
+
+
+class Model(Protocol):
+    """A core without a board: `tvmattend.machine.kernels.KernelModel`, given by the caller."""
+
+    core: str
+
+    def check(self) -> None:
+        """Refuse early if a tool is missing."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Describe it for the records; `digest` tells its versions apart."""
+
+    def open(self) -> Trial:
+        """Prepare what runs kernels."""
+
+
+class EstimatingMeasurer(KernelMeasurer):
+    """Builds for the target and estimates instead of measuring; one thread.
+
+    The default point of a task is the reference that its other points are compared with, on the
+    same seeded inputs.
+
+    Args:
+        model: Gives the seconds.
+        target: What to build for, with the model's core.
+        timeout: Seconds for building a kernel, and again for running it.
+        machine: What the model says of itself.
+        cross_compiler: Linker to use instead of Zig.
+
+    Raises:
+        ToolMissingError: The linker, or something that the model needs, is missing.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        target: TargetSpec,
+        timeout: float,
+        machine: Mapping[str, Any],
+        cross_compiler: str | None = None,
+    ) -> None:
+        self._trial = model.open()
+        self._running: dict[str, tuple[Candidate, Future[Result]]] = {}
+        # Of each task the tensors after its default point, or why there are none.
+        self._references: dict[str, Path | str] = {}
+        repetition = Repetition(1, 1, 0, timeout)
+        super().__init__(target, repetition, None, "estimated", machine, cross_compiler)
+
+    def _open_runner(self, repetition: Repetition, threads: int) -> Any:
+        del threads
+        return _Runner(repetition.timeout)
+
+    def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
+        """Build a batch and start its runs; a task without a reference gets one first."""
+        defaults = self._missing_defaults(candidates)
+        built = super().build([*defaults, *candidates])
+        for candidate, product in zip([*defaults, *candidates], built, strict=True):
+            if isinstance(product, Artifact):
+                self._start(candidate, product)
+            elif _is_default(candidate):
+                self._references[candidate.task.key] = product.error
+        for product in built[: len(defaults)]:
+            if isinstance(product, Artifact):
+                self.run(product)
+                self.discard(product)
+        return built[len(defaults) :]
+
+    def run(self, artifact: Artifact) -> Outcome:
+        """Wait for a candidate's run, and compare what it computed."""
+        candidate, future = self._running.pop(artifact.path)
+        while not future.done():  # polled: a wait inside a lock would be deaf to Ctrl-C
+            time.sleep(0.005)
+        outcome = self._outcome(candidate, artifact, future)
+        if _is_default(candidate) and outcome.status != "ok":
+            self._references[candidate.task.key] = outcome.error
+        return outcome
+
+    def discard(self, artifact: Artifact) -> None:
+        """Remove a library and its tensors, unless they are a reference."""
+        super().discard(artifact)
+        tensors = _tensors(artifact)
+        if tensors not in self._references.values():
+            tensors.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Take back what has not begun, which would start processes anew; then end the rest."""
+        for _, future in self._running.values():
+            future.cancel()
+        super().close()
+
+    def _missing_defaults(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Default points that a run which goes on with earlier records did not try itself."""
+        import tvm
+
+        here = {item.task.key for item in candidates if _is_default(item)}
+        tasks = {item.task.key: item.task for item in candidates}
+        missing = []
+        for key, task in tasks.items():
+            if key in here or key in self._references:
+                continue
+            schedule: Any = tvm.s_tir.Schedule(task.mod)
+            point = task.space.default
+            try:
+                task.space.apply(schedule, point)
+            except (RuntimeError, ValueError) as error:  # TVM's ScheduleError is a RuntimeError
+                self._references[key] = f"{type(error).__name__}: {error}"
+            else:
+                missing.append(Candidate(task, point, schedule))
+        return missing
+
+    def _start(self, candidate: Candidate, artifact: Artifact) -> None:
+        arguments = [
+            (tuple(int(size) for size in info.shape), str(info.dtype))
+            for info in artifact.args_info
+        ]
+        with importable():
+            future = self._runner.pool.submit(
+                _run_here, self._trial, artifact.path, arguments, str(_tensors(artifact))
+            )
+        self._running[artifact.path] = candidate, future
+
+    def _outcome(
+        self, candidate: Candidate, artifact: Artifact, future: "Future[Result]"
+    ) -> Outcome:
+        try:
+            seconds, error = future.result()
+        except TimeoutError:
+            return Outcome("timeout", error=f"running took more than {self._timeout:g} s")
+        except ChildProcessError as died:
+            return Outcome("run-error", error=f"CrashError: the process that ran QEMU: {died}")
+        if seconds is None:
+            return Outcome("run-error", error=error)
+        key = candidate.task.key
+        if _is_default(candidate):
+            self._references.setdefault(key, _tensors(artifact))
+        reference = self._references[key]
+        if isinstance(reference, str):
+            return Outcome("run-error", error=f"nothing to compare with: the default: {reference}")
+        wrong = difference(reference, _tensors(artifact), artifact.args_info)
+        return Outcome("run-error", error=wrong) if wrong else Outcome("ok", (seconds,))
+
+
+class _Runner:
+    """Processes that run QEMU; MetaSchedule's pool, which knows how to give up on a job."""
+
+    def __init__(self, timeout: float) -> None:
+        from tvm.s_tir.meta_schedule.utils import cpu_count
+        from tvm.support.popen_pool import PopenPoolExecutor
+
+        self.pool = PopenPoolExecutor(max_workers=cpu_count(logical=True), timeout=timeout)
+
+
+def _run_here(
+    trial: Trial, library: str, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: str
+) -> Result:
+    """Runs in a worker process, so that a kernel that hangs can be given up on."""
+    tempfile.tempdir = str(Path(library).parent)  # a killed worker removes nothing itself
+    return trial(Path(library), arguments, Path(outputs))
+
+
+def difference(reference: Path, tensors: Path, args_info: Sequence[Any]) -> str:
+    """Compare all tensors of two runs.
+
+    Args:
+        reference: Tensors of the default point, one after the other.
+        tensors: Those of a candidate.
+        args_info: Shape and dtype of each (`TensorInfo`).
+
+    Returns:
+        What differs; empty if nothing does.
+    """
+    import numpy as np
+
+    expected, actual = reference.read_bytes(), tensors.read_bytes()
+    at = 0
+    for place, info in enumerate(args_info):
+        name, shape = str(info.dtype), [int(size) for size in info.shape]
+        dtype = np.dtype({"bfloat16": "uint16"}.get(name, name))
+        size = int(np.prod(shape)) * dtype.itemsize
+        first, second = (
+            np.frombuffer(data[at : at + size], dtype).reshape(shape) for data in (expected, actual)
+        )
+        at += size
+        error = _relative_error(first, second)
+        if error > TOLERANCE:
+            return (
+                f"WrongResultError: argument {place} differs from the default point's by "
+                f"{error:.1e} of its largest value (allowed: {TOLERANCE:g})"
+            )
+    if at != len(expected) or at != len(actual):
+        return f"WrongResultError: {len(actual)} bytes of tensors, expected {at}"
+    return ""
+
+
+def _relative_error(expected: "np.ndarray", actual: "np.ndarray") -> float:
+    """Largest difference, in units of the largest expected value; infinity for a new NaN."""
+    import numpy as np
+
+    if expected.dtype.kind != "f":
+        return 0.0 if np.array_equal(expected, actual) else float("inf")
+    first, second = expected.astype("float64"), actual.astype("float64")
+    finite = np.isfinite(first)
+    # Noise under a square root is NaN: that must be NaN in both, and an infinity the same one.
+    if not np.array_equal(first[~finite], second[~finite], equal_nan=True):
+        return float("inf")
+    if not np.isfinite(second[finite]).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    error = float(np.abs(first[finite] - second[finite]).max())
+    largest = float(np.abs(first[finite]).max())
+    return error / largest if largest else (float("inf") if error else 0.0)
+
+
+def _is_default(candidate: Candidate) -> bool:
+    return dict(candidate.point) == dict(candidate.task.space.default)
+
+
+def _tensors(artifact: Artifact) -> Path:
+    return Path(artifact.path).with_suffix(".tensors")
