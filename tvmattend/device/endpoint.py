@@ -96,10 +96,19 @@ def connect(endpoint: Endpoint, timeout: float = 10.0, session_timeout: float = 
     """
     if endpoint.key:
         host, port, match_key = request_board(endpoint, timeout)
-        board = Endpoint(host, port)
-    else:
-        check_reachable(endpoint, timeout)
-        board, match_key = endpoint, ""
+        return open_session(Endpoint(host, port), match_key, timeout, session_timeout)
+    return open_session(endpoint, "", timeout, session_timeout)
+
+
+def open_session(
+    board: Endpoint, match_key: str, timeout: float = 10.0, session_timeout: float = 0
+) -> Any:
+    """Open a session with a server, with the match key that a tracker gave for it if one did.
+
+    The arguments, result and errors are those of `connect`.
+    """
+    if not match_key:
+        check_reachable(board, timeout)
     try:
         return within(timeout, lambda: _session(board, match_key, session_timeout), close_session)
     except TimeoutError as error:
@@ -149,6 +158,17 @@ def check_tracker(endpoint: Endpoint, timeout: float = 10.0) -> None:
     """
     with _tcp(endpoint, timeout) as connection, _spoken_to(endpoint):
         wire.greet_tracker(connection)
+
+
+def tracker_summary(endpoint: Endpoint, timeout: float = 10.0) -> Any:
+    """What a tracker knows: `server_info` of its boards and `queue_info` of their keys; no TVM.
+
+    Raises:
+        BoardUnreachableError: The tracker does not answer, or is none.
+    """
+    with _tcp(endpoint, timeout, tracker=True) as connection, _spoken_to(endpoint):
+        wire.greet_tracker(connection)
+        return wire.ask_tracker(connection, [wire.TRACKER_SUMMARY])[1]
 
 
 def request_board(endpoint: Endpoint, timeout: float = 10.0) -> tuple[str, int, str]:
@@ -263,9 +283,10 @@ def _session(board: Endpoint, match_key: str, session_timeout: float) -> Any:
     return rpc.connect(board.host, board.port, match_key, session_timeout)
 
 
-def _tcp(endpoint: Endpoint, timeout: float) -> socket.socket:
-    remedy = _HOW_TO_TRACK if endpoint.key else _HOW_TO_SERVE
-    place = f"tracker {endpoint.address}" if endpoint.key else endpoint.address
+def _tcp(endpoint: Endpoint, timeout: float, tracker: bool = False) -> socket.socket:
+    tracker = tracker or bool(endpoint.key)
+    remedy = _HOW_TO_TRACK if tracker else _HOW_TO_SERVE
+    place = f"tracker {endpoint.address}" if tracker else endpoint.address
     try:
         connection = socket.create_connection((endpoint.host, endpoint.port), timeout)
     except socket.gaierror as error:

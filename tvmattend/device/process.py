@@ -40,6 +40,10 @@ class ServerOptions:
         board: Facts that the server tells its clients (see `BoardInfo`).
         verbose: Log every session on stderr.
         start_seconds: How long the server may take to be ready.
+        advertise: Host and port that the tracker gives to clients, where that is not what is
+            bound: behind a proxy or a forwarded port.
+        sysfs: Directory that holds the `/sys` to read clock and temperature from; None is the
+            board's own.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +52,8 @@ class ServerOptions:
     board: Mapping[str, Any] = field(default_factory=dict)
     verbose: bool = False
     start_seconds: float = 120.0
+    advertise: tuple[str, int] | None = None
+    sysfs: Path | None = None
 
 
 class ServerProcess:
@@ -215,8 +221,12 @@ def _arguments(
         words += ["--runtime", str(runtime)]
     if options.tracker is not None:
         words += ["--tracker", options.tracker.address, "--key", options.tracker.key]
-        if options.host not in {"0.0.0.0", "::", ""}:  # noqa: S104  (compared, not bound)
+        if options.advertise is not None:
+            words += ["--advertise", f"{options.advertise[0]}:{options.advertise[1]}"]
+        elif options.host not in {"0.0.0.0", "::", ""}:  # noqa: S104  (compared, not bound)
             words += ["--advertise", options.host]
+    if options.sysfs is not None:
+        words += ["--sysfs", str(options.sysfs)]
     if options.verbose:
         words.append("--verbose")
     return words

@@ -44,6 +44,10 @@ class Record:
         seed: The run's seed.
         time: When, UTC, ISO 8601.
         wall_secs: Seconds that the trial took, building and measuring; 0 if unknown.
+        conditions: The board's governor, clock, temperature and throttling `before` and `after`
+            the figures were taken, and what was `disturbed` in between; empty where it shows none.
+        sent: How often the kernel was sent to be measured: more than once after a fault.
+        quarantined: Whether it took the board down, so that no run ever sends it again.
     """
 
     task: str
@@ -61,6 +65,9 @@ class Record:
     seed: int = 0
     time: str = field(default_factory=lambda: utc_now())  # noqa: PLW0108  (defined below)
     wall_secs: float = 0.0
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    sent: int = 1
+    quarantined: bool = False
 
     @property
     def ok(self) -> bool:
@@ -71,6 +78,11 @@ class Record:
     def seconds(self) -> float:
         """Median seconds a call; infinity for a failure."""
         return statistics.median(self.run_secs) if self.run_secs else math.inf
+
+    @property
+    def spread(self) -> float:
+        """How far the figures lie apart, largest less smallest, as a share of the median."""
+        return (max(self.run_secs) - min(self.run_secs)) / self.seconds if self.run_secs else 0.0
 
     @property
     def threads(self) -> int:
@@ -84,13 +96,24 @@ class Record:
     def to_line(self) -> str:
         """The record as one line of JSON, newline included."""
         fields: dict[str, Any] = {"schema": SCHEMA}
-        for name in _FIELDS:
+        for name, default in _FIELDS.items():
             value = getattr(self, name)
-            fields[name] = list(value) if isinstance(value, tuple) else value
+            if name not in _OPTIONAL or value != default:
+                fields[name] = list(value) if isinstance(value, tuple) else value
+            if name == "run_secs" and self.run_secs:  # for whoever reads the file; not read back
+                fields |= {"median_secs": self.seconds, "spread": round(self.spread, 4)}
         return json.dumps(fields, separators=(",", ":"), allow_nan=False) + "\n"
 
 
-_FIELDS = tuple(Record.__dataclass_fields__)
+# Of later versions, hence not in every file: name, type, and what its absence means.
+_OPTIONAL: Mapping[str, tuple[type, Any]] = {
+    "conditions": (dict, {}),
+    "sent": (int, 1),
+    "quarantined": (bool, False),
+}
+_FIELDS: Mapping[str, Any] = {
+    name: _OPTIONAL[name][1] if name in _OPTIONAL else None for name in Record.__dataclass_fields__
+}
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "task": str,
     "key": str,
@@ -139,8 +162,11 @@ def parse_record(line: str) -> Record:
     for name, kind in _TYPES.items():
         if not isinstance(fields.get(name), kind) or isinstance(fields[name], bool):
             raise ValueError(f"`{name}` is missing or of a wrong type")  # noqa: TRY004
+    for name, (kind, _) in _OPTIONAL.items():
+        if name in fields and type(fields[name]) is not kind:
+            raise ValueError(f"`{name}` is of a wrong type")
     _check_values(fields)
-    known: dict[str, Any] = {name: fields.get(name) for name in _FIELDS}
+    known: dict[str, Any] = {name: fields.get(name, default) for name, default in _FIELDS.items()}
     known["run_secs"] = tuple(float(second) for second in fields["run_secs"])
     return Record(**known)
 

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of records: read line by line, appended to so that a crash tears nothing.
 
+The file is the journal of a run and the database of a build at once: a trial is reported when its
+line is on the disk, and what is not in the file did not happen.
+
 A file holds the trials of one network, target, origin and thread count:
 `tuning_logs/<model>/<target>/<origin>/<N>-threads.jsonl`. Each line repeats all of that but the
 network's name, so it may be copied elsewhere and still be understood. Only pruning rewrites.
 """
 
 import fcntl
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tvmattend.cache import cache_root
 from tvmattend.errors import RecordsError, StorageError
 from tvmattend.storage import directories_for, require_room
 from tvmattend.tuning.record import Origin, Record, parse_record
@@ -86,14 +92,72 @@ class RecordFile:
         Raises:
             StorageError: No space, no permission, or another fault of the file system.
         """
+        new = [self.path, *(place for place in self.path.parents if not place.exists())]
         try:
             with directories_for(self.path.parent), _locked(self.path) as handle:
-                _append_line(handle, record.to_line().encode("utf-8"))
+                if _append_line(handle, record.to_line().encode("utf-8")):
+                    for place in new:
+                        _settle_name(place)
         except OSError as error:
             raise StorageError(
                 f"cannot write the tuning record to `{self.path}`: {error.strerror}",
                 "free some space or give another directory with --output; earlier records are kept",
             ) from error
+
+    def repair(self) -> str:
+        """Make the last line whole again, after a power cut or a full disk.
+
+        Returns:
+            What was done, for a person; empty if the file was sound.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        if not self.path.is_file():
+            return ""
+        try:
+            with _locked(self.path) as handle:
+                return _mend(handle, self.path)
+        except OSError as error:
+            raise StorageError(
+                f"cannot repair the tuning records `{self.path}`: {error.strerror}",
+                "free some space, or give another directory with --output",
+            ) from error
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs away: two at once would try the same points, and miss the total.
+
+        The kernel gives the claim back when the process dies, however it dies.
+
+        Raises:
+            RecordsError: Another run has the file.
+            StorageError: The lock, which lies in the cache, cannot be made.
+        """
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        lock = cache_root() / "locks" / f"{name}.lock"
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stream = lock.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the lock `{lock}`: {error.strerror}",
+                "free some space, or set TVMATTEND_CACHE to a directory that can be written",
+            ) from error
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.seek(0)
+                raise RecordsError(
+                    f"another tuning run (process {stream.read().strip() or 'unknown'}) is writing "
+                    f"to `{self.path}`",
+                    "wait for it or stop it; for another experiment give another --output",
+                ) from error
+            stream.truncate(0)
+            stream.write(f"{os.getpid()}\n")
+            stream.flush()
+            yield
 
     def check_writable(self) -> None:
         """Find out before the work whether records can be kept; nothing is left behind.
@@ -134,7 +198,8 @@ def _locked(path: Path) -> Iterator[int]:
             os.close(handle)
 
 
-def _append_line(handle: int, line: bytes) -> None:
+def _append_line(handle: int, line: bytes) -> bool:
+    """Append, and say whether the file was empty before."""
     size = os.fstat(handle).st_size
     if size and os.pread(handle, 1, size - 1) != b"\n":
         line = b"\n" + line
@@ -146,6 +211,36 @@ def _append_line(handle: int, line: bytes) -> None:
     except OSError:
         os.ftruncate(handle, size)  # a full disk takes part of a line; take it back
         raise
+    return size == 0
+
+
+def _mend(handle: int, path: Path) -> str:
+    content = path.read_bytes()
+    tail = content[content.rfind(b"\n") + 1 :]
+    if not tail:
+        return ""
+    try:
+        json.loads(tail)
+    except ValueError:
+        os.ftruncate(handle, len(content) - len(tail))
+        done = (
+            f"the last line of `{path}` was torn (a trial was being written when the machine or "
+            f"the disk stopped): its {len(tail)} bytes are removed"
+        )
+    else:
+        os.write(handle, b"\n")
+        done = f"the last line of `{path}` had lost its end: mended"
+    os.fsync(handle)
+    return done
+
+
+def _settle_name(place: Path) -> None:
+    """Wait until the disk knows a new file or directory by its name."""
+    directory = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def record_path(directory: Path, origin: Origin, threads: int) -> Path:
@@ -158,7 +253,8 @@ def prune(records: Sequence[Record], keep: int) -> list[Record]:
 
     Args:
         records: Records of any kernels, origins and thread counts.
-        keep: How many to keep of each kernel, origin and thread count; failures go.
+        keep: How many to keep of each kernel, origin and thread count. Failures go, but for those
+            in quarantine: their kernels must not be sent again.
 
     Returns:
         The survivors in their old order, each point at most once.
@@ -171,7 +267,7 @@ def prune(records: Sequence[Record], keep: int) -> list[Record]:
         point = tuple(sorted(record.point.items()))
         if point not in group or record.seconds < group[point].seconds:
             group[point] = record
-    kept = {
+    kept = {id(record) for record in records if record.quarantined} | {
         id(record)
         for group in groups.values()
         for record in sorted(group.values(), key=lambda record: record.seconds)[:keep]

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .conditions import file_reader, read_conditions, vcgencmd
 from .sessions import Server, log
+from .status import Status, machine_facts
 from .tracker import Registration
 from .wire import BOARD_FUNCTION, ProtocolError
 
@@ -47,16 +49,32 @@ def load_runtime(directory: Path | None) -> None:
         ctypes.CDLL(str(extra))
 
 
-def register_board(facts: dict[str, Any]) -> None:
-    """Let clients ask what this board is, as JSON."""
+def register_board(facts: dict[str, Any]) -> dict[str, Any]:
+    """Let clients ask what this board is, as JSON; give that, too."""
     import tvm_ffi
 
     try:
         version = importlib.metadata.version("apache-tvm")
     except importlib.metadata.PackageNotFoundError:
         version = ""
-    text = json.dumps({"machine": platform.machine(), "tvm": version, **facts})
+    told = {"machine": platform.machine(), "tvm": version, **facts}
+    text = json.dumps(told)
     tvm_ffi.register_global_func(BOARD_FUNCTION, lambda: text, override=True)
+    return told
+
+
+def account(facts: dict[str, Any], sysfs: str) -> Status:
+    """Prepare what this server says of itself.
+
+    Args:
+        facts: What it tells its clients.
+        sysfs: Where `/sys` is looked for; under qemu-user the files are those of the machine
+            below, so nothing is read there unless a place is given.
+    """
+    silent = bool(facts.get("emulated")) and not sysfs
+    read, firmware = file_reader(sysfs), vcgencmd(sysfs)
+    cpu = {} if facts.get("emulated") else machine_facts(file_reader())
+    return Status({**cpu, **facts}, lambda: {} if silent else read_conditions(read, firmware))
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -68,6 +86,14 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _advertised(text: str | None, port: int) -> tuple[str | None, int]:
+    """What clients are told to connect to; another port than ours where a proxy stands before."""
+    if text is None:
+        return None, port
+    host, _, other = text.rpartition(":")
+    return _address(text) if host and other.isdigit() and not host.endswith(":") else (text, port)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Serve on a listening socket that the starter handed over."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -77,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--board", default="{}", help="facts about this board, JSON")
     parser.add_argument("--tracker", type=_address, help="HOST:PORT to register with")
     parser.add_argument("--key", default="", help="name at the tracker")
-    parser.add_argument("--advertise", help="host to give to the tracker's clients")
+    parser.add_argument("--advertise", help="HOST or HOST:PORT to give to the tracker's clients")
+    parser.add_argument("--sysfs", default="", help="directory that holds the board's /sys")
     parser.add_argument("--verbose", action="store_true", help="log every session")
     options = parser.parse_args(arguments)
 
@@ -94,10 +121,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ImportError, OSError) as error:
         log(f"cannot load TVM's runtime: {error}")
         return 1
-    register_board(json.loads(options.board))
+    told = register_board(json.loads(options.board))
     registration = None
     if options.tracker is not None:
-        address = (options.advertise, listener.getsockname()[1])
+        address = _advertised(options.advertise, listener.getsockname()[1])
         registration = Registration(options.tracker, options.key, address)
         try:
             registration.open()
@@ -105,5 +132,6 @@ def main(arguments: list[str] | None = None) -> int:
             log(f"tracker {options.tracker[0]}:{options.tracker[1]}: {error}")
             return 1
     print("ready", flush=True)  # noqa: T201
-    Server(listener, options.lifeline, registration, options.verbose).run()
+    status = account(told, options.sysfs)
+    Server(listener, options.lifeline, registration, status, options.verbose).run()
     return 0

@@ -15,8 +15,14 @@ RPC_MISMATCH = RPC_MAGIC + 2
 TRACKER_SUCCESS, TRACKER_PUT, TRACKER_REQUEST = 0, 3, 4
 TRACKER_UPDATE_INFO, TRACKER_SUMMARY, TRACKER_PENDING = 5, 6, 7
 
-# The global function by which a client learns what a server of ours knows about its machine.
+# Asks a server of ours for its status, without a session. TVM's own hangs up on it.
+ASK_MAGIC = 0x5F271
+
+# Global functions by which a client learns, as JSON, what a server of ours knows: about its
+# machine, about the session that it is asked in, and about clock and temperature right now.
 BOARD_FUNCTION = "tvmattend.board"
+SESSION_FUNCTION = "tvmattend.session"
+CONDITIONS_FUNCTION = "tvmattend.conditions"
 
 _MAX_KEY = 4096
 _MAX_TRACKER_MESSAGE = 1 << 20
@@ -39,6 +45,33 @@ def receive(connection: socket.socket, count: int) -> bytes:
             raise ProtocolError(f"the connection ended after {len(data)} of {count} bytes")
         data += chunk
     return data
+
+
+def first_word(connection: socket.socket) -> int | None:
+    """Look at the first int32 that a client sent, without taking it; None until it is there.
+
+    Raises:
+        ProtocolError: The client closed the connection.
+        OSError: It vanished.
+    """
+    try:
+        data = connection.recv(4, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+    if not data:
+        raise ProtocolError("the connection ended before the greeting")
+    return int(struct.unpack("<i", data)[0]) if len(data) == 4 else None
+
+
+def ask(connection: socket.socket) -> Any:
+    """Ask a server of ours for its status.
+
+    Raises:
+        ProtocolError: It is none.
+        OSError: It was silent for too long, or vanished.
+    """
+    connection.sendall(struct.pack("<i", ASK_MAGIC))
+    return receive_json(connection)
 
 
 def receive_int(connection: socket.socket) -> int:
