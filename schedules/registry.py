@@ -16,6 +16,7 @@ from schedules import (
     reduction,
     softmax,
     stages,
+    winograd_pixels,
 )
 from schedules.machines import Machine, machine_of
 from schedules.space import Choose, DesignSpace, Knob, Part
@@ -29,6 +30,7 @@ _CHOICES_A_STAGE = 4
 _BY_ANCHOR: dict[str, Callable[[Any, Stage, Machine], Part]] = {
     conv2d_pixels.NAME: conv2d_pixels.part,
     conv2d_channels.NAME: conv2d_channels.part,
+    winograd_pixels.NAME: winograd_pixels.part,
     dense.NAME: dense.part,
 }
 

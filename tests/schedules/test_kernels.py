@@ -7,91 +7,17 @@ import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_kernel import HOST, constants, convolution, lowered, relative, run_point
 from tvm import relax, s_tir
 
+from schedules import winograd_pixels
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.target import TargetSpec, parse_target
 from tvmattend.transform.layout import CHANNELS, PIXELS
-from tvmattend.transform.legalize import legalizations
-from tvmattend.transform.pipeline import machine_of
 from tvmattend.tuning.tasks import extract_tasks
 
-HOST = parse_target("host")
 # Accumulation order differs from PyTorch's; 1e-5 relative to the largest output is 100 ulp.
 TOLERANCE = 1e-5
-
-
-def lowered(function, args, target=HOST):
-    """Legalise and fuse the Relax function that `function(builder, *vars)` builds."""
-    builder = relax.BlockBuilder()
-    variables = [
-        relax.Var(f"x{i}", relax.TensorType(a.shape, "float32")) for i, a in enumerate(args)
-    ]
-    with builder.function("main", variables):
-        with builder.dataflow():
-            out = builder.emit_output(function(builder, *variables))
-        builder.emit_func_output(out)
-    with target.to_tvm() as machine:
-        del machine
-        passes = relax.transform
-        return tvm.transform.Sequential([
-            passes.LegalizeOps(legalizations(machine_of(target.to_tvm()))),
-            passes.AnnotateTIROpPattern(),
-            passes.FoldConstant(),
-            passes.FuseOps(),
-            passes.FuseTIR(),
-        ])(builder.get())
-
-
-def run_point(task, point, arrays):
-    """Schedule one kernel, compile it for the host and run it."""
-    use_vector_math()
-    schedule = s_tir.Schedule(task.mod)
-    task.space.apply(schedule, point)
-    library = tvm.compile(schedule.mod, target=HOST.to_tvm())
-    tensors = [tvm.runtime.tensor(array) for array in arrays]
-    library["main"](*tensors)
-    return tensors[-1].numpy()
-
-
-def relative(found, wanted):
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
-
-def constants(mod):
-    """Weights that the kernel call of `main` is given, in order."""
-    found = []
-
-    def visit(node):
-        if isinstance(node, tvm.ir.GenericConst) and hasattr(node.value, "numpy"):
-            found.append(node.value.numpy())
-
-    relax.analysis.post_order_visit(mod["main"], visit)
-    return found
-
-
-def convolution(layout, x, weight, stride, padding, groups, bias=None):
-    """Relax module of a convolution in one layout, and PyTorch's answer in the same layout."""
-    data = torch.from_numpy(x)
-    wanted = torch.nn.functional.conv2d(
-        data, torch.from_numpy(weight), None, stride, padding, 1, groups
-    )
-    if layout == CHANNELS:
-        data, wanted = data.permute(0, 2, 3, 1), wanted.permute(0, 2, 3, 1)
-    array = np.ascontiguousarray(data.numpy())
-
-    def function(builder, var):
-        return relax.op.nn.conv2d(
-            var,
-            relax.const(weight),
-            strides=stride,
-            padding=padding,
-            groups=groups,
-            data_layout=layout,
-            kernel_layout="OIHW",
-        )
-
-    return array, lowered(function, [array]), np.ascontiguousarray(wanted.numpy())
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -117,6 +43,9 @@ def test_convolutions_of_any_shape(
     array, mod, wanted = convolution(layout, x, weight, stride, padding, columns)
     (task,) = extract_tasks(mod, HOST)
     family = "conv2d_pixels" if layout == PIXELS else "conv2d_channels"
+    shape = (height, per_in, per_out, kernel, stride, (*padding, *padding))
+    if layout == PIXELS and winograd_pixels.applies(*shape):
+        family = winograd_pixels.NAME
     assert task.space.kernel == family
     points = list(task.space.points(seed=1))
     point = data.draw(st.sampled_from([points[0], points[len(points) // 2], points[-1]]))

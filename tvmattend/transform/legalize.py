@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relax operators -> the TensorIR computations of `schedules/`, with weights packed for them.
 
-    relax.nn.conv2d (NCHW) -> schedules.conv2d_pixels      relax.nn.conv2d (NHWC) -> conv2d_channels
-    relax.matmul(x, const) -> schedules.dense              everything else        -> TVM's own
+    relax.nn.conv2d (NCHW) -> schedules.winograd_pixels or conv2d_pixels
+    relax.nn.conv2d (NHWC) -> schedules.conv2d_channels
+    relax.matmul(x, const) -> schedules.dense
+    everything else        -> TVM's own
 
 A weight that is not a constant, a dilated convolution or another data layout has TVM's own
 computation, which runs, without a register block.
@@ -11,7 +13,7 @@ computation, which runs, without a register block.
 from collections.abc import Callable
 from typing import Any
 
-from schedules import conv2d_channels, conv2d_pixels, dense
+from schedules import conv2d_channels, conv2d_pixels, dense, winograd_pixels
 from schedules.machines import Machine
 
 Legalization = Callable[[Any, Any], Any]
@@ -42,7 +44,16 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
         if not ours:
             return _default("relax.nn.conv2d")(builder, call)
         array = weight.value.numpy()
-        if attrs.data_layout == "NCHW":
+        channels, height = array.shape[1], int(call.args[0].ty.shape[2])
+        if attrs.data_layout == "NCHW" and winograd_pixels.applies(
+            height, channels, array.shape[0] // groups, array.shape[2:], strides, padding
+        ):
+            packed = winograd_pixels.pack(array, groups)
+
+            def compute(x: Any, w: Any) -> Any:
+                return winograd_pixels.conv2d(x, w, machine)
+
+        elif attrs.data_layout == "NCHW":
             packed = conv2d_pixels.pack(array, groups)
 
             def compute(x: Any, w: Any) -> Any:

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""3x3 convolution of stride 1 in NCHW by F(4, 3) down the rows, pixels as the vector axis.
+
+    slab[c, k, t, q] = (B^T d)[k],    d = rows 4 t - 1 ... 4 t + 4 of channel c, at column q - 1
+    acc[k, f, q]     = sum over c, j of slab[c, k, q + j] * u[k, c, j, f]
+    out[f, 4 t + m, x] = (A^T acc[:, f, t * S + x])[m]
+
+Half the multiply-adds of `conv2d_pixels`, and like there the rows of tiles lie one behind the other
+with a pitch of S pixels, so that vectors run across their ends. A job is a slab of T rows of tiles
+of one column; its transformed input and its products stay in the cache.
+"""
+
+import math
+from typing import Any
+
+from schedules import blocks, winograd
+from schedules.conv2d_pixels import Slab
+from schedules.machines import Machine
+from schedules.softmax import place_rows
+from schedules.space import Choose, Knob, Part
+from schedules.stages import Stage
+
+NAME = "winograd_pixels"
+
+# Fewer channels a column do not pay for the transforms.
+_FEWEST_CHANNELS = 6
+
+
+def applies(
+    height: int,
+    channels: int,
+    features: int,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+) -> bool:
+    """Whether a convolution is computed this way.
+
+    Args:
+        height: Rows of the map.
+        channels: Of one column.
+        features: Of one column.
+        kernel: Down, across.
+        strides: Down, across.
+        padding: Top, left, bottom, right.
+    """
+    return (
+        kernel == (winograd.TAPS, winograd.TAPS)
+        and strides == (1, 1)
+        and padding == (1, 1, 1, 1)
+        and height % winograd.OUTPUTS == 0
+        and min(channels, features) >= _FEWEST_CHANNELS
+    )
+
+
+def choose_slab(
+    height: int, width: int, channels: int, features: int, groups: int, machine: Machine
+) -> Slab:
+    """The rows of tiles of a job, their pitch, and the vectors that cover them.
+
+    Args:
+        height: Rows of the map; a multiple of four.
+        width: Its columns.
+        channels: Of one column.
+        features: Of one column.
+        groups: Columns.
+        machine: Lanes, first-level cache and threads.
+    """
+    tiles = height // winograd.OUTPUTS
+    best: tuple[float, Slab] | None = None
+    for rows in blocks.divisors(tiles):
+        for pitch in range(width + 2, width + 6):
+            vectors = -(-((rows - 1) * pitch + width) // machine.lanes)
+            slab = Slab(rows, pitch, vectors)
+            size = 4 * winograd.INPUTS * (channels + features) * vectors * machine.lanes
+            cost = slab.waste(width, machine.lanes)
+            # Each doubling beyond the first-level cache costs about a hundredth.
+            cost += 0.01 * max(0.0, math.log2(size / machine.l1_bytes))
+            # A job reads all weights of its column once more.
+            cost += 0.03 / rows
+            cost += 0.5 if groups * (tiles // rows) % machine.threads else 0.0
+            cost += 0.0 if vectors % 2 == 0 or vectors % 3 == 0 or vectors == 1 else 0.1
+            if best is None or cost < best[0] - 1e-9:
+                best = (cost, slab)
+    assert best is not None  # noqa: S101  (a height has at least the divisor 1)
+    return best[1]
+
+
+def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
+    """The computation, cut into slabs.
+
+    Args:
+        x: te.Tensor [N, C, H, W], H a multiple of four.
+        weight: te.Tensor [G, 6, C / G, 3, F] from `pack`, with F output channels a column.
+        machine: Decides the slab.
+
+    Returns:
+        te.Tensor [N, G * F, H, W].
+    """
+    from tvm import te, tirx
+
+    batch, _, height, width = (int(extent) for extent in x.shape)
+    groups, points, per_group, kw, features = (int(extent) for extent in weight.shape)
+    slab = choose_slab(height, width, per_group, features, groups, machine)
+    rows, pitch, lanes = slab.rows, slab.pitch, machine.lanes
+    chunks = height // winograd.OUTPUTS // rows
+    # The last vectors read beyond the last row.
+    stored = -(-(slab.vectors * lanes + kw - 1) // pitch)
+    zero, one = tirx.const(0.0, x.dtype), tirx.const(1.0, x.dtype)
+
+    def transformed(n: Any, g: Any, chunk: Any, k: Any, rc: Any, t: Any, q: Any) -> Any:
+        c = g * per_group + rc
+        y = (chunk * rows + t) * winograd.OUTPUTS - 1
+        bottom = y + winograd.INPUTS - 1
+        # A weight of zero, not a branch: LLVM spills odd vectors that a branch carries.
+        reads = [tirx.max(y, 0), *(y + i for i in range(1, winograd.INPUTS - 1))]
+        reads.append(tirx.min(bottom, height - 1))
+        first = tirx.Select(y >= 0, one, zero)
+        last = tirx.Select(bottom < height, one, zero)
+        values = winograd.transform_inputs([x[n, c, at, q - 1] for at in reads], first, last)
+        inside = [q >= 1, q < width + 1] + ([t < rows] if stored > rows else [])
+        return tirx.if_then_else(tirx.all(*inside), winograd.pick(k, values), zero)
+
+    shape = (batch, groups, chunks, points, per_group, stored, pitch)
+    line = te.compute(shape, transformed, name="slab")
+    rc = te.reduce_axis((0, per_group), "rc")
+    rx = te.reduce_axis((0, kw), "rx")
+
+    def product(n: Any, g: Any, chunk: Any, k: Any, f: Any, vector: Any, lane: Any) -> Any:
+        q = vector * lanes + lane + rx
+        pixel = line[n, g, chunk, k, rc, q // pitch, q % pitch]
+        return te.sum(pixel * weight[g, k, rc, rx, f], axis=[rc, rx])
+
+    shape = (batch, groups, chunks, points, features, slab.vectors, lanes)
+    acc = te.compute(shape, product, name=NAME)
+    slab_rows = rows * winograd.OUTPUTS
+
+    def output(n: Any, c: Any, y: Any, xx: Any) -> Any:
+        q = (y % slab_rows) // winograd.OUTPUTS * pitch + xx
+        at = (c % features, q // lanes, q % lanes)
+        products = [acc[(n, c // features, y // slab_rows, k, *at)] for k in range(points)]
+        return winograd.pick(y % winograd.OUTPUTS, winograd.transform_outputs(products))
+
+    return te.compute((batch, groups * features, height, width), output, name="columns")
+
+
+def pack(weight: Any, groups: int) -> Any:
+    """OIHW array [G * F, C / G, 3, 3] -> [G, 6, C / G, 3, F], transformed."""
+    out, per_group, _, kw = weight.shape
+    shape = (groups, out // groups, per_group, winograd.INPUTS, kw)
+    return winograd.transform_weights(weight).reshape(shape).transpose(0, 3, 2, 4, 1).copy()
+
+
+def part(sch: Any, stage: Stage, machine: Machine) -> Part:
+    """Register blocks of features x vectors, and whether the three taps are unrolled."""
+    assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
+    iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
+    batch, groups, chunks, _, features, vectors = (int(var.dom.extent) for var in iters[:6])
+    tiles = [
+        (f, v)
+        for f in blocks.divisors(features)
+        for v in blocks.divisors(vectors, 8)
+        if f * v <= machine.accumulators
+    ]
+
+    # Each step of the reduction loads v vectors and f weights for f * v multiply-adds.
+    def cost(tile: tuple[int, int]) -> float:
+        f, v = tile
+        return (f + v) / (f * v) + (0.2 if f * v < 8 else 0.0)
+
+    code = {f * 100 + v: (f, v) for f, v in sorted(tiles, key=cost)[:8]}
+    knobs = (Knob("tile", tuple(code), next(iter(code))), Knob("unroll_taps", (0, 1), 0))
+
+    def schedule(sch: Any, choose: Choose) -> None:
+        plan = (code[choose("tile")], bool(choose("unroll_taps")))
+        _schedule(sch, stage, machine, (groups, chunks), plan, batch * groups * chunks > 1)
+
+    return Part(knobs, schedule)
+
+
+def _schedule(
+    sch: Any,
+    stage: Stage,
+    machine: Machine,
+    cut: tuple[int, int],
+    plan: tuple[tuple[int, int], bool],
+    parallel: bool,
+) -> None:
+    (groups, chunks), (tile, unroll_taps) = cut, plan
+    conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
+    n, c, y, x = sch.get_loops(out)
+    g, f = sch.split(c, [groups, None])
+    chunk, row, m = sch.split(y, [chunks, None, winograd.OUTPUTS])
+    finish_softmax = None
+    if stage.softmax is None:
+        # The four rows of a tile side by side: they share most of their sums.
+        across, lane = sch.split(x, [None, _whole(int(sch.get(x).extent), machine)])
+        sch.reorder(n, g, chunk, f, row, across, m, lane)
+        sch.unroll(m)
+        sch.vectorize(lane)
+    else:
+        sch.reorder(n, g, chunk, row, m, f, x)
+        finish_softmax = place_rows(sch, stage.softmax, m, machine, innermost=False)
+        blocks.vectorize_innermost(sch, out, machine.lanes)
+    job = sch.fuse(n, g, chunk)
+    sch.compute_at(conv, job, preserve_unit_loops=True)
+    (slab,) = (sch.get_sblock(pad, func_name="main") for pad in stage.pads)
+    sch.compute_at(slab, job, preserve_unit_loops=True)
+    _fill_slab(sch, slab, machine)
+    if parallel:
+        sch.parallel(job)
+    if finish_softmax is not None:
+        finish_softmax()
+
+    *_, k, f, vector, lane, rc, rx = sch.get_loops(conv)
+    f_out, f_in = sch.split(f, [None, tile[0]])
+    v_out, v_in = sch.split(vector, [None, tile[1]])
+    sch.reorder(k, v_out, f_out, rc, rx, f_in, v_in, lane)
+    if unroll_taps:
+        sch.unroll(rx)
+    registers = sch.cache_write(conv, 0, blocks.REGISTERS)
+    sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
+    blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
+    init = sch.decompose_reduction(conv, rc)
+    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
+    blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
+
+
+def _whole(width: int, machine: Machine) -> int:
+    """The longest divisor of a row that is at most four vectors; LLVM splits it into vectors."""
+    return max(blocks.divisors(width, 4 * machine.lanes))
+
+
+def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
+    """Zero the slab, then transform what lies inside the map, all points of a pixel at once."""
+    zeros = sch.decompose_padding(slab, sch.get_loops(slab)[1])
+    *_, k, c, t, q = sch.get_loops(slab)
+    across, lane = sch.split(q, [None, _whole(int(sch.get(q).extent), machine)])
+    sch.reorder(c, t, across, k, lane)
+    sch.unroll(k)
+    sch.vectorize(lane)
+    _, *inner = sch.get_loops(zeros)
+    fused = sch.fuse(*inner)
+    length = blocks.vector_length(int(sch.get(fused).extent), machine.lanes)
+    _, lane = sch.split(fused, [None, length])
+    sch.vectorize(lane)
