@@ -136,6 +136,12 @@ class BenchmarkError(TvmattendError):
     exit_code = 21
 
 
+class SignatureError(TvmattendError):
+    """A signature that is missing or does not fit, or a key that cannot be read."""
+
+    exit_code = 23
+
+
 class FusionError(TvmattendError):
     """`--strict-fusion` was given and a DC-AC block was not fused."""
 

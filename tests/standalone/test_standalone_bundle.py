@@ -66,7 +66,7 @@ def test_the_standalone_one_holds_nothing_of_tvm(bundles: dict[str, Path]) -> No
     assert names == {
         "README.md", "attendnext_tiny.h", "attendnext_tiny.hpp", "golden.npz",
         "libattendnext_tiny.a", "libattendnext_tiny.so", "manifest.json",
-        "tvmattend_runtime.py", "tvmattend_standalone.py",
+        "tvmattend_runtime.py", "tvmattend_signature.py", "tvmattend_standalone.py",
     }  # fmt: skip
     manifest = verify(bundles["standalone"])
     assert (manifest.format, manifest.library) == ("standalone", "libattendnext_tiny.so")

@@ -34,11 +34,12 @@ from tvmattend.bundle.manifest import (
 )
 from tvmattend.cache import Progress
 from tvmattend.errors import BundleError, OutputExistsError, StorageError
-from tvmattend.runtime import network, standalone
+from tvmattend.runtime import network, signature, standalone
 from tvmattend.target import TargetSpec
 
 WRAPPER = "tvmattend_runtime.py"
 LOADER = "tvmattend_standalone.py"
+SIGNATURE_CHECK = "tvmattend_signature.py"
 
 Arrays = Sequence["np.ndarray[Any, Any]"]
 
@@ -149,7 +150,7 @@ def _check_replaceable(place: Path, force: bool) -> None:
             f"{place} is there, is not empty and is not a bundle",
             "choose another --output; --force replaces bundles only",
         ) from None
-    known = {"manifest.json", *files}
+    known = {"manifest.json", signature.FILE, *files}
     strangers = [
         found.relative_to(place).as_posix()
         for found in sorted(place.rglob("*"))
@@ -250,6 +251,7 @@ def _check_contents(contents: BundleContents) -> None:
 
 def _fill(staging: Path, contents: BundleContents, libraries: Mapping[str, Path]) -> None:
     sources = {contents.library_name: contents.library, WRAPPER: Path(network.__file__)}
+    sources[SIGNATURE_CHECK] = Path(signature.__file__)
     sources |= {path.name: path for path in contents.extra}
     sources |= {f"lib/{name}": path for name, path in libraries.items()}
     if contents.format == "standalone":

@@ -11,7 +11,8 @@ from zipfile import BadZipFile
 
 import click
 
-from tvmattend.errors import InputError, StorageError
+from tvmattend.cli.bundle_options import rpc_option, signature_option
+from tvmattend.errors import BundleError, InputError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +33,7 @@ _ELSEWHERE = "free some space there, or choose another --output"
     metavar="IMAGE|FILE.npy|FILE.npz|random",
     help="A photograph, an array, an array for each input by its name, or seeded noise.",
 )
-@click.option("--rpc", metavar="HOST:PORT", help="Run on the board that serves there.")
+@rpc_option("Run on the board that serves there.")
 @click.option(
     "--top", default=5, show_default=True, type=click.IntRange(1), help="Classes to name."
 )
@@ -42,6 +43,7 @@ _ELSEWHERE = "free some space there, or choose another --output"
     "--threads", type=click.IntRange(1), help="Threads. [default: what the bundle was built for]"
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write the outputs: .npy or .npz.")
+@signature_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     bundle: Path,
@@ -52,6 +54,7 @@ def command(
     warmup: int,
     threads: int | None,
     output: Path | None,
+    require_signature: Path | None,
     as_json: bool,
 ) -> None:
     """Run BUNDLE on an input, here or on a board, and time it.
@@ -60,7 +63,7 @@ def command(
     the timed runs, taken where the network runs.
     """
     _check_files(source, output)
-    with open_bundle(bundle, rpc, threads) as net:
+    with open_bundle(bundle, rpc, threads, require_signature) as net:
         if output is not None and output.suffix == ".npy" and len(net.outputs) > 1:
             raise InputError(
                 f"the network has {len(net.outputs)} outputs", "give --output FILE.npz"
@@ -97,7 +100,9 @@ def _check_files(source: str, output: Path | None) -> None:
         raise StorageError(f"{output.absolute().parent} cannot be written to", _ELSEWHERE)
 
 
-def open_bundle(bundle: Path, rpc: str | None, threads: int | None) -> Any:
+def open_bundle(
+    bundle: Path, rpc: str | None, threads: int | None, require_signature: Path | None = None
+) -> Any:
     """Give a context with the network: in this process, or on a board.
 
     Raises:
@@ -106,10 +111,10 @@ def open_bundle(bundle: Path, rpc: str | None, threads: int | None) -> Any:
     if rpc is None:
         from tvmattend.runtime import load
 
-        return nullcontext(load(bundle, threads))
+        return nullcontext(load(bundle, threads, require_signature))
     from tvmattend.runtime.remote import load_remote
 
-    return load_remote(bundle, rpc, threads)
+    return load_remote(bundle, rpc, threads, require_signature)
 
 
 def describe(net: "Network", bundle: Path) -> dict[str, Any]:
@@ -183,6 +188,12 @@ def _top(net: "Network", outputs: tuple[Any, ...], top: int) -> list[list[dict[s
     if not np.isfinite(outputs[0]).all():
         click.echo("note: the outputs hold infinities or NaN; no class is likeliest", err=True)
         return None
+    if outputs[0].size % net.manifest["classes"]:
+        raise BundleError(
+            f"{net.manifest['model']}: its {outputs[0].size} scores are not a multiple of the "
+            f"{net.manifest['classes']} classes that its manifest gives",
+            "build the bundle again",
+        )
     rows = outputs[0].reshape(-1, net.manifest["classes"])
     return [[prediction._asdict() for prediction in net.ranked(row, top)] for row in rows]
 

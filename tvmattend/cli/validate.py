@@ -7,24 +7,32 @@ from pathlib import Path
 
 import click
 
+from tvmattend.cli.bundle_options import rpc_option, signature_option
 from tvmattend.cli.run import describe, open_bundle, place_of
 from tvmattend.errors import ValidationError
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--rpc", metavar="HOST:PORT", help="Run on the board that serves there.")
+@rpc_option("Run on the board that serves there.")
 @click.option(
     "--threads", type=click.IntRange(1), help="Threads. [default: what the bundle was built for]"
 )
+@signature_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: Path, rpc: str | None, threads: int | None, as_json: bool) -> None:
+def command(
+    bundle: Path,
+    rpc: str | None,
+    threads: int | None,
+    require_signature: Path | None,
+    as_json: bool,
+) -> None:
     """Compare BUNDLE's outputs with the reference that ships in it, here or on a board.
 
     The error of a golden vector is max|y - ref| / max|ref|; one above the bundle's tolerance
     is a failure.
     """
-    with open_bundle(bundle, rpc, threads) as net:
+    with open_bundle(bundle, rpc, threads, require_signature) as net:
         report = describe(net, bundle)
         tolerance = float(net.manifest["tolerance"])
         errors = net.golden_errors()

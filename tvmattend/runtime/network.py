@@ -11,6 +11,8 @@
 This one file is copied verbatim into every bundle as `tvmattend_runtime.py`. It needs Python 3.9
 and numpy (Pillow, to open image files); for a bundle of the format `vm` also the apache-tvm-ffi
 wheel, for a `standalone` one `standalone.py`, which the bundle has as `tvmattend_standalone.py`.
+To require a signature it needs `cryptography` and `signature.py` (`tvmattend_signature.py`); an
+application that does so keeps these files itself, for those in a bundle are its maker's.
 Every error carries `exit_code` and `hint`.
 """
 
@@ -20,6 +22,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -27,10 +30,13 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -77,6 +83,12 @@ class InputError(DeviceError):
     exit_code = 17
 
 
+class SignatureError(DeviceError):
+    """A signature that is missing or does not fit, or a key that cannot be read."""
+
+    exit_code = 23
+
+
 class TensorSpec(NamedTuple):
     """One input or output of the network: e.g. `("x", (1, 3, 224, 224), "float32", "NCHW")`."""
 
@@ -94,32 +106,41 @@ class Prediction(NamedTuple):
     probability: float
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> Network:
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    require_signature: str | os.PathLike[str] | bytes | None = None,
+) -> Network:
     """Load a bundle; every file is checked before anything of it is loaded.
 
     Args:
         path: The bundle's directory.
         threads: Threads that run the kernels; by default as many as the bundle was compiled for,
             or as the CPUs that this process may use if those are fewer.
+        require_signature: An Ed25519 public key: a file (PEM or OpenSSH), or as `bytes` its
+            content. Without the signature of that key over the manifest nothing is loaded, and
+            code is loaded from a copy in memory, which nobody can change behind the check.
 
     Raises:
         BundleError: A file is missing, damaged or not the bundle's.
         BundleMismatchError: Made for another architecture, CPU, or version of the runtime.
+        SignatureError: The signature is missing or another's, or the key cannot be read.
         InputError: More threads than CPUs.
-        ToolMissingError: apache-tvm-ffi is not installed.
+        ToolMissingError: apache-tvm-ffi is not installed, or `cryptography` for a signature.
     """
     directory = Path(path)
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory, require_signature)
     check_files(directory, manifest["files"])
     check_machine(manifest["target"])
     cpus = len(os.sched_getaffinity(0))
     if threads is not None and not 1 <= threads <= cpus:
         raise InputError(f"threads={threads}, but this process may use {cpus} CPUs")
     count = threads or min(int(manifest["threads"]), cpus)
+    code = Code(directory, manifest["files"], private=require_signature is not None)
     if manifest["format"] == "standalone":
-        return Network(directory, manifest, _LocalLibrary(directory, manifest, count))
-    tvm_ffi = _load_runtime(directory, manifest)
-    return Network(directory, manifest, _LocalVM(tvm_ffi, directory, manifest, count))
+        return Network(directory, manifest, _LocalLibrary(code, manifest, count))
+    tvm_ffi = _load_runtime(code, manifest)
+    return Network(directory, manifest, _LocalVM(tvm_ffi, code, manifest, count))
 
 
 class Network:
@@ -173,14 +194,28 @@ class Network:
         # By score: shares of widely spread scores all round to 0.
         order = np.argsort(-logits, kind="stable")[: max(top, 1)]
         labels = self.manifest["labels"]
-        return [Prediction(int(i), labels[i] if labels else None, float(shares[i])) for i in order]
+        names = dict(enumerate(labels or ()))
+        return [Prediction(int(i), names.get(int(i)), float(shares[i])) for i in order]
 
     def golden(self) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
-        """Read the golden vectors: a pair (inputs, reference outputs) each."""
-        with np.load(self._directory / "golden.npz", allow_pickle=False) as archive:
-            given = [archive[f"input{i}"] for i in range(len(self.inputs))]
-            wanted = [archive[f"output{i}"] for i in range(len(self.outputs))]
-        return [([x[k] for x in given], [y[k] for y in wanted]) for k in range(len(given[0]))]
+        """Read the golden vectors: a pair (inputs, reference outputs) each.
+
+        Raises:
+            BundleError: They are not there, or do not fit the network.
+        """
+        content = file_content(self._directory, "golden.npz", self.manifest["files"])
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                given = [archive[f"input{i}"] for i in range(len(self.inputs))]
+                wanted = [archive[f"output{i}"] for i in range(len(self.outputs))]
+        except _NOT_NPZ as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BundleError(f"golden.npz does not hold the vectors: {reason}", _AGAIN) from error
+        count = len(given[0]) if given[0].ndim else 0
+        for spec, stack in zip(self.inputs + self.outputs, given + wanted):  # noqa: B905
+            if not count or stack.shape != (count, *spec.shape) or stack.dtype != spec.dtype:
+                raise BundleError(f"golden.npz: the vectors of `{spec.name}` do not fit it", _AGAIN)
+        return [([x[k] for x in given], [y[k] for y in wanted]) for k in range(count)]
 
     def golden_errors(self) -> list[float]:
         """Run the golden vectors; give the relative error of each, over all outputs."""
@@ -216,68 +251,207 @@ class Network:
 
 # --- The bundle's files ----------------------------------------------------------------------
 
-_FIELDS: dict[str, Any] = {
-    "files": dict, "format": str, "inputs": list, "labels": (list, type(None)), "library": str,
-    "model": str, "outputs": list,
-    "preprocessing": (dict, type(None)), "target": dict, "threads": int, "tolerance": float,
-    "versions": dict,
-}  # fmt: skip
 _AGAIN = "copy or build the bundle again"
+_SIGNATURE = "signature.json"
+# How many bytes a manifest, and a tensor, can reasonably have: what is larger is damage.
+_MANIFEST_BYTES, _TENSOR_BYTES = 1 << 24, 1 << 30
+# Python leaves this when the wrapper is imported from the bundle.
+_LEFT_BEHIND = re.compile(r"__pycache__(/tvmattend_(runtime|standalone|signature)\.[\w.-]+\.pyc)?")
+# What numpy, zipfile and zlib make of an archive that is none.
+_NOT_NPZ = (
+    OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error, MemoryError, RuntimeError,
+    NotImplementedError, IndexError, SyntaxError, TypeError, OverflowError,
+)  # fmt: skip
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Read manifest.json; refuse what is not one, or of a schema that this file does not know."""
-    path = directory / "manifest.json"
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that can be printed: no controls, no halves of characters."""
+    return isinstance(value, str) and not re.search("[\x00-\x1f\x7f\ud800-\udfff]", value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float} and abs(value) < 1e30
+
+
+def _is_whole(value: Any, most: int = 1 << 20) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
+def _is_file(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None
+        and type(entry.get("size")) is int
+    )
+
+
+def _is_tensor(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list):
+        return False
+    if not all(_is_text(entry.get(key)) for key in ("name", "dtype", "layout")):
+        return False
+    if not all(_is_whole(size, _TENSOR_BYTES) for size in entry["shape"]):
+        return False
     try:
-        manifest = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}", "is it a bundle?") from error
+        dtype = np.dtype(entry["dtype"])
+    except (TypeError, ValueError, SyntaxError):
+        return False
+    size = functools.reduce(int.__mul__, entry["shape"], dtype.itemsize)
+    return dtype.kind in "fiub" and size <= _TENSOR_BYTES
+
+
+def _is_recipe(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    if not all(_is_whole(value.get(key), 1 << 13) for key in ("resize", "crop")):
+        return False
+    mean, std = value.get("mean"), value.get("std")
+    if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != 3 or len(std) != 3:
+        return False
+    numbers = [value.get("scale"), *mean, *std]
+    return all(map(_is_number, numbers)) and all(std) and bool(value["crop"] <= value["resize"])
+
+
+def _are(holds: Callable[[Any], bool], *names: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(holds(value.get(name)) for name in names)
+
+
+def _each(holds: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) >= least and all(map(holds, value))
+
+
+# What this file, and who prints of a network, rests on; the host reads the rest as strictly.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "classes": lambda value: value is None or _is_whole(value),
+    "files": lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
+    "format": lambda value: value in ("vm", "standalone"),
+    "inputs": _each(_is_tensor, 1),
+    "labels": lambda value: value is None or _each(_is_text)(value),
+    # Only that: lib/ holds TVM's own libraries, of which a second copy would end the process.
+    "library": lambda value: _is_text(value) and bool(re.fullmatch(r"(model|lib\w+)\.so", value)),
+    "model": _is_text,
+    "outputs": _each(_is_tensor, 1),
+    "preprocessing": _is_recipe,
+    "reference": _is_text,
+    "target": _are(_is_text, "mcpu", "mtriple"),
+    "threads": _is_whole,
+    "tolerance": lambda value: type(value) is float and 0 < value < 1,
+    "versions": _are(_is_text, "tvm", "tvm_ffi"),
+}
+
+
+def read_manifest(directory: Path, require_signature: Any = None) -> dict[str, Any]:
+    """Read manifest.json; refuse what is not one, or of a schema that this file does not know.
+
+    Args:
+        directory: The bundle.
+        require_signature: A public key, which must have signed the bytes that are read; see `load`.
+    """
+    path = directory / "manifest.json"
+    content = manifest_bytes(directory)
+    if require_signature is not None:
+        _check_signature(directory, content, require_signature)
+    try:
+        manifest = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}", _AGAIN) from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int):
+    if type(schema) is not int:
         raise BundleError(f"{path} has no `schema`", _AGAIN)
     if schema > SCHEMA:
         raise BundleError(
             f"{path} is of schema {schema}; this runtime knows {SCHEMA}",
             "use the bundle's own tvmattend_runtime.py, or a newer tvmattend",
         )
-    for name, kinds in _FIELDS.items():
-        if not isinstance(manifest.get(name), kinds):
+    for name, holds in _FIELDS.items():
+        if name not in manifest or not holds(manifest[name]):
             raise BundleError(f"{path}: `{name}` is missing or malformed", _AGAIN)
     if manifest["library"] not in manifest["files"]:
         raise BundleError(f"{path} does not list {manifest['library']}", _AGAIN)
     return dict(manifest)
 
 
+def manifest_bytes(directory: Path) -> bytes:
+    """Read manifest.json as it is; refuse what cannot be one by its kind or size."""
+    path, hint = directory / "manifest.json", "is it a bundle?"
+    try:
+        if path.is_symlink():
+            raise BundleError(f"{path} is a symbolic link", _AGAIN)
+        if path.exists() and not path.is_file():  # a pipe or a device would never end
+            raise BundleError(f"{path} is not a file", hint)
+        with path.open("rb") as stream:
+            content = stream.read(_MANIFEST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BundleError(f"{path} cannot be read: {reason}", hint) from error
+    if len(content) > _MANIFEST_BYTES:
+        raise BundleError(f"{path} has more than {_MANIFEST_BYTES} bytes", hint)
+    return content
+
+
+def _check_signature(directory: Path, manifest: bytes, key: Any) -> None:
+    """Refuse a manifest without the signature of a key."""
+    if Path(__file__).resolve().parent == directory.resolve():
+        warnings.warn(
+            "a signature is required by code of the bundle itself, which was not checked: keep "
+            f"copies of {Path(__file__).name} and tvmattend_signature.py outside of it",
+            stacklevel=4,
+        )
+    signature = _sibling("signature")
+    try:
+        signature.check_signature(manifest, directory / _SIGNATURE, key)
+    except signature.SignatureFault as error:
+        raise SignatureError(str(error), error.hint) from error
+    except ImportError as error:
+        raise ToolMissingError(
+            f"a signature is required, and cryptography does not import: {error}",
+            "python3 -m pip install cryptography",
+        ) from error
+
+
 def check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
     """Compare a bundle's directory with the manifest: those files, whole, and nothing else.
 
     Raises:
-        BundleError: A file is missing, truncated, changed, extra or a link, or a path leads out.
+        BundleError: A file is missing, truncated, changed, extra, a link or unreadable, or a path
+            leads out.
     """
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or str(path) != name or not path.parts:
-            raise BundleError(f"manifest.json lists `{name}`, a path out of the bundle", _AGAIN)
-    known = {"manifest.json", *files}
+            raise BundleError(f"manifest.json lists `{name!a}`, a path out of the bundle", _AGAIN)
+        if not _is_text(name) or name in {"manifest.json", _SIGNATURE}:
+            raise BundleError(f"manifest.json lists `{name!a}`, which no bundle has", _AGAIN)
+    try:
+        _check_directory(directory, files)
+        for name, entry in files.items():
+            _check_file(directory / name, entry)
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename or directory} cannot be read: {error.strerror}", _AGAIN
+        ) from error
+
+
+def _check_directory(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+    known = {"manifest.json", _SIGNATURE, *files}
     folders = {str(parent) for name in known for parent in PurePosixPath(name).parents}
     for found in sorted(directory.rglob("*")):
         name = found.relative_to(directory).as_posix()
         if found.is_symlink():
             raise BundleError(f"{found} is a symbolic link", _AGAIN)
-        # Python leaves this behind when the wrapper is imported from the bundle.
-        left = re.fullmatch(r"__pycache__(/tvmattend_(runtime|standalone)\.[\w.-]+\.pyc)?", name)
-        if not left and name not in (folders if found.is_dir() else known):
+        if not _LEFT_BEHIND.fullmatch(name) and name not in (folders if found.is_dir() else known):
             raise BundleError(f"{found} is not part of the bundle", "remove it")
-    for name, entry in files.items():
-        file, size = directory / name, entry["size"]
-        if not file.is_file():
-            raise BundleError(f"{file} is missing", _AGAIN)
-        if file.stat().st_size != size:
-            raise BundleError(f"{file} has {file.stat().st_size} bytes, not {size}", _AGAIN)
-        if file_sha256(file) != entry["sha256"]:
-            raise BundleError(f"{file} has changed: its SHA-256 is not the manifest's", _AGAIN)
+
+
+def _check_file(file: Path, entry: dict[str, Any]) -> None:
+    size = entry["size"]
+    if not file.is_file():
+        raise BundleError(f"{file} is missing", _AGAIN)
+    if file.stat().st_size != size:
+        raise BundleError(f"{file} has {file.stat().st_size} bytes, not {size}", _AGAIN)
+    if file_sha256(file) != entry["sha256"]:
+        raise BundleError(f"{file} has changed: its SHA-256 is not the manifest's", _AGAIN)
 
 
 def file_sha256(path: Path) -> str:
@@ -287,6 +461,60 @@ def file_sha256(path: Path) -> str:
         for block in iter(functools.partial(stream.read, 1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_content(directory: Path, name: str, files: dict[str, dict[str, Any]]) -> bytes:
+    """Read a file of a bundle that was checked before, and check what was read.
+
+    Raises:
+        BundleError: It has changed since, or cannot be read.
+    """
+    path = directory / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}", _AGAIN) from error
+    if name not in files or hashlib.sha256(content).hexdigest() != files[name]["sha256"]:
+        raise BundleError(f"{path} has changed: its SHA-256 is not the manifest's", _AGAIN)
+    return content
+
+
+class Code:
+    """Where the code of a checked bundle is loaded from.
+
+    Without a signature that is its files: who may write them may write the manifest as well, and
+    the system can drop and share their pages. Where a signature was required, it is copies that are
+    checked as they are made and that nobody can change, so that the check holds for what runs.
+    """
+
+    def __init__(self, directory: Path, files: dict[str, dict[str, Any]], private: bool) -> None:
+        self._directory = directory.resolve()
+        self._files = files
+        self._private = private
+
+    def path(self, name: str) -> str:
+        """Give what dlopen is to be called with for a file of the bundle."""
+        sha256, file = self._files[name]["sha256"], self._directory / name
+        if not self._private:
+            return _fresh_name(self._directory, name, sha256)
+        signature = _sibling("signature")
+        try:
+            return str(signature.private_copy(file, sha256))
+        except signature.SignatureFault as error:
+            raise SignatureError(str(error), error.hint) from error
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read: {error.strerror}", _AGAIN) from error
+
+
+_had: dict[Path, list[str]] = {}  # file -> SHA-256 of each content that it has had
+
+
+def _fresh_name(directory: Path, name: str, sha256: str) -> str:
+    """Name a library so that dlopen, which goes by names, does not give the one it replaced."""
+    had = _had.setdefault(directory / name, [])
+    if sha256 not in had:
+        had.append(sha256)
+    return f"{directory}/{'./' * had.index(sha256)}{name}"
 
 
 def tensor_specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
@@ -331,7 +559,7 @@ def check_machine(target: dict[str, Any]) -> None:
         raise BundleMismatchError(f"the bundle is for {cpu}; this CPU lacks {lacks}", hint)
 
 
-def _load_runtime(directory: Path, manifest: dict[str, Any]) -> Any:
+def _load_runtime(code: Code, manifest: dict[str, Any]) -> Any:
     """Bring TVM's runtime into the process, once; give the `tvm_ffi` module."""
     wanted = manifest["versions"]["tvm_ffi"]
     install = f"python3 -m pip install apache-tvm-ffi=={wanted}"
@@ -346,17 +574,15 @@ def _load_runtime(directory: Path, manifest: dict[str, Any]) -> Any:
     for name, registered in _LIBRARIES.items():
         if f"lib/{name}" in manifest["files"]:
             present = tvm_ffi.get_global_func(registered, allow_missing=True) is not None
-            _load_library(directory / "lib" / name, present, manifest)
+            _load_library(code, name, present, manifest)
     return tvm_ffi
 
 
-def _load_library(ours: Path, present: bool, manifest: dict[str, Any]) -> None:
+def _load_library(code: Code, name: str, present: bool, manifest: dict[str, Any]) -> None:
     """Load one of TVM's libraries, unless the process has it (by `import tvm`, another bundle)."""
-    sha256 = manifest["files"][f"lib/{ours.name}"]["sha256"]
+    sha256 = manifest["files"][f"lib/{name}"]["sha256"]
     if present:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
-        mapped = re.search(rf" (/[^\n]*/{re.escape(ours.name)})$", maps, re.MULTILINE)
-        same = _loaded.get(ours.name) or (file_sha256(Path(mapped[1])) if mapped else "")
+        same = _loaded.get(name) or _mapped_sha256(name)
         has = getattr(sys.modules.get("tvm"), "__version__", "another")
         if same != sha256 and has != manifest["versions"]["tvm"]:
             raise BundleMismatchError(
@@ -366,13 +592,27 @@ def _load_library(ours: Path, present: bool, manifest: dict[str, Any]) -> None:
         return
     # An installed TVM's, if it is the same file: the process may yet `import tvm`.
     tvm = importlib.util.find_spec("tvm")
-    theirs = [Path(r) / "lib" / ours.name for r in (tvm and tvm.submodule_search_locations) or ()]
-    library = next((p for p in theirs if p.is_file() and file_sha256(p) == sha256), ours)
+    theirs = [Path(r) / "lib" / name for r in (tvm and tvm.submodule_search_locations) or ()]
+    found = next((p.resolve() for p in theirs if p.is_file() and file_sha256(p) == sha256), None)
     try:
-        ctypes.CDLL(str(library.resolve()), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(found or code.path(f"lib/{name}")), ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise BundleMismatchError(f"{error}", "Linux with glibc 2.28 or later is needed") from error
-    _loaded[ours.name] = sha256
+        has = " ".join(platform.libc_ver()).strip() or "another C library"
+        raise BundleMismatchError(
+            f"{error}; this is {has}", "Linux with glibc 2.28 or later is needed"
+        ) from error
+    _loaded[name] = sha256
+
+
+def _mapped_sha256(name: str) -> str:
+    """Give the SHA-256 of a library that is in this process; empty if nobody can tell."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    library = re.escape(name)
+    copy = re.search(rf" /memfd:tvmattend-([0-9a-f]{{64}})-{library} ", maps)  # signature.py's
+    if copy:
+        return copy[1]
+    mapped = re.search(rf" (/[^\n]*/{library})$", maps, re.MULTILINE)
+    return file_sha256(Path(mapped[1])) if mapped else ""
 
 
 # --- Execution -------------------------------------------------------------------------------
@@ -414,12 +654,20 @@ def _size_pool(tvm_ffi: Any, threads: int, allowed: set[int]) -> None:
 class _LocalVM:
     """The Relax virtual machine of one bundle, in this process."""
 
-    def __init__(self, tvm_ffi: Any, bundle: Path, manifest: dict[str, Any], threads: int) -> None:
+    def __init__(self, tvm_ffi: Any, code: Code, manifest: dict[str, Any], threads: int) -> None:
         self.threads = threads
         self._process = os.getpid()
+        self._name: str = manifest["library"]
         self._buffers = [_aligned(spec) for spec in tensor_specs(manifest["inputs"])]
-        library = _fresh_name(bundle.resolve(), manifest)
-        self._call(self._start, tvm_ffi, library, os.sched_getaffinity(0))
+        try:
+            self._call(self._start, tvm_ffi, code.path(self._name), os.sched_getaffinity(0))
+        except (RuntimeError, AttributeError) as error:  # what TVM's loader raises
+            made = manifest["versions"]
+            raise BundleMismatchError(
+                f"{self._name} does not load: {_last_line(error)}",
+                f"it was made with TVM {made['tvm']} and apache-tvm-ffi {made['tvm_ffi']}; here is "
+                f"apache-tvm-ffi {tvm_ffi.__version__}",
+            ) from error
 
     def run(self, inputs: list[np.ndarray]) -> Any:
         return self._call(self._run, inputs)
@@ -437,7 +685,7 @@ class _LocalVM:
 
     def _start(self, tvm_ffi: Any, library: str, allowed: set[int]) -> None:
         _size_pool(tvm_ffi, self.threads, allowed)
-        self._vm = tvm_ffi.load_module(library)["vm_load_executable"]()
+        self._vm = _open_module(tvm_ffi, library)["vm_load_executable"]()
         self._vm["vm_initialization"](1, 0, 2)  # CPU, device 0, pooled allocator
         self._main = self._vm["main"]
         self._tensors = [tvm_ffi.from_dlpack(buffer) for buffer in self._buffers]
@@ -445,7 +693,10 @@ class _LocalVM:
     def _run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         for buffer, array in zip(self._buffers, inputs):  # noqa: B905  (Python 3.9)
             np.copyto(buffer, array)
-        result = self._main(*self._tensors)
+        try:
+            result = self._main(*self._tensors)
+        except (RuntimeError, ValueError, TypeError) as error:  # what TVM raises
+            raise BundleError(f"{self._name} refused: {_last_line(error)}", _AGAIN) from error
         # Copies: an output may be an input's buffer, and the allocator takes its memory back.
         results = [result] if hasattr(result, "__dlpack__") else result
         return [np.from_dlpack(tensor).copy() for tensor in results]
@@ -456,26 +707,28 @@ class _LocalVM:
         return time.perf_counter() - start
 
 
-_models: dict[Path, list[str]] = {}  # bundle -> SHA-256 of each library that it has had
+def _open_module(tvm_ffi: Any, library: str) -> Any:
+    if library.endswith(".so"):
+        return tvm_ffi.load_module(library)
+    # A private copy is called by a number; `load_module` chooses the loader by the name's end.
+    module = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")(library, "so")
+    tvm_ffi.get_global_func("ffi.ModuleGlobalsAdd")(module)  # as there: its code stays
+    return module
 
 
-def _fresh_name(bundle: Path, manifest: dict[str, Any]) -> str:
-    """Name the library so that dlopen, which goes by names, does not give the one it replaced."""
-    sha256 = manifest["files"][manifest["library"]]["sha256"]
-    had = _models.setdefault(bundle, [])
-    if sha256 not in had:
-        had.append(sha256)
-    return f"{bundle}/{'./' * had.index(sha256)}{manifest['library']}"
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 class _LocalLibrary:
     """One instance of a standalone library; the file that runs it lies beside this one."""
 
-    def __init__(self, bundle: Path, manifest: dict[str, Any], threads: int) -> None:
+    def __init__(self, code: Code, manifest: dict[str, Any], threads: int) -> None:
         self._module = _sibling("standalone")
+        name = manifest["library"]
         try:
-            path = _fresh_name(bundle.resolve(), manifest)
-            self._library = self._module.Library(path, threads)
+            self._library = self._module.Library(code.path(name), threads, name)
         except self._module.LibraryError as error:
             raise BundleMismatchError(str(error), error.hint) from error
         self.threads: int = self._library.threads

@@ -20,10 +20,12 @@ from tvmattend.device.endpoint import Endpoint, close_session, connect, parse_en
 from tvmattend.errors import (
     BoardMismatchError,
     BoardUnreachableError,
+    BundleError,
     BundleMismatchError,
     InputError,
 )
-from tvmattend.runtime.network import Network, read_manifest
+from tvmattend.runtime.network import BundleError as DamagedError
+from tvmattend.runtime.network import Network, file_content
 from tvmattend.target import TargetSpec
 
 # An emulated board needs some ten seconds for a forward of the largest network.
@@ -44,7 +46,10 @@ class RemoteNetwork(Network):
 
 @contextmanager
 def load_remote(
-    path: str | Path, endpoint: Endpoint | str, threads: int | None = None
+    path: str | Path,
+    endpoint: Endpoint | str,
+    threads: int | None = None,
+    require_signature: Any = None,
 ) -> Iterator[RemoteNetwork]:
     """Give a bundle as a network that runs on a board; the session ends with the context.
 
@@ -53,9 +58,12 @@ def load_remote(
         endpoint: A server or tracker, or `host:port` of a server.
         threads: Threads that run the kernels; by default as many as the bundle was compiled for,
             or as the board offers if those are fewer.
+        require_signature: A public key that must have signed the bundle; see `load`. The board
+            trusts what it is sent: the signature is checked on this side.
 
     Raises:
         BundleError: The bundle is damaged.
+        SignatureError: The signature is missing or another's, or the key cannot be read.
         BoardUnreachableError: Nothing answers there, or it stopped answering.
         NoFreeBoardError: The tracker has no board free.
         BoardMismatchError: The board cannot run code for the bundle's target.
@@ -63,7 +71,7 @@ def load_remote(
         InputError: More threads than the board offers.
     """
     place, directory = _endpoint(endpoint), Path(path)
-    manifest = verify(directory)
+    manifest = verify(directory, require_signature)
     board = _probe(place, manifest.target)
     vm = manifest.format == "vm"
     if vm and board.tvm_version and board.tvm_version != manifest.versions.tvm:
@@ -79,8 +87,8 @@ def load_remote(
     session = connect(place)
     try:
         make = _BoardVM if vm else _BoardLibrary
-        executor = make(session, place, directory / manifest.library, threads, manifest)
-        yield RemoteNetwork(directory, read_manifest(directory), executor, board)
+        executor = make(session, place, directory, threads, manifest)
+        yield RemoteNetwork(directory, manifest.to_json(), executor, board)
     finally:
         close_session(session)
 
@@ -109,15 +117,21 @@ class _BoardVM:
         self,
         session: Any,
         place: Endpoint,
-        library: Path,
+        directory: Path,
         threads: int | None,
         manifest: Manifest,
     ) -> None:
         self._session = session
         self._place = place
         self._manifest = manifest
+        try:  # what is checked here is what is sent
+            files = manifest.to_json()["files"]
+            self._code = file_content(directory, manifest.library, files)
+        except DamagedError as error:
+            raise BundleError(str(error), error.hint) from error
         self.threads = self._step(lambda: self._size_pool(threads, manifest.threads))
-        self._machine = self._step(lambda: self._start(library))
+        self._machine = self._step(self._start)
+        del self._code
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return self._step(lambda: self._run(inputs))
@@ -138,15 +152,15 @@ class _BoardVM:
                 )
         return count
 
-    def _start(self, library: Path) -> Any:
+    def _start(self) -> Any:
         from tvm import relax
 
-        return relax.VirtualMachine(self._load(library), self._session.cpu())
+        return relax.VirtualMachine(self._load(), self._session.cpu())
 
-    def _load(self, library: Path) -> Any:
+    def _load(self) -> Any:
         # A fresh name: replacing a library that is loaded crashes the session.
         name = f"model-{uuid.uuid4().hex}.so"
-        self._session.upload(bytearray(library.read_bytes()), name)
+        self._session.upload(bytearray(self._code), name)
         module = self._session.load_module(name)
         self._session.remove(name)  # the loaded code stays; the board's disk is free again
         return module
@@ -195,11 +209,12 @@ class _BoardLibrary(_BoardVM):
     `<prefix>_rpc(threads, inputs..., outputs...)` gives the status of `<prefix>_run`.
     """
 
-    def _start(self, library: Path) -> Any:
+    def _start(self) -> Any:
         from tvm.runtime import tensor
 
-        self._module = self._load(library)
-        self._name = f"{library.stem.removeprefix('lib')}_rpc"
+        self._module = self._load()
+        library = self._manifest.library
+        self._name = f"{library.removeprefix('lib').removesuffix('.so')}_rpc"
         device = self._session.cpu()
         self._outputs = [
             tensor(np.zeros(spec.shape, spec.dtype), device) for spec in self._manifest.outputs

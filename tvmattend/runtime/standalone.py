@@ -89,18 +89,19 @@ class Library:
         info: What the library says about itself: model, version, target, sizes in bytes.
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0, name: str = "") -> None:
         """Load a library and create an instance.
 
         Args:
             path: Of the `.so` file, called `lib<prefix>.so`.
             threads: How many compute; 0 for as many as the network was compiled for, or as this
                 process has CPUs if those are fewer.
+            name: What the file is called, where `path` is that of a nameless copy.
 
         Raises:
             LibraryError: It does not load, is not such a library, or no instance can be created.
         """
-        match = re.fullmatch(r"lib(\w+)\.so", Path(path).name)
+        match = re.fullmatch(r"lib(\w+)\.so", name or Path(path).name)
         if match is None:
             raise LibraryError(f"{path} is not called lib<model>.so", "its name is that of its API")
         self._prefix = match[1]
