@@ -2,44 +2,79 @@
 """exp(x) and sigmoid(x) in vector registers, for SiLU, gates and softmax.
 
 LLVM lowers a vector `exp` to one call of libm's `expf` a lane, which takes more time than the
-convolution in front of it. The replacement is the textbook reduction
+convolution in front of it. Both replacements start with the textbook reduction
 
-    exp(x) = 2^k * exp(r),    k = round(x / ln 2),    r = x - k * ln 2,    |r| <= ln 2 / 2
+    2^t = 2^k * 2^f,    t = x / ln 2,    k = round(t),    f = t - k,    |f| <= 1/2
 
-with ln 2 in two parts (Cody and Waite) and the degree-5 minimax polynomial of Cephes' `expf`
-(S. Moshier, netlib.org/cephes; relative error below 2e-7 in single precision). k is rounded by
-adding 1.5 * 2^23, after which the low bits of the sum are k. Arguments are clamped to
-[-87, 88], where 2^k stays a normal number: exp is 1.6e-38 or more, never 0, never infinite.
+k is rounded by adding 1.5 * 2^23, after which the low bits of the sum are k, and multiplying by 2^k
+is adding k to the exponent. f comes of one fused multiply-add, so its error is that of 1 / ln 2 in
+fp32: 1.3e-8 * |t|, or 3e-7 at x = -20 and 1.3e-6 at the ends of the range, where exp(x) is 1e-37.
+A second constant would cost a multiply-add and improve nothing that a network can see.
 
-    sigmoid(x) = 1 / (1 + exp(-x))
+    exp(x) = 2^k * P(f)                      P of degree 5, relative error 7.5e-8
 
-divides by Newton's iteration r <- r * (2 - d * r) from the linear guess that integer subtraction
-makes of a float's bits (12 % off): 12 % -> 1.5 % -> 2e-4 -> 5e-8 in three steps. A vector division
-occupies a Cortex-A72's divider for over twenty cycles, the operations of the iteration take one
-issue slot each. On Arm the guess is FRECPE's, good to 8 bits, and two steps do.
+Arguments are clamped to [-87, 88], where 2^k stays a normal number: exp is 1.6e-38 or more, never
+0, never infinite.
+
+    2^f ~= (A + B) / (A - B),    A = f^2 + a,    B = b * f          relative error 4.3e-7
+    sigmoid(x) = (A - B) / ((A - B) + 2^k * (A + B))                k and f those of -x
+
+A sigmoid divides anyway, and with both parts of the fraction in that one division the exponential
+costs three operations instead of the polynomial's eight. The fraction is Pade's [2/2] with a and b
+moved to where the greatest error on |f| <= 1/2 is least (Pade: 7.0e-6).
+
+The division is g * (1 + e + e^2), e = 1 - d * g, of a guess g: FRECPE's on Arm (8 bits), RCPPS's on
+x86 (11.5), VRCP14PS's of AVX-512, whose 14 bits need no square; elsewhere the guess is the linear
+one that integer subtraction makes of a float's bits (12 % off), and the step is made twice. A
+vector division occupies a Cortex-A72's divider for 34 cycles; the other 20 operations, 18.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 _LOG2_E = 1.44269504088896341
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _ROUND = 12582912.0  # 1.5 * 2^23
 _LOWEST, _HIGHEST = -87.0, 88.0
+# Of a sigmoid's argument: 2^k * (A + B), with A + B up to 30, must have a normal reciprocal.
+_LOWEST_SIGMOID = -83.0
+# Minimax of the relative error, lowest degree first.
 _POLYNOMIAL = (
-    1.9875691500e-4,
-    1.3981999507e-3,
-    8.3334519073e-3,
-    4.1665795894e-2,
-    1.6666665459e-1,
-    5.0000001201e-1,
+    1.00000007,
+    6.9314697e-1,
+    2.4022120e-1,
+    5.550713e-2,
+    9.67554e-3,
+    1.32765e-3,
 )
-_EXPONENT_BITS, _ONE_AS_BITS = 23, 0x3F800000
-
+_FRACTION_A, _FRACTION_B = 25.03910668, 8.67783884
+_EXPONENT_BITS = 23
+_BITS = 24  # of an fp32 mantissa
 
 # Bits of the guess for 1 / d: the float whose bits are this less the bits of d.
 _RECIPROCAL_BITS = 0x7EF311C7
-_NEWTON_STEPS = 3
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """An instruction that guesses reciprocals.
+
+    Attributes:
+        bits: Of the guess that are right.
+        lanes: Of its vector.
+        name: LLVM's intrinsic.
+        masked: Whether it takes a vector for the lanes that a mask leaves out, and the mask.
+    """
+
+    bits: int
+    lanes: int
+    name: str
+    masked: bool = False
+
+
+_FRECPE = _Estimate(8, 4, "llvm.aarch64.neon.frecpe.v4f32")
+_VRCP14PS = _Estimate(14, 16, "llvm.x86.avx512.rcp14.ps.512", masked=True)
+_RCPPS = _Estimate(11, 8, "llvm.x86.avx.rcp.ps.256")
 
 
 @cache
@@ -78,7 +113,7 @@ class _Vector:
         """Name a value that is used more than once."""
         from tvm import tirx
 
-        var = tirx.Var(name, self.dtype)
+        var = tirx.Var(name, str(value.dtype) if hasattr(value, "dtype") else str(value.ty))
         self.bound.append((var, value))
         return var
 
@@ -90,80 +125,101 @@ class _Vector:
             result = tirx.Let(var, value, result)
         return result
 
-    def exp(self, x: Any, highest: float = _HIGHEST) -> Any:
-        """exp(x) for x up to `highest`, above which it stays; see the head of this file."""
+    def reduce(self, x: Any, lowest: float, highest: float, scale: float) -> tuple[Any, Any]:
+        """Bits of k, ready to be added to an exponent, and f, of t = x * scale."""
         from tvm import tirx
         from tvm.tirx import op
 
-        low, high = self.constant(_LOWEST), self.constant(highest)
+        low, high = self.constant(lowest), self.constant(highest)
         clamped = self.let("exp_x", tirx.Max(tirx.Min(x, high), low))
-        rounding = self.constant(_ROUND)
-        shifted = self.let("exp_k_bits", clamped * self.constant(_LOG2_E) + rounding)
-        k = self.let("exp_k", shifted - rounding)
-        reduced = clamped - k * self.constant(_LN2_HIGH) - k * self.constant(_LN2_LOW)
-        r = self.let("exp_r", reduced)
-        # Estrin's scheme: pairs, then powers of r^2. An FMLA overwrites its addend, so each step of
-        # Horner's with its constant addend would cost a register copy on Arm.
-        square = self.let("exp_r2", r * r)
-        pairs = [
-            self.constant(odd) * r + self.constant(even)
-            for odd, even in zip(_POLYNOMIAL[::2], _POLYNOMIAL[1::2], strict=True)
-        ]
-        series = (pairs[0] * square + pairs[1]) * square + pairs[2]
-        mantissa = series * square + (r + self.constant(1.0))
-        bits = op.shift_left(
-            tirx.reinterpret(self.integer, shifted), self.constant(_EXPONENT_BITS, "int32")
-        ) + self.constant(_ONE_AS_BITS, "int32")
-        return self.let("exp", mantissa * tirx.reinterpret(self.dtype, bits))
+        rounding, scaled = self.constant(_ROUND), clamped * self.constant(scale)
+        shifted = self.let("exp_k_bits", scaled + rounding)
+        # In this order both are one multiply-add; of `scaled - (shifted - rounding)` LLVM makes two
+        # operations and another product.
+        f = self.let("exp_f", scaled + (rounding - shifted))
+        bits = tirx.reinterpret(self.integer, shifted)
+        return op.shift_left(bits, self.constant(_EXPONENT_BITS, "int32")), f
 
-    def reciprocal(self, d: Any) -> Any:
-        """1 / d for d in [1, 8e37], where the guess is normal; see the head of this file."""
+    def times_power(self, value: Any, bits: Any) -> Any:
+        """value * 2^k."""
         from tvm import tirx
 
-        divisor = self.let("divisor", d)
-        if self.lanes % 4 == 0 and _is_aarch64():
-            return self._neon_reciprocal(divisor, self.lanes)
-        bits = self.constant(_RECIPROCAL_BITS, "int32") - tirx.reinterpret(self.integer, divisor)
-        guess = self.let("guess", tirx.reinterpret(self.dtype, bits))
-        for _ in range(_NEWTON_STEPS):
-            guess = self.let("guess", guess * (self.constant(2.0) - divisor * guess))
-        return guess
+        return tirx.reinterpret(self.dtype, tirx.reinterpret(self.integer, value) + bits)
 
-    def _neon_reciprocal(self, d: Any, lanes: int) -> Any:
-        """FRECPE (8 bits) and two Newton steps with FRECPS, which computes 2 - a * b."""
+    def exp(self, x: Any) -> Any:
+        """exp(x); see the head of this file."""
+        bits, f = self.reduce(x, _LOWEST, _HIGHEST, _LOG2_E)
+        # Estrin's scheme: pairs, then powers of f^2. An FMLA overwrites its addend, so each step of
+        # Horner's with its constant addend would cost a register copy on Arm.
+        square = self.let("exp_f2", f * f)
+        pairs = [
+            f * self.constant(odd) + self.constant(even)
+            for even, odd in zip(_POLYNOMIAL[::2], _POLYNOMIAL[1::2], strict=True)
+        ]
+        return self.times_power((pairs[2] * square + pairs[1]) * square + pairs[0], bits)
+
+    def sigmoid(self, x: Any) -> Any:
+        """sigmoid(x); see the head of this file."""
+        bits, f = self.reduce(x, _LOWEST_SIGMOID, _HIGHEST, -_LOG2_E)
+        b = self.constant(_FRACTION_B)
+        a = self.let("fraction_a", f * f + self.constant(_FRACTION_A))
+        below = self.let("below", a - f * b)
+        power = self.times_power(a + f * b, bits)
+        return self.quotient(below, self.let("divisor", below + power))
+
+    def quotient(self, value: Any, d: Any) -> Any:
+        """value / d for a d that is normal, as its reciprocal is."""
+        from tvm import tirx
+
+        one, estimate = self.constant(1.0), _estimate()
+        if estimate is not None and self.lanes % estimate.lanes == 0:
+            guess = self.let("guess", self.guess(estimate, d, self.lanes))
+            bits = estimate.bits
+        else:
+            raw = self.constant(_RECIPROCAL_BITS, "int32") - tirx.reinterpret(self.integer, d)
+            rough = self.let("guess", tirx.reinterpret(self.dtype, raw))
+            error = self.let("error", one - d * rough)
+            guess = self.let("guess", rough + rough * (error + error * error))
+            bits = 9
+        error = self.let("error", one - d * guess)
+        if 2 * bits < _BITS:
+            error = self.let("error", error + error * error)
+        first = self.let("quotient", value * guess)
+        return first + first * error
+
+    def guess(self, estimate: _Estimate, d: Any, lanes: int) -> Any:
+        """The instruction's result for each register of a vector of `lanes`."""
         from tvm import tirx
 
         dtype = f"float32x{lanes}"
-        if lanes > 4:
-            half = f"float32x{lanes // 2}"
-            low, high = (
-                self._neon_reciprocal(tirx.call_intrin(half, f"tirx.vector{part}", d), lanes // 2)
-                for part in ("low", "high")
+        if lanes == estimate.lanes:
+            rest = (d, tirx.const(-1, f"int{lanes}")) if estimate.masked else ()
+            return tirx.call_llvm_pure_intrin(dtype, estimate.name, d, *rest)
+        half = f"float32x{lanes // 2}"
+        low, high = (
+            self.guess(
+                estimate,
+                self.let("half", tirx.call_intrin(half, f"tirx.vector{part}", d)),
+                lanes // 2,
             )
-            return tirx.call_intrin(dtype, "tirx.vectorcombine", low, high)
-        var = tirx.Var("divisor4", dtype)
-        self.bound.append((var, d))
-        guess = tirx.Var("guess4", dtype)
-        self.bound.append((guess, _neon("frecpe", dtype, var)))
-        for _ in range(2):
-            better = tirx.Var("guess4", dtype)
-            self.bound.append((better, guess * _neon("frecps", dtype, var, guess)))
-            guess = better
-        return guess
+            for part in ("low", "high")
+        )
+        return tirx.call_intrin(dtype, "tirx.vectorcombine", low, high)
 
 
-def _neon(name: str, dtype: str, *arguments: Any) -> Any:
-    from tvm import tirx
-
-    return tirx.call_llvm_pure_intrin(dtype, f"llvm.aarch64.neon.{name}.v4f32", *arguments)
-
-
-def _is_aarch64() -> bool:
-    """Whether code is being generated for an Arm core: the target in whose scope we compile."""
+def _estimate() -> _Estimate | None:
+    """The instruction of the target in whose scope we compile."""
     from tvm.target import Target
+    from tvm.target.codegen import target_has_features
 
     target = Target.current(allow_none=True)
-    return target is not None and str(target.attrs.get("mtriple", "")).startswith("aarch64")
+    if target is None:
+        return None
+    if str(target.attrs.get("mtriple", "")).startswith("aarch64"):
+        return _FRECPE
+    if target_has_features("avx512f", target):
+        return _VRCP14PS
+    return _RCPPS if target_has_features("avx", target) else None
 
 
 def _lower_exp(call: Any) -> Any:
@@ -186,5 +242,4 @@ def _lower_sigmoid(call: Any) -> Any:
     one = vector.constant(1.0, vector.dtype.partition("x")[0])
     if not vector.is_single:
         return one / (one + tirx.exp(vector.constant(0.0, vector.dtype.partition("x")[0]) - x))
-    exp = vector.exp(vector.constant(0.0) - x, highest=-_LOWEST)
-    return vector.close(vector.reciprocal(exp + one))
+    return vector.close(vector.sigmoid(x))
