@@ -76,7 +76,7 @@ def test_the_library_shows_its_interface_and_needs_the_system_only(tiny: Built) 
 
 
 def test_the_static_library_hides_everything_but_its_interface(tiny: Built) -> None:
-    symbols = elf.symbols(tiny.sources / "network.o")
+    symbols = elf.symbols(tiny.sources / "libnetwork.o")
     assert {name for name in symbols.visible if not name.startswith("network_")} == set()
     assert not any("kernel" in name or "weights" in name for name in symbols.visible)
     assert not any(name.startswith(("TVM", "__TVM", "_Z")) for name in symbols.undefined)
@@ -153,7 +153,7 @@ def test_two_networks_and_tvms_runtime_in_one_process(
     assert np.array_equal(first, second)
     # Statically too: no name of one is a name of the other.
     names = [
-        elf.symbols(built.sources / f"{built.files.prefix}.o").visible for built in (tiny, other)
+        elf.symbols(built.sources / f"lib{built.files.prefix}.o").visible for built in (tiny, other)
     ]
     assert names[0].isdisjoint(names[1])
 

@@ -15,6 +15,7 @@ from tvmattend.errors import CompileError
 from tvmattend.standalone import elf, source
 from tvmattend.standalone.graph import Graph, read_graph
 from tvmattend.standalone.kernels import Kernel, generate, split_kernels
+from tvmattend.standalone.names import prefix_of
 from tvmattend.standalone.plan import Plan, plan_memory
 from tvmattend.standalone.toolchain import Libc, Toolchain
 from tvmattend.target import TargetSpec
@@ -99,7 +100,7 @@ def emit(
     directory, keep = directory.resolve(), keep and keep.resolve()  # tools run elsewhere
     tools = Toolchain(target, libc, cross_compiler)
     tools.driver()  # before the minutes of work
-    prefix = source.prefix_of(name or imported.name)
+    prefix = prefix_of(name or imported.name)
     graph = read_graph(scheduled)
     _check_interface(graph, imported)
     kernels = _split(scheduled, graph, prefix, target)
@@ -123,9 +124,9 @@ def emit(
         place = Path(scratch) if keep is None else keep
         joined = _objects(place, tools, plan, graph, kernels, weights, about)
         tools.archive([joined], static)
-        (place / "rpc.c").write_text(source.rpc_door(about), encoding="utf-8")
-        tools.compile(place / "rpc.c", place / "rpc.o")
-        tools.link([joined, place / "rpc.o"], shared)
+        (place / "rpc-door.c").write_text(source.rpc_door(about), encoding="utf-8")
+        tools.compile(place / "rpc-door.c", place / "rpc-door.o")
+        tools.link([joined, place / "rpc-door.o"], shared)
     needed = _check_library(shared, header)
     return StandaloneFiles(
         shared=shared,
@@ -182,7 +183,7 @@ def _objects(
     tools.compile(place / f"{name}.c", objects[0])
     _compile_kernels(kernels, tools.target, objects[1])
     tools.compile(place / "weights.S", objects[2])
-    joined = place / f"{name}.o"
+    joined = place / f"lib{name}.o"  # `kernels` is a name that a network may have
     tools.join(objects, joined)
     return joined
 

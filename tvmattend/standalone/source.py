@@ -84,12 +84,6 @@ class Description:
     recipe: Recipe | None = None
 
 
-def prefix_of(model: str) -> str:
-    """C identifier for a model's name: `my-net.v2` -> `my_net_v2`."""
-    name = re.sub(r"\W", "_", model, flags=re.ASCII)
-    return name if re.match(r"[A-Za-z]", name) else f"net_{name}"
-
-
 def header(plan: Plan, graph: Graph, about: Description) -> str:
     """`<prefix>.h`."""
     text = _template("network.h", about.prefix)

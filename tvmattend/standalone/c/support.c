@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 _Static_assert(sizeof(atomic_uint) == 4, "a futex is a 32-bit word");
+_Static_assert(NETWORK_OK == 0, "no header included since the interface's redefines its names");
 
 enum {
   LINE_BYTES = 128,         /* two cache lines: the prefetcher fetches them in pairs */
