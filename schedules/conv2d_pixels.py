@@ -19,7 +19,7 @@ from typing import Any
 
 from schedules import blocks
 from schedules.machines import Machine
-from schedules.softmax import place_rows
+from schedules.softmax import place_rows, split_line, straighten
 from schedules.space import Choose, Knob, Part
 from schedules.stages import Stage
 
@@ -184,14 +184,20 @@ def _schedule(
 ) -> None:
     (groups, chunks), (tile, unroll_taps) = cut, plan
     conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
-    n, c, y, x = sch.get_loops(out)
-    g, f = sch.split(c, [groups, None])
-    chunk, row = sch.split(y, [chunks, None])
-    softmax = () if stage.softmax is None else (row,)
-    sch.reorder(n, g, chunk, *softmax, f, *(() if softmax else (row,)), x)
     finish_softmax = None
-    if stage.softmax is not None:
-        finish_softmax = place_rows(sch, stage.softmax, row, machine, innermost=False)
+    if stage.softmax is None:
+        n, c, y, x = sch.get_loops(out)
+        g, f = sch.split(c, [groups, None])
+        chunk, row = sch.split(y, [chunks, None])
+        sch.reorder(n, g, chunk, f, row, x)
+    else:
+        straighten(sch, out)
+        n, c, q = sch.get_loops(out)
+        g, f = sch.split(c, [groups, None])
+        chunk, line = sch.split(q, [chunks, None])
+        line, lane = split_line(sch, line, machine)
+        sch.reorder(n, g, chunk, line, f, lane)
+        finish_softmax = place_rows(sch, stage.softmax, line, machine, innermost=False)
     job = sch.fuse(n, g, chunk)
     sch.compute_at(conv, job, preserve_unit_loops=True)
     for pad in stage.pads:

@@ -17,17 +17,18 @@ from schedules import blocks
 
 # Blocks that copy their input into a padded buffer.
 _PADS = ("slab", "pad_temp")
-SOFTMAX_MAXIMUM, SOFTMAX_EXPONENTIAL = "T_softmax_maxelem", "T_softmax_exp"
-SOFTMAX_TOTAL = "T_softmax_expsum"
+# Blocks of `softmax.softmax`, which belong to the stage that finishes it.
+_SOFTMAX = ("softmax_max", "softmax_exp", "softmax_sum", "softmax_inverse")
 
 
 @dataclass(frozen=True)
 class Softmax:
-    """The three blocks that a softmax keeps, and the block that it reads."""
+    """The blocks that a softmax keeps, and the block that it reads."""
 
     maximum: str
     exponential: str
     total: str
+    inverse: str
     source: str | None
 
 
@@ -67,8 +68,7 @@ def cut(sch: Any) -> list[Stage]:
             continue
         producers = _producers(sch, name)
         softmax = _softmax(sch, producers)
-        inside = {softmax.exponential, softmax.total} if softmax else set()
-        reductions = [p for p in producers if _reduces(sch, p) and p not in inside]
+        reductions = [p for p in producers if _reduces(sch, p)]
         if _reduces(sch, name):
             reductions = [name]
         if len(reductions) > 1:
@@ -92,14 +92,13 @@ def _inline(sch: Any) -> None:
 
 
 def _finishes(sch: Any, name: str) -> set[str]:
-    """Reductions that a block reads directly; a softmax's own belong to its gate."""
-    found = _producers(sch, name)
-    return {p for p in found if _reduces(sch, p) and not p.startswith("T_softmax")}
+    """Reductions that a block reads directly."""
+    return {producer for producer in _producers(sch, name) if _reduces(sch, producer)}
 
 
 def _is_kept(sch: Any, name: str) -> bool:
     """Whether a block ends a stage: its buffer is an output, or is read by another stage."""
-    if name.startswith((*_PADS, "T_softmax_max", "T_softmax_exp")):
+    if name.startswith((*_PADS, *_SOFTMAX)):
         return False
     if not _reduces(sch, name):
         return True
@@ -109,17 +108,18 @@ def _is_kept(sch: Any, name: str) -> bool:
 
 def _softmax(sch: Any, producers: list[str]) -> Softmax | None:
     for name in producers:
-        if not name.startswith(SOFTMAX_TOTAL):
+        if not name.startswith("softmax_inverse"):
             continue
-        (exponential,) = _producers(sch, name)
-        (maximum,) = [p for p in _producers(sch, exponential) if p.startswith(SOFTMAX_MAXIMUM)]
+        (total,) = _producers(sch, name)
+        (exponential,) = _producers(sch, total)
+        (maximum,) = [p for p in _producers(sch, exponential) if p.startswith("softmax_max")]
         sources = _producers(sch, maximum)
-        return Softmax(maximum, exponential, name, sources[0] if sources else None)
+        return Softmax(maximum, exponential, total, name, sources[0] if sources else None)
     return None
 
 
 def _is_map(sch: Any, name: str) -> bool:
-    return not _reduces(sch, name) and not name.startswith(_PADS)
+    return not _reduces(sch, name) and not name.startswith((*_PADS, *_SOFTMAX))
 
 
 def _reduces(sch: Any, name: str) -> bool:

@@ -13,8 +13,9 @@ computation, which runs, without a register block.
 from collections.abc import Callable
 from typing import Any
 
-from schedules import conv2d_channels, conv2d_pixels, dense, winograd_pixels
+from schedules import conv2d_channels, conv2d_pixels, dense, softmax, winograd_pixels
 from schedules.machines import Machine
+from tvmattend.transform.dataflow import static_shape
 
 Legalization = Callable[[Any, Any], Any]
 
@@ -84,7 +85,16 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
         packed = relax.const(dense.pack(array, machine))
         return builder.call_te(compute, x, packed, primfunc_name_hint="dense")
 
-    return {"relax.nn.conv2d": conv2d, "relax.matmul": matmul}
+    return {"relax.nn.conv2d": conv2d, "relax.matmul": matmul, "relax.nn.softmax": _softmax}
+
+
+def _softmax(builder: Any, call: Any) -> Any:
+    (x,) = call.args
+    shape = static_shape(x)
+    if shape is None or str(x.ty.dtype) != "float32":
+        return _default("relax.nn.softmax")(builder, call)
+    axis = int(call.attrs.axis) % len(shape)
+    return builder.call_te(lambda x: softmax.softmax(x, axis), x, primfunc_name_hint="softmax")
 
 
 def _default(name: str) -> Legalization:
