@@ -13,17 +13,23 @@ class Machine:
         lanes: fp32 elements in one vector register.
         accumulators: Vector registers that may hold accumulators; the others feed them.
         l1_bytes: First-level data cache of one core.
+        weights_a_load: Consecutive scalars that one load brings to multiply-adds: a vector of them
+            where these take an element of a register, one where they broadcast from memory.
+        spill: Relative cost of each doubling of a working set beyond the first-level cache.
         threads: Cores that run a kernel together.
     """
 
     lanes: int
     accumulators: int
     l1_bytes: int
+    weights_a_load: int = 1
+    spill: float = 0.01
     threads: int = 1
 
 
-# 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6).
-AARCH64 = Machine(lanes=4, accumulators=24, l1_bytes=32 * 1024)
+# 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6) and
+# the L2 gives one core 8 bytes a cycle, an eighth of what Zen 5's does.
+AARCH64 = Machine(lanes=4, accumulators=24, l1_bytes=32 * 1024, weights_a_load=4, spill=0.07)
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
 X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024)
 X86_64_V3 = Machine(lanes=8, accumulators=12, l1_bytes=32 * 1024)

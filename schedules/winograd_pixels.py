@@ -74,12 +74,12 @@ def choose_slab(
             slab = Slab(rows, pitch, vectors)
             size = 4 * winograd.INPUTS * (channels + features) * vectors * machine.lanes
             cost = slab.waste(width, machine.lanes)
-            # Each doubling beyond the first-level cache costs about a hundredth.
-            cost += 0.01 * max(0.0, math.log2(size / machine.l1_bytes))
+            cost += machine.spill * max(0.0, math.log2(size / machine.l1_bytes))
             # A job reads all weights of its column once more.
             cost += 0.03 / rows
             cost += 0.5 if groups * (tiles // rows) % machine.threads else 0.0
             cost += 0.0 if vectors % 2 == 0 or vectors % 3 == 0 or vectors == 1 else 0.1
+            cost += 0.0 if pitch % 4 == 0 else 0.005
             if best is None or cost < best[0] - 1e-9:
                 best = (cost, slab)
     assert best is not None  # noqa: S101  (a height has at least the divisor 1)
@@ -163,10 +163,12 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         if f * v <= machine.accumulators
     ]
 
-    # Each step of the reduction loads v vectors and f weights for f * v multiply-adds.
+    # Each step of the reduction loads v vectors, most of them across a boundary of 16 bytes, and f
+    # weights for f * v multiply-adds.
     def cost(tile: tuple[int, int]) -> float:
         f, v = tile
-        return (f + v) / (f * v) + (0.2 if f * v < 8 else 0.0)
+        loads = 1.5 * v + math.ceil(f / machine.weights_a_load)
+        return loads / (f * v) + (0.2 if f * v < 8 else 0.0)
 
     code = {f * 100 + v: (f, v) for f, v in sorted(tiles, key=cost)[:8]}
     knobs = (Knob("tile", tuple(code), next(iter(code))), Knob("unroll_taps", (0, 1), 0))
@@ -227,7 +229,12 @@ def _schedule(
 
 
 def _whole(width: int, machine: Machine) -> int:
-    """The longest divisor of a row that is at most four vectors; LLVM splits it into vectors."""
+    """Columns computed at once: a vector, else the longest divisor of a row up to four vectors.
+
+    LLVM splits an odd vector into whole ones; several at once cost a Cortex-A72 spills, 14 %.
+    """
+    if width % machine.lanes == 0:
+        return machine.lanes
     return max(blocks.divisors(width, 4 * machine.lanes))
 
 
@@ -239,8 +246,8 @@ def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
     sch.reorder(c, t, across, k, lane)
     sch.unroll(k)
     sch.vectorize(lane)
-    _, *inner = sch.get_loops(zeros)
-    fused = sch.fuse(*inner)
+    # Of one line; TVM does not find out that indices of more axes are contiguous.
+    fused = sch.fuse(*sch.get_loops(zeros)[-2:])
     length = blocks.vector_length(int(sch.get(fused).extent), machine.lanes)
     _, lane = sch.split(fused, [None, length])
     sch.vectorize(lane)
