@@ -190,23 +190,67 @@ def test_two_networks_link_into_one_program(
     run([tmp_path / "two"])
 
 
-def test_python_refuses_what_does_not_fit(tiny: Built, tmp_path: Path) -> None:
+def test_python_refuses_what_does_not_fit(tiny: Built) -> None:
     net = Library(tiny.files.shared, 1)
     x = np.zeros(net.inputs[0].shape, "float32")
-    for wrong in (x[0], x.astype("float64")):
+    for wrong in (x[0], x.astype("float64"), x.astype(">f4")):
         with pytest.raises(LibraryError, match="input `x` is float32"):
             net.run([wrong])
+    with pytest.raises(LibraryError, match="input `x` is a list, not an array"):
+        net.run([x.tolist()])
     with pytest.raises(LibraryError, match="0 inputs given"):
         net.run([])
-    with pytest.raises(LibraryError, match="65 threads asked for"):
-        Library(tiny.files.shared, 65)
-    with pytest.raises(LibraryError, match="does not load"):
-        Library(tmp_path / "libnothing.so")
-    with pytest.raises(LibraryError, match="not called lib"):
-        Library(tiny.files.static)
+    for threads in (-1, 65, 2**40, 1.5, "2", None, True):
+        with pytest.raises(LibraryError, match="no number from 0 to 64"):
+            Library(tiny.files.shared, threads)  # type: ignore[arg-type]
+    net.close()
     net.close()
     with pytest.raises(LibraryError, match="instance is null"):
         net.run([x])
+
+
+def test_python_says_what_is_wrong_with_a_file(
+    tiny: Built, tiny_a72: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = tiny.files.shared.read_bytes()
+    foreign = tiny_a72.files.shared.read_bytes()
+    (name,) = re.findall(r"libc\.so\.6 => (\S+)", run(["ldd", tiny.files.shared]))
+    cases = {
+        "libempty.so": (b"", "is no library"),
+        "libtext.so": (b"INPUT(libc.so.6)" * 9, "is no library"),
+        "libcut.so": (content[:5000], "cut off"),
+        "libheader.so": (content[:40], "cut off"),
+        "libend.so": (content[:-1], "cut off"),
+        "libother.so": (content, "holds no network `other`"),
+        "libc.so": (Path(name).read_bytes(), "holds no network `c`"),
+        "libforeign.so": (foreign, "is for aarch64; this is x86_64"),
+    }
+    for name, (bytes_, message) in cases.items():
+        (tmp_path / name).write_bytes(bytes_)
+        with pytest.raises(LibraryError, match=message):
+            Library(tmp_path / name)
+    with pytest.raises(LibraryError, match="No such file"):
+        Library(tmp_path / "libnothing.so")
+    with pytest.raises(LibraryError, match="Is a directory"):
+        Library(_made(tmp_path / "libdirectory.so"))
+    with pytest.raises(LibraryError, match="not called lib"):
+        Library(tiny.files.static)
+    # As in the docstring: not one of the system's libraries, but the file that is here.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LibraryError, match="holds no network `c`"):
+        Library("libc.so")
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
+def test_python_says_that_a_library_is_for_musl(imported: ImportedModel, tmp_path: Path) -> None:
+    musl = build(imported, host_target(threads=1), tmp_path, libc="musl")
+    with pytest.raises(LibraryError, match="is for musl, which is not the C library") as refused:
+        Library(musl.files.shared)
+    assert "--libc" in refused.value.hint
 
 
 def test_python_copies_only_what_cannot_be_used_in_place(tiny: Built) -> None:

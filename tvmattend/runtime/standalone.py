@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +27,8 @@ import numpy as np
 
 _ABI = 1  # <MODEL>_ABI of the header
 _ALIGNMENT = 64
+_MAX_THREADS = 64  # <MODEL>_MAX_THREADS
+_MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine of an ELF header
 
 
 class LibraryError(Exception):
@@ -104,14 +108,14 @@ class Library:
         match = re.fullmatch(r"lib(\w+)\.so", name or Path(path).name)
         if match is None:
             raise LibraryError(f"{path} is not called lib<model>.so", "its name is that of its API")
+        if type(threads) is not int or not 0 <= threads <= _MAX_THREADS:
+            raise LibraryError(f"threads={threads!r} is no number from 0 to {_MAX_THREADS}")
         self._prefix = match[1]
+        self._library = _open(os.fspath(path))
         try:
-            self._library = ctypes.CDLL(os.fspath(path))
             info = self._function("get_info", ctypes.POINTER(_Info))().contents
-        except (OSError, AttributeError) as error:
-            raise LibraryError(
-                f"{path} does not load: {error}", "build it for this machine and its C library"
-            ) from error
+        except AttributeError as error:
+            raise LibraryError(f"{path} holds no network `{self._prefix}`: {error}") from error
         if info.abi != _ABI:
             raise LibraryError(f"{path} has ABI {info.abi}, this file knows {_ABI}")
         self.info: dict[str, Any] = {name: _plain(getattr(info, name)) for name in _INFO}
@@ -205,6 +209,8 @@ class Library:
             raise LibraryError(f"{len(inputs)} inputs given, the network has {len(self.inputs)}")
         for place, array in enumerate(inputs):
             spec, own = self.inputs[place], self._in[place]
+            if not isinstance(array, np.ndarray):
+                raise LibraryError(f"input `{spec.name}` is a {type(array).__name__}, not an array")
             if array.shape != spec.shape or array.dtype != own.dtype:
                 raise LibraryError(
                     f"input `{spec.name}` is {spec.dtype}{list(spec.shape)}; "
@@ -214,6 +220,40 @@ class Library:
                 np.copyto(own, array)
                 array = own  # noqa: PLW2901
             self._given[place].data = _address(array)
+
+
+def _open(path: str) -> ctypes.CDLL:
+    """Load a library; say what is wrong where the system would only say that there is none."""
+    # A name without a slash is to dlopen one of the system's.
+    path = path if "/" in path else f"./{path}"
+    try:
+        with Path(path).open("rb") as stream:
+            head = stream.read(64)
+            size = os.fstat(stream.fileno()).st_size
+    except OSError as error:
+        raise LibraryError(f"{path} cannot be read: {error.strerror}") from error
+    here = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+    here = here if sys.maxsize > 2**32 else f"{here} with a 32-bit Python"
+    machine = _MACHINES.get(int.from_bytes(head[18:20], "little"), "another machine")
+    # Its last part is the table of sections, and the system's loader dies of a file that is cut.
+    whole = len(head) == 64 and size >= int.from_bytes(head[40:48], "little") + (
+        int.from_bytes(head[58:60], "little") * int.from_bytes(head[60:62], "little")
+    )
+    if head[:4] != b"\x7fELF" or not whole:
+        raise LibraryError(f"{path} is no library, or cut off", "copy or build it again")
+    if machine != here:
+        raise LibraryError(f"{path} is for {machine}; this is {here}", "build it for this machine")
+    try:
+        return ctypes.CDLL(path)
+    except OSError as error:
+        content = Path(path).read_bytes()
+        wanted = "glibc" if b"\0libc.so.6\0" in content else "musl"
+        if wanted != (platform.libc_ver()[0] or "musl"):
+            raise LibraryError(
+                f"{path} is for {wanted}, which is not the C library of this Python",
+                "build it with the other --libc; a program links the .a with either",
+            ) from error
+        raise LibraryError(f"{path} does not load: {error}", "copy or build it again") from error
 
 
 def _plain(value: Any) -> Any:
