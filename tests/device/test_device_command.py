@@ -118,8 +118,26 @@ def test_it_serves_an_emulated_board(emulated: EmulatedBoard) -> None:
         assert closed(facts["rpc"])
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "board.local", ""])  # noqa: S104
+def test_an_address_that_others_reach_is_refused(host: str) -> None:
+    done = fails("--host", host, "--port", "0")
+    assert done.returncode == 20
+    error, hint = done.stderr.splitlines()
+    assert f"error: {host} is not loopback" in error
+    assert "runs code as you" in error
+    assert "ssh://USER@HOST" in hint
+    assert "--insecure" in hint
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_loopback_has_several_names(host: str) -> None:
+    with serving("--host", host, "--port", "0") as (process, line):
+        assert line.startswith(f"serving this machine on {host}:")
+        process.terminate()
+
+
 def test_an_open_port_is_warned_of() -> None:
-    with serving("--host", "0.0.0.0", "--port", "0") as (process, line):  # noqa: S104
+    with serving("--host", "0.0.0.0", "--insecure", "--port", "0") as (process, line):  # noqa: S104
         assert line.startswith("serving this machine on 0.0.0.0:")
         process.terminate()
         _, err = process.communicate(timeout=10)
@@ -147,7 +165,7 @@ def test_a_port_in_use() -> None:
         (["--key", "pi4"], 2, "--tracker and --key go together"),
         (["--tracker", "farm:x", "--key", "pi4"], 7, "`farm:x` is not an address"),
         (["--port", "0", "--tracker", "127.0.0.1:9", "--key", "pi4"], 7, "tracker 127.0.0.1:9: "),
-        (["--host", "no-such-host.invalid"], 20, "no-such-host.invalid:9090"),
+        (["--host", "no-such-host.invalid", "--insecure"], 20, "no-such-host.invalid:9090"),
     ],
 )
 def test_bad_options(arguments: list[str], code: int, text: str) -> None:

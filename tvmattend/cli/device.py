@@ -7,23 +7,32 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvmattend.errors import BoardUnreachableError
+from tvmattend.errors import BoardUnreachableError, PortError
 
 if TYPE_CHECKING:
     from tvmattend.device.process import ServerProcess
 
 _OPEN_PORT = (
-    "warning: {host} is not loopback: TVM RPC has no password and no encryption, and whoever can "
-    "connect to port {port} runs code as you; serve on a network that you trust only"
+    "{host} is not loopback: TVM RPC has no password and no encryption, and whoever can "
+    "connect to port {port} runs code as you"
+)
+_USE_SSH = (
+    "serve on loopback (leave --host out) and use `--rpc ssh://USER@HOST` there; or, in a network "
+    "that you trust, add --insecure"
 )
 _UNSEEN_BOARD = (
     "warning: the tracker will give out {host}, where only this machine reaches the board; "
-    "add --host 0.0.0.0 to serve others"
+    "add --host 0.0.0.0 --insecure to serve others"
 )
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Serve on an address that others reach, who then can run code as you.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -42,6 +51,7 @@ _UNSEEN_BOARD = (
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when ready.")
 def command(
     host: str,
+    insecure: bool,
     port: int,
     emulate: str | None,
     tracker: str | None,
@@ -57,14 +67,16 @@ def command(
         raise click.UsageError("--tracker and --key go together")
 
     from tvmattend.device.endpoint import check_tracker, tracker_endpoint
-    from tvmattend.device.process import LOOPBACK, ServerOptions, serve_here
+    from tvmattend.device.process import ServerOptions, is_loopback, serve_here
 
+    if not is_loopback(host) and not insecure:
+        raise PortError(_OPEN_PORT.format(host=host, port=port), _USE_SSH)
     entry = tracker_endpoint(tracker, key) if tracker is not None and key is not None else None
     if entry is not None:
         check_tracker(entry)
-    if host not in LOOPBACK:
-        click.echo(_OPEN_PORT.format(host=host, port=port), err=True)
-    elif entry is not None and entry.host not in LOOPBACK:
+    if not is_loopback(host):
+        click.echo(f"warning: {_OPEN_PORT.format(host=host, port=port)}", err=True)
+    elif entry is not None and not is_loopback(entry.host):
         click.echo(_UNSEEN_BOARD.format(host=host), err=True)
     options = ServerOptions(host, port, entry, verbose=verbose)
     if emulate is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvmattend.cli.bundle_options import rpc_option
 from tvmattend.cli.options import model_options
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.target import TargetSpec, parse_target
@@ -39,7 +40,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     is_flag=True,
     help="Need no board: estimate, one thread of a Cortex-A72. Records say `estimated`.",
 )
-@click.option("--rpc", metavar="HOST:PORT", help="Measure on the board that serves there.")
+@rpc_option("Measure on the board that serves there.")
 @click.option(
     "--rpc-tracker",
     metavar="HOST:PORT",
@@ -224,14 +225,16 @@ def _endpoint(
     target: TargetSpec, rpc: str | None, tracker: str | None, key: str | None
 ) -> "Endpoint | None":
     """The board to measure on; None for this machine."""
-    from tvmattend.device.endpoint import parse_endpoint, tracker_endpoint
+    from tvmattend.device.endpoint import tracker_endpoint
+    from tvmattend.device.tunnel import reached
 
     if rpc is not None:
         if tracker is not None or key is not None:
             raise click.UsageError(
                 "--rpc names one board; --rpc-tracker and --rpc-key do not go with it"
             )
-        return parse_endpoint(rpc)
+        # A tunnel stands until the command ends.
+        return click.get_current_context().with_resource(reached(rpc))
     if tracker is None and not target.is_host and os.environ.get("TVM_TRACKER_HOST"):
         port = os.environ.get("TVM_TRACKER_PORT")
         tracker = os.environ["TVM_TRACKER_HOST"] + (f":{port}" if port else "")

@@ -21,7 +21,8 @@ SERVER_PORT = 9090
 TRACKER_PORT = 9190
 
 _HOW_TO_SERVE = (
-    "on the board run `tvmattend device --host 0.0.0.0`, or `python -m tvm.exec.rpc_server`"
+    "on the board run `tvmattend device` and give --rpc ssh://USER@HOST; or there, in a network "
+    "that you trust, `tvmattend device --host 0.0.0.0 --insecure`, `python -m tvm.exec.rpc_server`"
 )
 _HOW_TO_TRACK = "start a tracker with `python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190`"
 
@@ -39,11 +40,13 @@ class Endpoint:
         host: Name or address.
         port: TCP port of the server or the tracker.
         key: The boards to ask a tracker for; empty means that this is a server, not a tracker.
+        name: What to call it where host and port are only the near end of a tunnel.
     """
 
     host: str
     port: int
     key: str = ""
+    name: str = ""
 
     @property
     def address(self) -> str:
@@ -51,6 +54,8 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
+        if self.name:
+            return self.name
         return f"`{self.key}` at tracker {self.address}" if self.key else self.address
 
 

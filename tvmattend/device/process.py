@@ -2,6 +2,7 @@
 """Starting and stopping the server of `serving/` as a process of its own, here or emulated."""
 
 import contextlib
+import ipaddress
 import json
 import os
 import selectors
@@ -26,7 +27,13 @@ _PROGRAM = (
 )
 _STOP_SECONDS = 5.0
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; other names than `localhost` are not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True)

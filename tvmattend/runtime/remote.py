@@ -7,7 +7,7 @@ has. The board needs only its RPC server: `model.so` is uploaded, and lives as l
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ import numpy as np
 from tvmattend.bundle.manifest import Manifest
 from tvmattend.bundle.verify import verify
 from tvmattend.device.board import BoardInfo, probe
-from tvmattend.device.endpoint import Endpoint, close_session, connect, parse_endpoint, within
+from tvmattend.device.endpoint import Endpoint, close_session, connect, within
+from tvmattend.device.tunnel import reached
 from tvmattend.errors import (
     BoardMismatchError,
     BoardUnreachableError,
@@ -55,7 +56,7 @@ def load_remote(
 
     Args:
         path: The bundle's directory.
-        endpoint: A server or tracker, or `host:port` of a server.
+        endpoint: A server or tracker, or `host:port` or `ssh://user@host` of a server.
         threads: Threads that run the kernels; by default as many as the bundle was compiled for,
             or as the board offers if those are fewer.
         require_signature: A public key that must have signed the bundle; see `load`. The board
@@ -70,8 +71,17 @@ def load_remote(
         BundleMismatchError: The board's TVM is of another version.
         InputError: More threads than the board offers.
     """
-    place, directory = _endpoint(endpoint), Path(path)
+    directory = Path(path)
     manifest = verify(directory, require_signature)
+    with ExitStack() as stack:
+        place = stack.enter_context(reached(endpoint)) if isinstance(endpoint, str) else endpoint
+        yield from _sessions(directory, manifest, place, threads)
+
+
+def _sessions(
+    directory: Path, manifest: Manifest, place: Endpoint, threads: int | None
+) -> Iterator[RemoteNetwork]:
+    """Give the network once, in a session that is closed then."""
     board = _probe(place, manifest.target)
     vm = manifest.format == "vm"
     if vm and board.tvm_version and board.tvm_version != manifest.versions.tvm:
@@ -100,10 +110,6 @@ def _probe(place: Endpoint, target: TargetSpec) -> BoardInfo:
         # Here the user gave a bundle, not a target.
         hint = f"the bundle is for {target.describe()}; build one for the board"
         raise BoardMismatchError(str(error), hint) from error
-
-
-def _endpoint(given: Endpoint | str) -> Endpoint:
-    return parse_endpoint(given) if isinstance(given, str) else given
 
 
 class _BoardVM:

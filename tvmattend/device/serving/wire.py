@@ -32,6 +32,10 @@ class ProtocolError(Exception):
     """A peer that does not speak the protocol, or stopped in the middle of it."""
 
 
+class StrangerError(ProtocolError):
+    """A peer that answers in another language."""
+
+
 def receive(connection: socket.socket, count: int) -> bytes:
     """Receive exactly `count` bytes within the socket's timeout.
 
@@ -125,6 +129,20 @@ def handshake(connection: socket.socket, match_key: str, server_key: str) -> flo
             except ValueError as error:
                 raise ProtocolError(f"option {word!r}") from error
     return None
+
+
+def greet_server(connection: socket.socket) -> None:
+    """Greet a server as a client does that wants a session; it ends with the connection.
+
+    Raises:
+        StrangerError: Something answers that is none.
+        ProtocolError: The connection ended without an answer.
+        OSError: It was silent for too long, or vanished.
+    """
+    key = b"client:"
+    connection.sendall(struct.pack("<ii", RPC_MAGIC, len(key)) + key)
+    if receive_int(connection) not in {RPC_SUCCESS, RPC_MISMATCH}:
+        raise StrangerError("it is not a TVM RPC server")
 
 
 def greet_tracker(connection: socket.socket) -> None:
