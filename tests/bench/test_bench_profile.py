@@ -2,23 +2,28 @@
 """Where the time goes: the kernels of a small bundle, timed and explained."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sample_bundles import rewrite_manifest
 
+from tvmattend import errors
 from tvmattend.bench.kernel_report import Kernel, Profile
-from tvmattend.bench.profiling import kernel_facts_of, profile
+from tvmattend.bench.profiling import profile
 from tvmattend.bench.roofline import Roofline
 from tvmattend.cli.profile import command
 from tvmattend.codegen import build
 from tvmattend.codegen.kernel_facts import kernel_facts
 from tvmattend.errors import InputError
-from tvmattend.frontend import import_model
+from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.models import lookup, macs
 from tvmattend.runtime import load
 from tvmattend.runtime.network import BundleError
 from tvmattend.target import parse_target
+from tvmattend.transform import lower_with_report
 from tvmattend.transform.rules import all_rules
 
 
@@ -74,7 +79,9 @@ def test_instrument_leaves_nothing_behind(bundle: Path) -> None:
 
 def test_facts_cover_the_arithmetic_of_the_network() -> None:
     model = import_model("attendnext_tiny")
-    facts = kernel_facts(model.ir_module, model.module_paths, parse_target("host", 1))
+    target = parse_target("host", 1)
+    lowered = lower_with_report(model.ir_module, target)
+    facts = kernel_facts(lowered.stages, model.module_paths, target)
     least = 2 * macs(lookup("attendnext_tiny"))
     # Activations, gates and padded channels come on top.
     assert least < sum(fact.flops for fact in facts) < 2.5 * least
@@ -87,15 +94,39 @@ def test_facts_cover_the_arithmetic_of_the_network() -> None:
 def test_facts_of_fused_blocks_name_every_part() -> None:
     model = import_model("attendnext_tiny")
     target = parse_target("host", 1)
-    facts = kernel_facts(model.ir_module, model.module_paths, target, all_rules())
+    lowered = lower_with_report(model.ir_module, target, rules=all_rules())
+    facts = kernel_facts(lowered.stages, model.module_paths, target)
     fused = [fact for fact in facts if "stages.0.0.project" in fact.modules]
     assert len(fused) == 1
     assert {"stages.0.0.attention.embed", "stages.0.0.attention.expand"} <= set(fused[0].modules)
     assert all(fact.modules for fact in facts)
 
 
-def test_network_that_does_not_ship_has_no_facts() -> None:
-    assert kernel_facts_of({"model": "unheard_of", "kernels": []}) is None
+def two_layers() -> Any:
+    import torch
+
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4)
+    )
+
+
+def test_a_network_that_does_not_ship_is_explained_too(tmp_path: Path) -> None:
+    request = ModelRequest(f"{__name__}:two_layers", input_size=8)
+    build(request, parse_target("host", 1), output=tmp_path / "foreign")
+    found = profile(tmp_path / "foreign", runs=3)
+    heavy = [kernel for kernel in found.kernels if kernel.flops > 1000]
+    assert [kernel.modules for kernel in heavy] == [("0",), ("3",)]
+    # 8 x 3 x 3 x 3 x 36 multiply-accumulates and the bias; padding of channels may add to it.
+    assert 2 * 8 * 27 * 36 <= heavy[0].flops < 4 * 8 * 27 * 36
+
+
+def test_a_manifest_of_other_kernels_is_refused(bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    launches = json.loads((other / "manifest.json").read_text())["launches"]
+    rewrite_manifest(other, launches=launches[1:])
+    with pytest.raises(errors.BundleError, match="does not name"):
+        profile(other, runs=1)
 
 
 def test_standalone_library_has_the_same_kernels(found: Profile, tmp_path: Path) -> None:
@@ -118,10 +149,7 @@ def test_roofline(flops: float, moved: float, bound: str, seconds: float) -> Non
     assert roofline.bound(flops, moved) == (bound, seconds)
 
 
-def test_kernel_of_a_foreign_bundle_has_time_but_no_rate(found: Profile) -> None:
-    unknown = Kernel("k", 1e-6, 1e-6, 64, None, None, None)
-    assert found.bound(unknown) is None
-    assert unknown.where() == "?"
+def test_where_a_kernel_comes_from_in_words() -> None:
     assert Kernel("k", 1e-6, 1e-6, 64, 0.0, (), "copy").where() == "(compiler)"
     assert Kernel("k", 1e-6, 1e-6, 64, 0.0, ("",), "mean").where() == "(network)"
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
+from tvmattend.bundle.kernels import KernelLaunch, KernelSchedule, RecordCounts
 from tvmattend.bundle.manifest import (
     FileEntry,
-    KernelSchedule,
     Manifest,
     Preprocessing,
-    RecordCounts,
     Versions,
     Weights,
 )
@@ -37,9 +36,17 @@ MANIFEST = Manifest(
     fusion={"dcac": [{"fused": 4}]},
     reference="PyTorch 2.13.0",
     kernels=(
-        KernelSchedule("conv", "0f" * 8, "conv2d", 2, "measured", 4, {"tile": 8, "unroll": 0}),
-        KernelSchedule("pool", "f0" * 8, "pool", 1, "default", None, {}),
-        KernelSchedule("head", "ff" * 8, "dense", 1, "default", None, {"tile": 4}),
+        KernelSchedule(
+            "conv", "0f" * 8, "conv2d", 2, "measured", 4, {"tile": 8, "unroll": 0}, 2e6, 4096
+        ),
+        KernelSchedule("pool", "f0" * 8, "pool", 1, "default", None, {}, 0.0, 64),
+        KernelSchedule("head", "ff" * 8, "dense", 1, "default", None, {"tile": 4}, 80.0, 0),
+    ),
+    launches=(
+        KernelLaunch("conv", "0f" * 8, ("stem", "stem.norm")),
+        KernelLaunch("pool", "f0" * 8, ()),
+        KernelLaunch("conv1", "0f" * 8, ("body",)),
+        KernelLaunch("head", "ff" * 8, ("head",)),
     ),
     files={"model.so": ENTRY, "golden.npz": ENTRY, "tvmattend_runtime.py": ENTRY},
 )
@@ -105,6 +112,12 @@ def _set(data: Any, path: str, value: Any) -> None:
         ("kernels/1/threads", 4, "kernels[1].threads"),
         ("kernels/0/point/tile", "8", "kernels[0].point.tile"),
         ("kernels/0/point/tile", True, "kernels[0].point.tile"),
+        ("kernels/0/flops", "many", "kernels[0].flops"),
+        ("kernels/0/moved", -1, "kernels[0].moved"),
+        ("launches", None, "launches"),
+        ("launches/0/modules", "stem", "launches[0].modules"),
+        ("launches/1/name", 1, "launches[1].name"),
+        ("launches/3/key", "00" * 8, "launches[3].key"),
         ("tolerance", 0.0, "tolerance"),
         ("tolerance", float("nan"), "tolerance"),
         ("files/model.so/sha256", "xyz", "sha256"),

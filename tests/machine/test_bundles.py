@@ -9,6 +9,7 @@ import pytest
 from sample_bundles import cortex_a72_bundle, rewrite_manifest
 
 from tvmattend.cli.main import main
+from tvmattend.codegen import build
 from tvmattend.codegen.link import Linker
 from tvmattend.errors import BundleMismatchError
 from tvmattend.machine.board_files import write_board_files
@@ -61,6 +62,24 @@ def test_a_bundle_is_estimated_by_kernel(a72_bundle):
     # 8 x 3 x 3 x 3 x 16 x 16 multiply-accumulates, at most four an instruction
     assert convolution.instructions > 8 * 27 * 256 / 4
     assert found.whole.cycles == pytest.approx(sum(part.cycles for part in found.parts))
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("kind", ["vm", "standalone"])
+def test_kernels_of_both_formats_have_their_modules(tmp_path, kind):
+    target = parse_target("cortex-a72", 1)
+    build("attendnext_tiny", target, output=tmp_path / "tiny", use_records=False, format=kind)
+    manifest = json.loads((tmp_path / "tiny" / "manifest.json").read_text())
+    found = {part.name: part for part in estimate_bundle(tmp_path / "tiny").parts}
+    for name in {launch["name"] for launch in manifest["launches"]}:
+        mine = [launch for launch in manifest["launches"] if launch["name"] == name]
+        assert found[name].calls == len(mine)
+        assert set(found[name].modules) == {m for launch in mine for m in launch["modules"]}
+    named = {module for part in found.values() for module in part.modules}
+    assert {"stages.0.0.project", "head"} <= named
+    blocks = [part for part in found.values() if "stages.0.0.project" in part.modules]
+    assert len(blocks) == 1
+    assert blocks[0].fma > 0
 
 
 @pytest.mark.emulated

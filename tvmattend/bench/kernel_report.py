@@ -17,24 +17,22 @@ class Kernel:
         name: The PrimFunc.
         seconds: In the inference, median.
         again: The same call run again on the spot, the best of some; None in a standalone library.
-        moved: Bytes of its inputs, weights and output; None if unknown.
-        flops: Operations it executes; None if the bundle does not say.
-        modules: PyTorch modules; empty for a kernel that the compiler put in, None if unknown.
-        family: Of its design space; None if unknown.
+        moved: Bytes of its inputs, weights and output.
+        flops: Operations it executes.
+        modules: PyTorch modules; empty for a kernel that the compiler put in.
+        family: Of its design space.
     """
 
     name: str
     seconds: float
     again: float | None
-    moved: int | None
-    flops: float | None
-    modules: tuple[str, ...] | None
-    family: str | None
+    moved: int
+    flops: float
+    modules: tuple[str, ...]
+    family: str
 
     def where(self) -> str:
         """The modules in words."""
-        if self.modules is None:
-            return "?"
         return ", ".join(path or "(network)" for path in self.modules) or "(compiler)"
 
 
@@ -71,10 +69,8 @@ class Profile:
         """Sum of the kernels' seconds."""
         return sum(kernel.seconds for kernel in self.kernels)
 
-    def bound(self, kernel: Kernel) -> tuple[str, float] | None:
+    def bound(self, kernel: Kernel) -> tuple[str, float]:
         """What bounds a kernel and the share of that limit that it reaches."""
-        if kernel.flops is None or kernel.moved is None:
-            return None
         kind, least = self.roofline.bound(kernel.flops, kernel.moved)
         return kind, least / kernel.seconds
 
@@ -109,8 +105,6 @@ class Profile:
         """
         sums: dict[str, float] = {}
         for kernel in self.kernels:
-            if kernel.modules is None:
-                continue
             path = kernel.modules[0] if kernel.modules else "(compiler)"
             short = ".".join(path.split(".")[:depth]) or "(network)"
             sums[short] = sums.get(short, 0.0) + kernel.seconds
@@ -120,21 +114,17 @@ class Profile:
         bound, flops = self.bound(kernel), kernel.flops
         return {
             "kernel": kernel.name,
-            "modules": None if kernel.modules is None else list(kernel.modules),
+            "modules": list(kernel.modules),
             "family": kernel.family,
             "ms": round(kernel.seconds * 1e3, 5),
             "again_ms": None if kernel.again is None else round(kernel.again * 1e3, 5),
             "share": round(kernel.seconds / self.total, 4),
             "flops": flops,
             "bytes": kernel.moved,
-            "gflops": None if flops is None else round(flops / kernel.seconds / 1e9, 2),
-            "percent_of_peak": (
-                None
-                if flops is None
-                else round(100 * flops / kernel.seconds / self.roofline.flops, 1)
-            ),
-            "bound": None if bound is None else bound[0],
-            "percent_of_bound": None if bound is None else round(100 * bound[1], 1),
+            "gflops": round(flops / kernel.seconds / 1e9, 2),
+            "percent_of_peak": round(100 * flops / kernel.seconds / self.roofline.flops, 1),
+            "bound": bound[0],
+            "percent_of_bound": round(100 * bound[1], 1),
         }
 
     def lines(self, top: int | None = None) -> list[str]:
@@ -182,15 +172,15 @@ class Profile:
 
     def _row(self, kernel: Kernel) -> tuple[str, ...]:
         bound = self.bound(kernel)
-        rate = None if kernel.flops is None else kernel.flops / kernel.seconds
+        rate = kernel.flops / kernel.seconds
         return (
             f"{kernel.seconds * 1e6:.1f}",
             f"{kernel.seconds / self.total:.1%}",
             "-" if kernel.again is None else f"{kernel.again * 1e6:.1f}",
-            "?" if rate is None else f"{rate / 1e9:.1f}",
-            "?" if rate is None else f"{rate / self.roofline.flops:.0%}",
-            "?" if bound is None else f"{bound[1]:.0%}",
-            "?" if bound is None else bound[0],
+            f"{rate / 1e9:.1f}",
+            f"{rate / self.roofline.flops:.0%}",
+            f"{bound[1]:.0%}",
+            bound[0],
             kernel.where(),
             kernel.name,
         )

@@ -18,23 +18,24 @@ calls it, and those of a fused kernel are added up.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from tvmattend.bench.host import describe_machine
 from tvmattend.bench.kernel_report import Kernel, Profile
 from tvmattend.bench.roofline import measure
-from tvmattend.errors import BenchmarkError, InputError
-from tvmattend.models import REGISTRY
+from tvmattend.errors import BenchmarkError, BundleError, InputError
+
+if TYPE_CHECKING:
+    from tvmattend.bundle.manifest import Manifest
 
 _Result = TypeVar("_Result")
 
 Observer = Callable[[str], None]
-Fact = Mapping[str, Any]
 
 _BUILTIN = "vm.builtin."
 _AGAIN = 5
@@ -94,7 +95,7 @@ def profile(
         observer: Told, in a line, what is being done.
 
     Raises:
-        BundleError: The bundle is damaged.
+        BundleError: The bundle is damaged, or does not say what its kernels are.
         BundleMismatchError: It was built for another machine.
         InputError: A number is out of range.
         BenchmarkError: Two inferences did not make the same calls.
@@ -124,12 +125,6 @@ def profile(
     observer("measuring what this machine can do")
     weights = (bundle / str(network.manifest["library"])).stat().st_size
     roofline = measure(target, weights, lambda work: _in_pool(network, work))
-    observer("finding the kernels' modules")
-    facts = kernel_facts_of(network.manifest)
-    if manifest.format != "vm" and facts is not None:
-        inside = spot = [_joined(run, [str(fact["name"]) for fact in facts]) for run in inside]
-    if facts is not None and _names(inside[0]) != [fact["name"] for fact in facts]:
-        facts = None  # those of another version of tvmattend, say
     return Profile(
         model=manifest.model,
         target=target,
@@ -140,57 +135,32 @@ def profile(
         best_kernels=min(sum(call.seconds for call in run.calls) for run in inside),
         builtin=statistics.median(run.builtin for run in inside),
         runs=runs,
-        kernels=tuple(_kernels(inside, spot, facts)),
+        kernels=tuple(_kernels(inside, spot, manifest)),
     )
-
-
-def kernel_facts_of(manifest: Mapping[str, Any]) -> Sequence[Fact] | None:
-    """Find what each kernel call computes: `name`, `flops`, `moved`, `modules` and `family`.
-
-    A network that ships is lowered again as the build did; its weights play no part in that.
-
-    Args:
-        manifest: Of the bundle, as plain data.
-
-    Returns:
-        A fact for each call, in order; None for a network that does not ship.
-    """
-    return _lowered_again(manifest) if manifest["model"] in REGISTRY else None
-
-
-def _lowered_again(manifest: Mapping[str, Any]) -> list[Fact]:
-    from tvmattend.codegen.kernel_facts import kernel_facts
-    from tvmattend.frontend import ModelRequest, import_model
-    from tvmattend.target import parse_target
-
-    batch, _, size, _ = manifest["inputs"][0]["shape"]
-    request = ModelRequest(
-        manifest["model"], num_classes=manifest["classes"], input_size=size, batch=batch
-    )
-    imported = import_model(request)
-    target = parse_target(manifest["target"])
-    facts = kernel_facts(imported.ir_module, imported.module_paths, target)
-    return [fact.to_json() for fact in facts]
 
 
 def _kernels(
     inside: Sequence[_Instrument],
     spot: Sequence[_Instrument],
-    facts: Sequence[Fact] | None,
+    manifest: "Manifest",
 ) -> "list[Kernel]":
+    known = {kernel.key: kernel for kernel in manifest.kernels}
+    calls = [_by_launch(run, manifest) for run in inside]
+    extra = [_by_launch(run, manifest) for run in spot]
     kernels = []
-    for place, call in enumerate(inside[0].calls):
-        fact = facts[place] if facts is not None else {}
-        again = [run.calls[place].again for run in spot]
+    for place in calls[0]:
+        launch = manifest.launches[place]
+        kernel = known[launch.key]
+        again = [run[place].again for run in extra]
         kernels.append(
             Kernel(
-                name=call.name,
-                seconds=statistics.median(run.calls[place].seconds for run in inside),
+                name=launch.name,
+                seconds=statistics.median(run[place].seconds for run in calls),
                 again=None if None in again else statistics.median(filter(None, again)),
-                moved=int(fact["moved"]) if fact else None,
-                flops=float(fact["flops"]) if fact else None,
-                modules=tuple(fact["modules"]) if fact else None,
-                family=str(fact["family"]) if fact else None,
+                moved=kernel.moved,
+                flops=kernel.flops,
+                modules=launch.modules,
+                family=kernel.family,
             )
         )
     return kernels
@@ -249,24 +219,35 @@ def _by_its_own_clock(
     return seen[1:], whole[1:]
 
 
-def _joined(run: _Instrument, names: Sequence[str]) -> _Instrument:
-    """Add the steps of a fused kernel up: `dcac_0`, `dcac_1`, ... are one call of `dcac`.
+def _by_launch(run: _Instrument, manifest: "Manifest") -> dict[int, _Call]:
+    """Give the call of each launch, by its place among the manifest's.
 
-    Gives the run as it is if its steps are not those of the kernels named.
+    A standalone library times the steps of a fused kernel: `dcac_0`, `dcac_1`, ... are one call of
+    `dcac`. A launch that only gives a tensor another shape is a view in the library.
+
+    Raises:
+        BundleError: The library calls other kernels.
     """
-    joined = _Instrument(again=False)
-    steps = list(run.calls)
-    for name in names:
-        if not steps:
-            return run
-        first = steps.pop(0)
-        if first.name not in {name, f"{name}_0"}:
-            return run
-        seconds, part = first.seconds, 1
-        while first.name != name and steps and steps[0].name == f"{name}_{part}":
+    flops = {kernel.key: kernel.flops for kernel in manifest.kernels}
+    found, steps = {}, list(run.calls)
+    for place, launch in enumerate(manifest.launches):
+        names = (launch.name, f"{launch.name}_0")
+        if not steps or (steps[0].name not in names and flops[launch.key] == 0):
+            continue
+        call, part = steps.pop(0), 1
+        seconds = call.seconds
+        while call.name == names[1] and steps and steps[0].name == f"{launch.name}_{part}":
             seconds, part = seconds + steps.pop(0).seconds, part + 1
-        joined.calls.append(_Call(name, seconds))
-    return run if steps else joined
+        if call.name not in names:
+            steps.insert(0, call)
+            break
+        found[place] = _Call(launch.name, seconds, call.again)
+    if steps:
+        raise BundleError(
+            f"the library calls `{steps[0].name}`, which manifest.json does not name there",
+            "build the bundle again",
+        )
+    return found
 
 
 def _names(run: _Instrument) -> list[str]:

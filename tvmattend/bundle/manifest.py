@@ -8,21 +8,32 @@ a new `SCHEMA`.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from tvmattend.bundle.fields import (
+    REMEDY,
+    each,
+    malformed,
+    number,
+    numbers,
+    one_of,
+    only,
+    optional,
+    take,
+    whole,
+    words,
+)
+from tvmattend.bundle.kernels import KernelLaunch, KernelSchedule, RecordCounts
 from tvmattend.errors import BundleError
 from tvmattend.runtime.network import SCHEMA, TensorSpec
 from tvmattend.target import TargetSpec
 
 TOLERANCE = 1e-4
 FORMATS = ("vm", "standalone")
-_REMEDY = "copy or build the bundle again"
-
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,11 @@ class FileEntry:
     @classmethod
     def from_json(cls, data: Any, where: str) -> "FileEntry":
         """Read one entry of `files`."""
-        _only(data, cls, where)
-        sha256 = _take(data, "sha256", str, where)
+        only(data, cls, where)
+        sha256 = take(data, "sha256", str, where)
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise _malformed(f"{where}.sha256", "64 hexadecimal digits")
-        return cls(sha256, _whole(data, "size", where, least=0))
+            raise malformed(f"{where}.sha256", "64 hexadecimal digits")
+        return cls(sha256, whole(data, "size", where, least=0))
 
 
 @dataclass(frozen=True)
@@ -61,74 +72,20 @@ class Preprocessing:
     @classmethod
     def from_json(cls, data: Any, where: str = "preprocessing") -> "Preprocessing":
         """Read `preprocessing`; a recipe that the runtime does not know is an error."""
-        _only(data, cls, where)
-        mean, std = (_numbers(data, key, where) for key in ("mean", "std"))
+        only(data, cls, where)
+        mean, std = (numbers(data, key, where) for key in ("mean", "std"))
         if 0.0 in std:
-            raise _malformed(f"{where}.std", "numbers other than 0")
+            raise malformed(f"{where}.std", "numbers other than 0")
         for key, known in (("colour", "RGB"), ("interpolation", "bilinear")):
-            if _take(data, key, str, where) != known:
-                raise _malformed(f"{where}.{key}", f"`{known}`")
+            if take(data, key, str, where) != known:
+                raise malformed(f"{where}.{key}", f"`{known}`")
         recipe = cls(
-            _whole(data, "resize", where), _whole(data, "crop", where), mean, std,
-            _number(_take(data, "scale", (int, float), where), f"{where}.scale"),
+            whole(data, "resize", where), whole(data, "crop", where), mean, std,
+            number(take(data, "scale", (int, float), where), f"{where}.scale"),
         )  # fmt: skip
         if recipe.crop > recipe.resize:
-            raise _malformed(f"{where}.crop", f"at most resize, {recipe.resize}")
+            raise malformed(f"{where}.crop", f"at most resize, {recipe.resize}")
         return recipe
-
-
-@dataclass(frozen=True)
-class RecordCounts:
-    """Kernels of the library by where their schedule comes from.
-
-    Attributes:
-        measured: Tuned by time taken on the target's silicon.
-        estimated: Tuned by a model of the machine.
-        emulated: Tuned on an emulated board, whose times say nothing about silicon.
-        default: No record: scheduled by rule.
-    """
-
-    measured: int = 0
-    estimated: int = 0
-    emulated: int = 0
-    default: int = 0
-
-    @classmethod
-    def from_json(cls, data: Any, where: str = "records") -> "RecordCounts":
-        """Read `records`."""
-        _only(data, cls, where)
-        return cls(*(_whole(data, item.name, where, least=0) for item in fields(cls)))
-
-
-@dataclass(frozen=True)
-class KernelSchedule:
-    """Which schedule one kernel of the library was compiled with.
-
-    Fields as in `tvmattend.codegen.schedule.ScheduledKernel`, whose plain data this is.
-    """
-
-    name: str
-    key: str
-    family: str
-    calls: int
-    origin: str
-    threads: int | None
-    point: Mapping[str, int]
-
-    @classmethod
-    def from_json(cls, data: Any, where: str) -> "KernelSchedule":
-        """Read one entry of `kernels`."""
-        _only(data, cls, where)
-        origin = _take(data, "origin", str, where)
-        if origin not in {item.name for item in fields(RecordCounts)}:
-            raise _malformed(f"{where}.origin", "measured, estimated, emulated or default")
-        if (data["threads"] is None) != (origin == "default"):
-            raise _malformed(f"{where}.threads", "the record's threads, or null without a record")
-        point = _take(data, "point", dict, where)
-        name, key, family = (_take(data, word, str, where) for word in ("name", "key", "family"))
-        threads = _optional(data, "threads", lambda _: _whole(data, "threads", where))
-        knobs = {knob: _take(point, knob, int, f"{where}.point") for knob in point}
-        return cls(name, key, family, _whole(data, "calls", where), origin, threads, knobs)
 
 
 @dataclass(frozen=True)
@@ -142,8 +99,8 @@ class Versions:
     @classmethod
     def from_json(cls, data: Any, where: str = "versions") -> "Versions":
         """Read `versions`."""
-        _only(data, cls, where)
-        return cls(*(_take(data, item.name, str, where) for item in fields(cls)))
+        only(data, cls, where)
+        return cls(*(take(data, item.name, str, where) for item in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -157,11 +114,11 @@ class Weights:
     @classmethod
     def from_json(cls, data: Any, where: str = "weights") -> "Weights":
         """Read `weights`."""
-        _only(data, cls, where)
+        only(data, cls, where)
         return cls(
-            _take(data, "source", str, where),
-            _take(data, "sha256", (str, type(None)), where),
-            _take(data, "seed", (int, type(None)), where),
+            take(data, "source", str, where),
+            take(data, "sha256", (str, type(None)), where),
+            take(data, "seed", (int, type(None)), where),
         )
 
 
@@ -188,7 +145,8 @@ class Manifest:
         format: `vm`: a Relax executable for TVM's virtual machine; `standalone`: a C library.
         library: File of the compiled network.
         libc: C library of the device: `glibc` (2.28 or later) or `musl`.
-        kernels: The schedule of each distinct kernel, in the order of its first call.
+        kernels: Each distinct kernel and its schedule, in the order of its first call.
+        launches: The kernel calls of an inference, in order.
         files: Every file of the bundle but manifest.json, by its path with `/`.
         schema: Of this file.
     """
@@ -212,6 +170,7 @@ class Manifest:
     library: str = "model.so"
     libc: str = "glibc"
     kernels: tuple[KernelSchedule, ...] = ()
+    launches: tuple[KernelLaunch, ...] = ()
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -235,37 +194,38 @@ class Manifest:
         Raises:
             BundleError: It is not one of this schema; the message names the field.
         """
-        schema = _whole(data, "schema", "manifest")
+        schema = whole(data, "schema", "manifest")
         if schema != SCHEMA:
             raise BundleError(
                 f"manifest.json is of schema {schema}; this tvmattend knows {SCHEMA}",
-                "use a newer tvmattend" if schema > SCHEMA else _REMEDY,
+                "use a newer tvmattend" if schema > SCHEMA else REMEDY,
             )
         where = "manifest"
-        _only(data, cls, where)
+        only(data, cls, where)
         manifest = cls(
-            model=_take(data, "model", str, where),
-            classes=_optional(data, "classes", lambda _: _whole(data, "classes", where)),
-            labels=_optional(data, "labels", lambda value: _words(value, "labels")),
+            model=take(data, "model", str, where),
+            classes=optional(data, "classes", lambda _: whole(data, "classes", where)),
+            labels=optional(data, "labels", lambda value: words(value, "labels")),
             inputs=_specs(data, "inputs"),
             outputs=_specs(data, "outputs"),
-            preprocessing=_optional(data, "preprocessing", Preprocessing.from_json),
+            preprocessing=optional(data, "preprocessing", Preprocessing.from_json),
             weights=Weights.from_json(data["weights"]),
             target=_target(data["target"]),
-            threads=_whole(data, "threads", where),
+            threads=whole(data, "threads", where),
             versions=Versions.from_json(data["versions"]),
-            revision=_take(data, "revision", (str, type(None)), where),
+            revision=take(data, "revision", (str, type(None)), where),
             records=RecordCounts.from_json(data["records"]),
-            fusion=_take(data, "fusion", dict, where),
-            reference=_take(data, "reference", str, where),
-            tolerance=_number(_take(data, "tolerance", float, where), "tolerance"),
-            format=_one_of(data, "format", FORMATS),
-            library=_take(data, "library", str, where),
-            libc=_one_of(data, "libc", ("glibc", "musl")),
-            kernels=_each(data, "kernels", KernelSchedule.from_json),
+            fusion=take(data, "fusion", dict, where),
+            reference=take(data, "reference", str, where),
+            tolerance=number(take(data, "tolerance", float, where), "tolerance"),
+            format=one_of(data, "format", FORMATS),
+            library=take(data, "library", str, where),
+            libc=one_of(data, "libc", ("glibc", "musl")),
+            kernels=each(data, "kernels", KernelSchedule.from_json),
+            launches=each(data, "launches", KernelLaunch.from_json),
             files={
                 name: FileEntry.from_json(entry, f"files.{name}")
-                for name, entry in _take(data, "files", dict, where).items()
+                for name, entry in take(data, "files", dict, where).items()
             },
             schema=schema,
         )
@@ -274,13 +234,17 @@ class Manifest:
 
     def _check(self) -> None:
         if not 0 < self.tolerance < 1:
-            raise _malformed("tolerance", "between 0 and 1")
+            raise malformed("tolerance", "between 0 and 1")
         if self.labels is not None and len(self.labels) != self.classes:
-            raise _malformed("labels", f"one for each of {self.classes} classes")
+            raise malformed("labels", f"one for each of {self.classes} classes")
+        known = {kernel.key for kernel in self.kernels}
+        for place, launch in enumerate(self.launches):
+            if launch.key not in known:
+                raise malformed(f"launches[{place}].key", "a key of `kernels`")
         loader = ("tvmattend_standalone.py",) if self.format == "standalone" else ()
         for name in (self.library, "golden.npz", "tvmattend_runtime.py", *loader):
             if name not in self.files:
-                raise _malformed("files", f"with an entry for {name}")
+                raise malformed("files", f"with an entry for {name}")
 
 
 def _plain(value: Any) -> Any:
@@ -297,100 +261,32 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _malformed(where: str, wanted: str) -> BundleError:
-    return BundleError(f"manifest.json: `{where}` is not {wanted}", _REMEDY)
-
-
-def _only(data: Any, cls: type, where: str) -> None:
-    """Refuse anything but an object with exactly the fields of a dataclass."""
-    if not isinstance(data, dict):
-        raise _malformed(where, "an object")
-    names = {item.name for item in fields(cls)}
-    for name in sorted(names ^ set(data)):
-        reason = "is missing" if name in names else "is unknown"
-        raise BundleError(f"manifest.json: `{where}.{name}` {reason}", _REMEDY)
-
-
-def _take(data: Any, name: str, kind: type[_Value] | tuple[type, ...], where: str) -> Any:
-    if not isinstance(data, dict) or name not in data:
-        raise BundleError(f"manifest.json: `{where}.{name}` is missing", _REMEDY)
-    value = data[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise _malformed(f"{where}.{name}", names)
-    return value
-
-
-def _one_of(data: Any, name: str, known: tuple[str, ...]) -> str:
-    value = str(_take(data, name, str, "manifest"))
-    if value not in known:
-        raise _malformed(name, " or ".join(known))
-    return value
-
-
-def _whole(data: Any, name: str, where: str, least: int = 1) -> int:
-    value = _take(data, name, int, where)
-    if value < least:
-        raise _malformed(f"{where}.{name}", f"at least {least}")
-    return int(value)
-
-
-def _optional(data: Any, name: str, read: Callable[[Any], _Value]) -> _Value | None:
-    return None if data[name] is None else read(data[name])
-
-
-def _words(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise _malformed(where, "a list of strings")
-    return tuple(value)
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise _malformed(where, "a number")
-    return float(value)
-
-
-def _numbers(data: Any, name: str, where: str) -> tuple[float, float, float]:
-    values = _take(data, name, list, where)
-    if len(values) != 3:
-        raise _malformed(f"{where}.{name}", "three numbers")
-    red, green, blue = (_number(value, f"{where}.{name}") for value in values)
-    return red, green, blue
-
-
-def _each(data: Any, name: str, read: Callable[[Any, str], _Value]) -> tuple[_Value, ...]:
-    entries = _take(data, name, list, "manifest")
-    return tuple(read(entry, f"{name}[{place}]") for place, entry in enumerate(entries))
-
-
 def _specs(data: Any, name: str) -> tuple[TensorSpec, ...]:
-    specs = _each(data, name, _spec)
+    specs = each(data, name, _spec)
     if not specs:
-        raise _malformed(name, "a list of one or more")
+        raise malformed(name, "a list of one or more")
     return specs
 
 
 def _spec(entry: Any, where: str) -> TensorSpec:
-    shape = _take(entry, "shape", list, where)
+    shape = take(entry, "shape", list, where)
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape):
-        raise _malformed(f"{where}.shape", "a list of positive integers")
-    texts = [_take(entry, key, str, where) for key in ("name", "dtype", "layout")]
+        raise malformed(f"{where}.shape", "a list of positive integers")
+    texts = [take(entry, key, str, where) for key in ("name", "dtype", "layout")]
     try:
         known = np.dtype(texts[1]).kind in "fiub"
     except TypeError:
         known = False
     if not known:
-        raise _malformed(f"{where}.dtype", "a number type of numpy")
+        raise malformed(f"{where}.dtype", "a number type of numpy")
     return TensorSpec(texts[0], tuple(shape), texts[1], texts[2])
 
 
 def _target(data: Any) -> TargetSpec:
     """Read TVM's form of a target without TVM: running a bundle must not load a compiler."""
-    triple = _take(data, "mtriple", str, "target")
+    triple = take(data, "mtriple", str, "target")
     if not re.fullmatch(r"(aarch64|x86_64)-linux-gnu", triple):
-        raise _malformed("target.mtriple", "aarch64-linux-gnu or x86_64-linux-gnu")
-    flags = _words(data.get("mattr", []), "target.mattr")
-    cores = _whole(data, "num-cores", "target")
-    return TargetSpec(triple, _take(data, "mcpu", str, "target"), flags, cores)
+        raise malformed("target.mtriple", "aarch64-linux-gnu or x86_64-linux-gnu")
+    flags = words(data.get("mattr", []), "target.mattr")
+    cores = whole(data, "num-cores", "target")
+    return TargetSpec(triple, take(data, "mcpu", str, "target"), flags, cores)

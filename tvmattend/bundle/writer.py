@@ -22,13 +22,12 @@ import numpy as np
 from tvmattend import __version__
 from tvmattend.bundle import device_libs
 from tvmattend.bundle.guide import device_guide
+from tvmattend.bundle.kernels import KernelLaunch, KernelSchedule, RecordCounts
 from tvmattend.bundle.manifest import (
     TOLERANCE,
     FileEntry,
-    KernelSchedule,
     Manifest,
     Preprocessing,
-    RecordCounts,
     Versions,
     Weights,
 )
@@ -86,7 +85,8 @@ class BundleContents:
         tolerance: Greatest relative error of a golden vector.
         format: `vm` or `standalone`.
         libc: C library of the device, `glibc` or `musl`.
-        kernels: The schedule of each distinct kernel.
+        kernels: Each distinct kernel and its schedule.
+        launches: The kernel calls of an inference, in order.
         extra: More files for the bundle's directory, under their own names.
     """
 
@@ -107,6 +107,7 @@ class BundleContents:
     format: str = "vm"
     libc: str = "glibc"
     kernels: tuple[KernelSchedule, ...] = ()
+    launches: tuple[KernelLaunch, ...] = ()
     extra: Sequence[Path] = ()
 
     @property
@@ -297,6 +298,7 @@ def _describe(contents: BundleContents) -> Manifest:
         library=contents.library_name,
         libc=contents.libc,
         kernels=contents.kernels,
+        launches=contents.launches,
     )
 
 

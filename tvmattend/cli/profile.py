@@ -23,8 +23,6 @@ def command(bundle: Path, threads: int | None, runs: int, top: int | None, as_js
     from tvmattend.bench.profiling import profile
 
     found = profile(bundle, threads, runs, lambda text: click.echo(text, err=True))
-    if any(kernel.flops is None for kernel in found.kernels):
-        click.echo("note: the bundle does not say what its kernels compute", err=True)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:

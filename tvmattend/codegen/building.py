@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmattend.bundle import (
     BundleContents,
+    KernelLaunch,
     KernelSchedule,
     Preprocessing,
     RecordCounts,
@@ -18,6 +19,7 @@ from tvmattend.bundle import (
     check_output,
     write_bundle,
 )
+from tvmattend.codegen.kernel_facts import KernelFact, kernel_facts
 from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
 from tvmattend.errors import StorageError, TargetError
@@ -153,6 +155,7 @@ def build(
     with _step("schedule", "scheduling the kernels", seconds, observer):
         scheduled = schedule_kernels(lowered.mod, target, records)
         report = lowered.fusion.of_scheduled(scheduled.mod)
+        facts = kernel_facts(lowered.stages, imported.module_paths, target)
     with _scratch(directory) as scratch:
         with _step("compile", f"compiling for {target.describe()}", seconds, observer):
             make = _compile_vm if format == "vm" else _compile_standalone
@@ -165,7 +168,8 @@ def build(
                 libc=libc,
                 extra=extra,
                 fusion=report.to_json(),
-                kernels=tuple(KernelSchedule(**vars(kernel)) for kernel in scheduled.kernels),
+                kernels=tuple(_kernels(scheduled.kernels, facts)),
+                launches=tuple(KernelLaunch(f.name, f.key, f.modules) for f in facts),
             )
             write_bundle(directory, contents, force=force, progress=observer)
     return BuildReport(
@@ -262,6 +266,15 @@ def _contents(
             None if preprocessing is None else Preprocessing.from_json(preprocessing.to_json())
         ),
     )
+
+
+def _kernels(
+    scheduled: Sequence[ScheduledKernel], facts: Sequence[KernelFact]
+) -> Iterator[KernelSchedule]:
+    known = {fact.key: fact for fact in facts}
+    for kernel in scheduled:
+        fact = known[kernel.key]
+        yield KernelSchedule(**vars(kernel), flops=fact.flops, moved=fact.moved)
 
 
 def _notes(

@@ -8,13 +8,10 @@ that module's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from tvmattend.target import TargetSpec
-
-if TYPE_CHECKING:
-    from tvmattend.transform.rule import FusionRule
 
 
 @dataclass(frozen=True)
@@ -23,54 +20,26 @@ class KernelFact:
 
     Attributes:
         name: The PrimFunc.
-        family: Of its design space.
+        key: The kernel's identity (`Task.key`).
         flops: Floating-point operations that the kernel executes in a call, as TVM counts them.
         moved: Bytes of its inputs, weights and output.
         modules: Paths of the PyTorch modules; empty for a kernel that the compiler put in.
     """
 
     name: str
-    family: str
+    key: str
     flops: float
     moved: int
     modules: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return {**asdict(self), "modules": list(self.modules)}
-
 
 def kernel_facts(
-    canonical: Any,
-    module_paths: Mapping[str, str],
-    target: TargetSpec,
-    rules: "Sequence[FusionRule] | None" = None,
+    stages: Sequence[Any], module_paths: Mapping[str, str], target: TargetSpec
 ) -> list[KernelFact]:
     """Describe every kernel call of a network, in the order of the calls.
 
     Args:
-        canonical: IRModule of `tvmattend.frontend`.
-        module_paths: Its variables' PyTorch modules.
-        target: What it is lowered for.
-        rules: Fusion rules of the build; None for the default ones.
-    """
-    from tvmattend.transform.pipeline import phases
-    from tvmattend.transform.rules import default_rules
-
-    stages = [canonical]
-    with target.to_tvm():
-        for _, phase in phases(target, default_rules() if rules is None else rules):
-            stages.append(phase(stages[-1]))
-    return facts_of_stages(stages, module_paths, target)
-
-
-def facts_of_stages(
-    stages: Sequence[Any], module_paths: Mapping[str, str], target: TargetSpec
-) -> list[KernelFact]:
-    """Describe every kernel call, given the module after each phase.
-
-    Args:
-        stages: The canonical module first, the lowered one last.
+        stages: The module after each phase, the canonical one first (`Lowered.stages`).
         module_paths: The canonical module's variables' PyTorch modules.
         target: What it was lowered for.
     """
@@ -84,7 +53,7 @@ def facts_of_stages(
     bases = [name.rstrip("0123456789") for _, name, _ in calls]
     facts = []
     for place, (variable, name, constants) in enumerate(calls):
-        task = tasks[workload_key(kernel_module(lowered[name]))]
+        key = workload_key(kernel_module(lowered[name]))
         paths = [owners[address] for address in constants if address in owners]
         if not paths and variable in module_paths:
             paths = [module_paths[variable]]
@@ -93,7 +62,7 @@ def facts_of_stages(
             # A kernel of one operator without weights, renamed on the way: the n-th is the n-th.
             paths = [same[bases[:place].count(bases[place])]]
         moved = _moved(lowered[name])
-        facts.append(KernelFact(name, task.space.kernel, task.flops, moved, _modules(paths)))
+        facts.append(KernelFact(name, key, tasks[key].flops, moved, _modules(paths)))
     return facts
 
 

@@ -2,6 +2,7 @@
 """The estimate of a bundle: one inference on the emulated board, by kernel."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,25 +71,36 @@ def estimate_bundle(
     )
     progress("pipeline model")
 
+    modules = _modules(manifest)
+
     def group(path: str, function: str | None) -> str | None:
-        if os.path.realpath(path) == os.path.realpath(library):
-            return function or RUNTIME
-        # What other threads do outside kernels is waiting; the first thread's is what it costs.
-        return RUNTIME
+        if function is None or os.path.realpath(path) != os.path.realpath(library):
+            # What other threads do outside kernels is waiting; the first thread's is what it costs.
+            return RUNTIME
+        # A standalone library cuts a fused kernel into steps: dcac_0, dcac_1, ...
+        whole, _, step = function.rpartition("_")
+        return whole if step.isdigit() and whole in modules else function
 
     # A standalone library has its kernels' names in its symbol table, behind its own prefix.
     vm = manifest["format"] == "vm"
     own = _ENTRY if vm else f"{library.stem.removeprefix('lib')}_kernel_"
     found = estimate(Program(run), parameters, threads, group, {str(library): own})
-    modules = _modules(manifest)
-    parts = tuple(replace(part, modules=modules.get(part.name, ())) for part in found.parts)
+    launches = Counter(launch["name"] for launch in manifest.get("launches", ()))
+    parts = tuple(
+        replace(
+            part,
+            modules=modules.get(part.name, ()),
+            calls=launches.get(part.name, part.calls),
+        )
+        for part in found.parts
+    )
     return replace(found, parts=parts)
 
 
 def _modules(manifest: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """PyTorch modules of each kernel, from the manifest's facts (`kernels`), in order of calls."""
+    """PyTorch modules of each kernel, of all its calls, in order."""
     modules: dict[str, tuple[str, ...]] = {}
-    for fact in manifest.get("fusion", {}).get("kernels", ()):
-        known = modules.get(fact["name"], ())
-        modules[fact["name"]] = (*known, *(m for m in fact["modules"] if m not in known))
+    for launch in manifest.get("launches", ()):
+        known = modules.get(launch["name"], ())
+        modules[launch["name"]] = (*known, *(m for m in launch["modules"] if m not in known))
     return modules

@@ -79,10 +79,12 @@ class Lowered:
     Attributes:
         mod: IRModule whose `main` calls one PrimFunc a kernel.
         fusion: What was fused and what that is worth.
+        stages: The canonical module, then the module after each phase; `mod` is the last.
     """
 
     mod: Any
     fusion: FusionReport
+    stages: tuple[Any, ...] = ()
 
 
 def lower(
@@ -101,7 +103,7 @@ def lower(
         dump: Directory that receives the IR after each phase, numbered.
         rules: Fusion rules; None for the default ones, an empty sequence for none.
     """
-    return _lower(mod, target, dump, default_rules() if rules is None else rules)[0]
+    return _lower(mod, target, dump, default_rules() if rules is None else rules)[0][-1]
 
 
 def lower_with_report(
@@ -119,33 +121,34 @@ def lower_with_report(
         rules: As for `lower`.
     """
     rules = default_rules() if rules is None else rules
-    lowered, ungrouped = _lower(mod, target, dump, rules)
+    stages, ungrouped = _lower(mod, target, dump, rules)
     with target.to_tvm():
         default = lower_by_default(mod)
     report = FusionReport(
         tuple(_verdicts(mod, ungrouped, rules)),
         keep_account(default, target.num_cores),
-        keep_account(lowered, target.num_cores),
+        keep_account(stages[-1], target.num_cores),
         target.num_cores,
     )
-    return Lowered(lowered, report)
+    return Lowered(stages[-1], report, stages)
 
 
 def _lower(
     mod: Any, target: TargetSpec, dump: Path | None, rules: Sequence[FusionRule]
-) -> tuple[Any, Any]:
-    """The lowered module, and the module as the rules found it."""
-    ungrouped = mod
+) -> tuple[tuple[Any, ...], Any]:
+    """The module before and after each phase, and the module as the rules found it."""
+    ungrouped, stages = mod, [mod]
     with target.to_tvm():
         for number, (name, phase) in enumerate(phases(target, rules)):
             if name == "group":
                 ungrouped = mod
             mod = phase(mod)
+            stages.append(mod)
             if dump is not None:
                 dump.mkdir(parents=True, exist_ok=True)
                 text = mod.script(show_meta=False)
                 (dump / f"{number:02d}-{name}.py").write_text(text, encoding="utf-8")
-    return mod, ungrouped
+    return tuple(stages), ungrouped
 
 
 def _verdicts(mod: Any, ungrouped: Any, rules: Sequence[FusionRule]) -> list[Verdict]:
