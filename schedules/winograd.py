@@ -76,10 +76,13 @@ def transform_outputs(products: Sequence[Any]) -> list[Any]:
 
 
 def pick(index: Any, choices: Sequence[Any]) -> Any:
-    """The expression of a number that an unrolled loop makes a constant."""
+    """The expression of a number that an unrolled loop makes a constant.
+
+    A select, not `if_then_else`: TVM counts only one of its sides as work.
+    """
     from tvm import tirx
 
     found = choices[-1]
     for place in range(len(choices) - 2, -1, -1):
-        found = tirx.if_then_else(index == place, choices[place], found)
+        found = tirx.Select(index == place, choices[place], found)
     return found
