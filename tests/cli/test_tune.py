@@ -33,8 +33,8 @@ from tvmattend.errors import (
 )
 from tvmattend.machine.kernels import KernelModel
 from tvmattend.target import parse_target
+from tvmattend.tuning.bench import Outcome
 from tvmattend.tuning.events import Building, Note, Planned, TrialDone
-from tvmattend.tuning.measure import Outcome
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.report import TaskPlan, TunePlan
 
@@ -274,14 +274,29 @@ def test_json_is_one_object_and_the_run_goes_on(fake):
     assert "all 9 trials are recorded; raise --trials to go on" in done.stderr
 
 
-def test_a_torn_line_is_mentioned_and_kept(fake, tmp_path):
+def test_a_torn_last_line_is_repaired_and_said(fake, tmp_path):
     run(*TINY, "--trials", 3)
+    torn = '{"schema":1,"task":"to'
     with (tmp_path / OWN).open("a", encoding="utf-8") as handle:
-        handle.write('{"schema":1,"task":"to')
+        handle.write(torn)
+    dry = run(*TINY, "--trials", 5, "--dry-run")
+    assert f"1 unreadable lines skipped (first: {tmp_path / OWN}:4: not JSON" in dry.stdout
+    assert (tmp_path / OWN).read_text(encoding="utf-8").endswith(torn), "a dry run only reads"
     result = run(*TINY, "--trials", 5)
-    assert f"1 unreadable lines skipped (first: {tmp_path / OWN}:4: not JSON" in result.stderr
+    assert f"note: the last line of `{tmp_path / OWN}` was torn" in result.stderr
+    assert "22 bytes are removed" in result.stderr
+    assert "unreadable" not in result.stderr
     records, faults = read_records(tmp_path / OWN)
-    assert (len(records), len(faults)) == (5, 1)
+    assert (len(records), faults) == (5, [])
+    assert "was torn" not in run(*TINY, "--trials", 6).stderr
+
+
+def test_two_runs_at_once_are_one_too_many(fake, tmp_path):
+    with RecordFile(tmp_path / OWN).claimed():
+        result = run(*TINY, "--trials", 3, fails=RecordsError)
+        assert f"another tuning run (process {os.getpid()}) is writing" in str(result.exception)
+        assert run(*TINY, "--trials", 3, "--dry-run").exit_code == 0
+    assert run(*TINY, "--trials", 3).exit_code == 0
 
 
 def test_ctrl_c_says_what_is_recorded_and_how_to_go_on(fake):

@@ -26,8 +26,8 @@ from tvmattend.machine.kernels import KernelModel
 from tvmattend.target import parse_target
 from tvmattend.transform import lower
 from tvmattend.tuning import TuneOptions, plan_tuning, tune
+from tvmattend.tuning.bench import Outcome
 from tvmattend.tuning.estimated import EstimatingMeasurer, difference
-from tvmattend.tuning.measure import Outcome
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.records import find_records
 

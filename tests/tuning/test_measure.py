@@ -25,14 +25,8 @@ from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.errors import ToolMissingError
 from tvmattend.target import parse_target
 from tvmattend.tuning import workers as functions
-from tvmattend.tuning.measure import (
-    Artifact,
-    BoardLostError,
-    Candidate,
-    KernelMeasurer,
-    Outcome,
-    Repetition,
-)
+from tvmattend.tuning.bench import Artifact, BoardLostError, Candidate, Outcome, Repetition
+from tvmattend.tuning.measure import KernelMeasurer
 from tvmattend.tuning.record import one_line
 
 HOST = parse_target("host", 2)

@@ -11,8 +11,11 @@ from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.errors import TuningError
 from tvmattend.target import parse_target
+from tvmattend.tuning.bench import Repetition
+from tvmattend.tuning.crew import Alone
 from tvmattend.tuning.events import BoardBack, BoardGone, TrialDone, TuneOptions
-from tvmattend.tuning.measure import KernelMeasurer, Repetition
+from tvmattend.tuning.measure import KernelMeasurer
+from tvmattend.tuning.patience import Patience
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.records import RecordSet
 from tvmattend.tuning.run import TuningRun
@@ -38,10 +41,9 @@ def prepared(path, port, tasks, trials, observer):
             earlier=read_records(path)[0] if path.exists() else [],
             found=RecordSet(),
             options=TuneOptions(trials=trials),
-            measurer=measurer,
+            crew=Alone(measurer, Patience(observer, waits=(0.1, 0.2))),
             ranker=FakeRanker(),
             observer=observer,
-            waits=(0.1, 0.2),
         )
 
 

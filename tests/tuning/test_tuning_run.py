@@ -14,6 +14,8 @@ from sample_tasks import (
 
 from tvmattend.errors import StorageError, TuningError
 from tvmattend.target import parse_target
+from tvmattend.tuning.bench import Outcome
+from tvmattend.tuning.crew import Alone
 from tvmattend.tuning.events import (
     BoardBack,
     BoardGone,
@@ -22,7 +24,7 @@ from tvmattend.tuning.events import (
     TrialDone,
     TuneOptions,
 )
-from tvmattend.tuning.measure import Outcome
+from tvmattend.tuning.patience import Patience
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.records import RecordSet
 from tvmattend.tuning.run import TuningRun
@@ -41,6 +43,7 @@ class Bench:
         self.events = []
         self.slept = []
         earlier = read_records(path)[0] if path.exists() else []
+        patience = Patience(self.events.append, sleep=self.slept.append)
         self.run = TuningRun(
             model="net",
             target=HOST,
@@ -49,10 +52,9 @@ class Bench:
             earlier=earlier,
             found=found or RecordSet(),
             options=TuneOptions(**options),
-            measurer=self.measurer,
+            crew=Alone(self.measurer, patience),
             ranker=self.ranker,
             observer=self.events.append,
-            sleep=self.slept.append,
         )
 
     def records(self):

@@ -44,10 +44,13 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
 @click.option(
     "--rpc-tracker",
     metavar="HOST:PORT",
-    help="Measure on a board of this tracker. [default: $TVM_TRACKER_HOST:$TVM_TRACKER_PORT]",
+    help="Measure on every free board of this tracker that has the key, at once. "
+    "[default: $TVM_TRACKER_HOST:$TVM_TRACKER_PORT]",
 )
 @click.option(
     "--rpc-key",
+    "--key",
+    "rpc_key",
     metavar="NAME",
     help="The tracker's name for the boards. [default: $TVM_TRACKER_KEY]",
 )
@@ -68,7 +71,15 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="To build a kernel, and again to measure it.",
+    help="To build a kernel, and again to measure it (and 15 s more to reach a board).",
+)
+@click.option(
+    "--board-wait",
+    type=float,
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a board that went away is waited for.",
 )
 @click.option(
     "--number", type=int, default=3, show_default=True, metavar="N", help="Calls in one figure."

@@ -12,11 +12,15 @@ from tvmattend.tuning.chatter import screen
 from tvmattend.tuning.events import (
     BoardBack,
     BoardGone,
+    BoardHot,
+    BoardJoined,
+    BoardLeft,
     Building,
     Event,
     Interrupted,
     Note,
     Planned,
+    Repeated,
     Stage,
     TrialDone,
 )
@@ -107,14 +111,35 @@ class Progress:
     @__call__.register
     def _(self, event: BoardGone) -> None:
         self.say(
-            f"the board does not answer ({event.reason}); "
+            f"{event.board} does not answer ({event.reason}); "
             f"attempt {event.attempt} of {event.attempts} in {event.wait:g} s"
         )
 
     @__call__.register
     def _(self, event: BoardBack) -> None:
-        del event
-        self.say("the board answers again")
+        self.say(f"{event.board} answers again")
+
+    @__call__.register
+    def _(self, event: Repeated) -> None:
+        self.say(
+            f"{event.board}: the connection broke ({event.reason}); "
+            f"the trial is repeated in {event.wait:g} s"
+        )
+
+    @__call__.register
+    def _(self, event: BoardHot) -> None:
+        when = f"in {event.wait:g} s, rested" if event.wait else "now"
+        self.say(f"{event.board}: {event.reason}; the trial is repeated {when}")
+
+    @__call__.register
+    def _(self, event: BoardJoined) -> None:
+        self.say(f"{event.board} joined: {event.machine}")
+        if event.difference:
+            self.say(f"note: {event.board} differs from the first board: {event.difference}")
+
+    @__call__.register
+    def _(self, event: BoardLeft) -> None:
+        self.say(f"{event.board} left: {event.reason}")
 
     @__call__.register
     def _(self, event: Interrupted) -> None:

@@ -134,28 +134,45 @@ def probe(
     # The server keeps the limit; ours is for a server, or a network, that is gone by then.
     session = connect(place, session_timeout=timeout)
     try:
-        return within(timeout + 5, lambda: _examine(session, content, place, target))
+        return within(timeout + 5, lambda: _examine_and_close(session, content, place, target))
     except TimeoutError as error:
         raise _stuck(place) from error
 
 
-def _examine(session: Any, library: bytearray, place: Endpoint, target: TargetSpec) -> BoardInfo:
-    """Run the kernel, ask, and close the session.
+def _examine_and_close(
+    session: Any, library: bytearray, place: Endpoint, target: TargetSpec
+) -> BoardInfo:
+    """All of it in one thread: TVM 0.27 crashes when one closes a session that another waits in.
 
-    All of it in one thread: TVM 0.27 crashes when one thread closes a session in which another
-    waits for a call. Should this one be left behind, it closes when the server ends the session.
+    Should this thread be left behind, it closes the session when the server ends that.
+    """
+    try:
+        return examine(session, library, place, target)
+    finally:
+        close_session(session)
+
+
+def examine(session: Any, library: bytearray, place: Endpoint, target: TargetSpec) -> BoardInfo:
+    """Run the tiny kernel in a session that is open, and ask what the board is.
+
+    Args:
+        session: A session with the board; it stays open.
+        library: What `build_probe` made for the target.
+        place: Names the board in errors.
+        target: What it is meant to be.
+
+    Raises:
+        BoardUnreachableError: The session broke.
+        BoardMismatchError: The board cannot run code for the target.
     """
     # A fresh name: replacing a library that is loaded crashes the session.
     name = f"probe-{uuid.uuid4().hex}.so"
-    try:
-        _step(place, lambda: session.upload(library, name))
-        kernel = ProbeModule(_load(session, name, place, target), session.cpu())
-        _add(kernel, place, target)
-        info: BoardInfo = _step(place, lambda: _describe(session, kernel, place, target))
-        _step(place, lambda: session.remove(name))
-        return info
-    finally:
-        close_session(session)
+    _step(place, lambda: session.upload(library, name))
+    kernel = ProbeModule(_load(session, name, place, target), session.cpu())
+    _add(kernel, place, target)
+    info: BoardInfo = _step(place, lambda: _describe(session, kernel, place, target))
+    _step(place, lambda: session.remove(name))
+    return info
 
 
 def _add(kernel: ProbeModule, place: Endpoint, target: TargetSpec) -> None:

@@ -73,6 +73,10 @@ class KernelBuilder:
         mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
         workers.make_kernel(mod, self._target, self._directory, self._linker)
 
+    def stop(self) -> None:
+        """Begin nothing new: a worker that is killed now stays dead."""
+        self._pool._threadpool.shutdown(wait=False, cancel_futures=True)  # noqa: SLF001
+
     def close(self) -> None:
         """Forget the workers, which the caller has killed."""
         self._pool.shutdown(wait=False)

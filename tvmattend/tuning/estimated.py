@@ -14,14 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tvmattend.target import TargetSpec
-from tvmattend.tuning.measure import (
-    Artifact,
-    Candidate,
-    KernelMeasurer,
-    Outcome,
-    Repetition,
-    importable,
-)
+from tvmattend.tuning.bench import Artifact, Candidate, Outcome, Repetition
+from tvmattend.tuning.measure import KernelMeasurer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,9 +87,10 @@ class EstimatingMeasurer(KernelMeasurer):
         repetition = Repetition(1, 1, 0, timeout)
         super().__init__(target, repetition, None, "estimated", machine, cross_compiler)
 
-    def _open_runner(self, repetition: Repetition, threads: int) -> Any:
-        del threads
-        return _Runner(repetition.timeout)
+    def _open(self) -> None:
+        processes = _Processes(self._timeout)
+        self._benches.append(processes)
+        self._pool = processes.pool
 
     def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
         """Build a batch and start its runs; a task without a reference gets one first."""
@@ -112,8 +107,9 @@ class EstimatingMeasurer(KernelMeasurer):
                 self.discard(product)
         return built[len(defaults) :]
 
-    def run(self, artifact: Artifact) -> Outcome:
+    def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
         """Wait for a candidate's run, and compare what it computed."""
+        del hot_too  # counts do not depend on the temperature
         candidate, future = self._running.pop(artifact.path)
         while not future.done():  # polled: a wait inside a lock would be deaf to Ctrl-C
             time.sleep(0.005)
@@ -160,10 +156,9 @@ class EstimatingMeasurer(KernelMeasurer):
             (tuple(int(size) for size in info.shape), str(info.dtype))
             for info in artifact.args_info
         ]
-        with importable():
-            future = self._runner.pool.submit(
-                _run_here, self._trial, artifact.path, arguments, str(_tensors(artifact))
-            )
+        future = self._pool.submit(
+            _run_here, self._trial, artifact.path, arguments, str(_tensors(artifact))
+        )
         self._running[artifact.path] = candidate, future
 
     def _outcome(
@@ -187,14 +182,18 @@ class EstimatingMeasurer(KernelMeasurer):
         return Outcome("run-error", error=wrong) if wrong else Outcome("ok", (seconds,))
 
 
-class _Runner:
-    """Processes that run QEMU; MetaSchedule's pool, which knows how to give up on a job."""
+class _Processes:
+    """What runs QEMU; MetaSchedule's pool, which knows how to give up on a job."""
 
     def __init__(self, timeout: float) -> None:
         from tvm.s_tir.meta_schedule.utils import cpu_count
         from tvm.support.popen_pool import PopenPoolExecutor
 
         self.pool = PopenPoolExecutor(max_workers=cpu_count(logical=True), timeout=timeout)
+
+    def end(self) -> None:
+        """Forget the processes, which the measurer has killed."""
+        self.pool.shutdown(wait=False)
 
 
 def _run_here(

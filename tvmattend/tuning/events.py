@@ -24,6 +24,7 @@ class TuneOptions:
         repeat: Figures of a trial; their median counts.
         min_repeat_ms: Milliseconds that a figure takes at least.
         seed: Of the search.
+        board_wait: Seconds that a board which went away is waited for.
     """
 
     trials: int = 256
@@ -33,6 +34,7 @@ class TuneOptions:
     repeat: int = 3
     min_repeat_ms: int = 50
     seed: int = 0
+    board_wait: float = 120.0
 
     def check(self) -> None:
         """Refuse numbers that mean nothing.
@@ -48,6 +50,7 @@ class TuneOptions:
             ("--repeat", self.repeat, 1),
             ("--min-repeat-ms", self.min_repeat_ms, 0),
             ("--seed", self.seed, 0),
+            ("--board-wait", self.board_wait, 0),
         ):
             if not value >= least:  # also refuses NaN
                 raise TuningError(f"{option} {value} is out of range", f"give {least} or more")
@@ -115,17 +118,79 @@ class BoardGone:
         attempt: From 1.
         attempts: How many there will be.
         reason: What the connection said.
+        board: Its address.
     """
 
     wait: float
     attempt: int
     attempts: int
     reason: str
+    board: str = "the board"
 
 
 @dataclass(frozen=True)
 class BoardBack:
     """The board answers again; the trial is repeated."""
+
+    board: str = "the board"
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The connection broke while the board is well; the trial is repeated.
+
+    Attributes:
+        board: Its address.
+        reason: How it showed.
+        wait: Seconds until then.
+    """
+
+    board: str
+    reason: str
+    wait: float
+
+
+@dataclass(frozen=True)
+class BoardHot:
+    """Figures are not to be trusted and are taken again.
+
+    Attributes:
+        board: Its address.
+        reason: What disturbed them.
+        wait: Seconds that the board rests before.
+    """
+
+    board: str
+    reason: str
+    wait: float
+
+
+@dataclass(frozen=True)
+class BoardJoined:
+    """A board of the fleet is met for the first time.
+
+    Attributes:
+        board: Its address.
+        machine: What it is.
+        difference: In what it differs from the first board; empty if in nothing.
+    """
+
+    board: str
+    machine: str
+    difference: str
+
+
+@dataclass(frozen=True)
+class BoardLeft:
+    """A board of the fleet is gone, or is not used.
+
+    Attributes:
+        board: Its address.
+        reason: Why.
+    """
+
+    board: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +201,18 @@ class Interrupted:
 
 
 Event: TypeAlias = (
-    Stage | Note | Planned | Building | TrialDone | BoardGone | BoardBack | Interrupted
+    Stage
+    | Note
+    | Planned
+    | Building
+    | TrialDone
+    | BoardGone
+    | BoardBack
+    | Repeated
+    | BoardHot
+    | BoardJoined
+    | BoardLeft
+    | Interrupted
 )
 Observer: TypeAlias = Callable[[Event], None]
 

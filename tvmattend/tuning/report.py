@@ -3,11 +3,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmattend.target import TargetSpec
+from tvmattend.tuning.incidents import Incidents
 from tvmattend.tuning.machine import describe_machine
 from tvmattend.tuning.record import Origin
 
@@ -176,6 +177,7 @@ class TuneReport:
         tasks: The kernels in the order of their first call.
         new_trials: Trials of this run.
         elapsed: Seconds that the trials of this run took.
+        incidents: What happened besides.
     """
 
     model: str
@@ -186,6 +188,7 @@ class TuneReport:
     tasks: tuple[TaskResult, ...]
     new_trials: int
     elapsed: float
+    incidents: Incidents = field(default_factory=Incidents)
 
     @property
     def trials(self) -> int:
@@ -224,6 +227,7 @@ class TuneReport:
             "new_trials": self.new_trials,
             "errors": self.errors,
             "elapsed_seconds": round(self.elapsed, 3),
+            "incidents": self.incidents.to_json(),
             "default_seconds": self.default_secs,
             "best_seconds": self.best_secs,
             "tasks": [
@@ -271,8 +275,7 @@ class TuneReport:
         rejected = sum(task.rejected for task in self.tasks)
         if rejected:
             lines.append(f"points that could not be scheduled: {rejected} (see the log)")
-        lines.append(describe_origin(self.origin, self.machine))
-        return lines
+        return [*lines, *self.incidents.lines(), describe_origin(self.origin, self.machine)]
 
 
 def describe_origin(origin: Origin | None, machine: Mapping[str, Any]) -> str:

@@ -3,34 +3,27 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tvmattend.errors import TuningError
 from tvmattend.target import TargetSpec
+from tvmattend.tuning.bench import Candidate, Outcome
 from tvmattend.tuning.cost import Ranker
+from tvmattend.tuning.crew import Crew, Finished
 from tvmattend.tuning.events import (
-    BoardBack,
-    BoardGone,
     Building,
     Interrupted,
     Observer,
     TrialDone,
     TuneOptions,
 )
-from tvmattend.tuning.measure import (
-    RECONNECT_WAITS,
-    Artifact,
-    BoardLostError,
-    Candidate,
-    Measurer,
-    Outcome,
-)
+from tvmattend.tuning.incidents import Incidents
 from tvmattend.tuning.record import Record, one_line
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.records import RecordSet, own_records
 from tvmattend.tuning.report import TaskResult, TuneReport
-from tvmattend.tuning.search import BOARD_LOST, TaskSearch, next_task
+from tvmattend.tuning.search import TaskSearch, next_task
 from tvmattend.tuning.tasks import Task
 
 _LOG = logging.getLogger(__name__)
@@ -56,11 +49,10 @@ class TuningRun:
         earlier: The records that the file holds.
         found: Records from elsewhere, whose points are tried early.
         options: How much, and how.
-        measurer: Builds and times.
+        crew: Builds and times.
         ranker: Scores schedules.
         observer: Told of everything.
-        waits: Seconds to wait for a lost board, before each attempt.
-        sleep: Waits.
+        incidents: What the crew met, for the report; somebody who hears its events counts.
     """
 
     model: str
@@ -70,16 +62,16 @@ class TuningRun:
     earlier: Sequence[Record]
     found: RecordSet
     options: TuneOptions
-    measurer: Measurer
+    crew: Crew
     ranker: Ranker
     observer: Observer
-    waits: Sequence[float] = RECONNECT_WAITS
-    sleep: Callable[[float], None] = time.sleep
+    incidents: Incidents = field(default_factory=Incidents)
     searches: list[TaskSearch] = field(init=False)
     before: int = field(init=False)
     new: int = field(init=False, default=0)
     succeeded: int = field(init=False, default=0)
     first_failure: Record | None = field(init=False, default=None)
+    lessons: dict[str, list[tuple[Candidate, Record]]] = field(init=False, default_factory=dict)
     started: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -95,6 +87,11 @@ class TuningRun:
                 ],
                 self.options.seed,
                 self.ranker,
+                [
+                    record.point
+                    for record in self.found.records
+                    if record.quarantined and record.key == task.key
+                ],
             )
             for task in self.tasks
         ]
@@ -105,13 +102,15 @@ class TuningRun:
 
         Raises:
             TuningError: The board stayed away, or nothing succeeded.
+            NoFreeBoardError: A fleet had no board for too long.
             StorageError: A record could not be written.
             KeyboardInterrupt: Ctrl-C, after the observer got `Interrupted`.
         """
         try:
-            while batch := self._pick():
-                self._try(batch)
-                self._check_hope(_HOPELESS)
+            self._order()
+            while self._under_way:
+                self._take(self.crew.next())
+                self._order()
         except KeyboardInterrupt:
             self.observer(Interrupted(self._report_of_file()))
             raise
@@ -130,7 +129,7 @@ class TuningRun:
     def _report_of_file(self) -> TuneReport:
         """The state on disk: an interrupt may come between writing a record and counting it."""
         lines = read_records(self.file.path)[0] if self.file.path.is_file() else []
-        mine = own_records(lines, self.target, self.measurer.origin)
+        mine = own_records(lines, self.target, self.crew.origin)
         return self._report([recorded(task, mine) for task in self.tasks])
 
     def _report(self, records: Sequence[Sequence[Record]]) -> TuneReport:
@@ -140,17 +139,53 @@ class TuningRun:
         return TuneReport(
             self.model,
             self.target,
-            self.measurer.origin,
-            self.measurer.machine,
+            self.crew.origin,
+            self.crew.machine,
             self.file.path,
             tuple(rows),
             sum(row.trials for row in rows) - self.before,
             time.monotonic() - self.started,
+            self.incidents,
         )
+
+    @property
+    def _under_way(self) -> int:
+        return sum(search.planned for search in self.searches) - self.done
+
+    def _order(self) -> None:
+        """Give the crew more to do, if it is time: after learning from all that is over.
+
+        What is asked for depends on the records and on what is under way, not on the clock; so
+        with one machine the same seed and records give the same trials.
+        """
+        while self._under_way <= self.crew.ahead:
+            self._check_hope(_HOPELESS)
+            for search in self.searches:
+                search.teach(self.lessons.pop(search.task.key, ()))
+            batch = self._pick()
+            if not batch:
+                return
+            order = [task.key for task in self.tasks]
+            places = tuple(dict.fromkeys(order.index(candidate.task.key) for candidate in batch))
+            self.observer(Building(places, len(batch)))
+            self.crew.submit(batch)
+
+    def _take(self, finished: Finished) -> None:
+        record = self._keep(finished.candidate, finished.outcome, finished.wall_secs)
+        self.lessons.setdefault(finished.candidate.task.key, []).append((
+            finished.candidate,
+            record,
+        ))
+        if finished.fatal:
+            raise TuningError(
+                f"the board stopped answering and did not come back: {finished.fatal}",
+                f"{self.new} trials of this run ({self.done} in all) are in `{self.file.path}`; "
+                "start the board's server again and repeat the command to go on",
+            )
 
     def _pick(self) -> list[Candidate]:
         """The next batch, from one or several tasks."""
-        room = self.options.trials - self.done
+        room = self.options.trials - self.done - self._under_way
         cap = self.options.trials_per_task
         batch: list[Candidate] = []
         while len(batch) < min(_BATCH, room):
@@ -160,26 +195,6 @@ class TuningRun:
             most = min(_BATCH_PER_TASK, min(_BATCH, room) - len(batch), cap - search.planned)
             batch += search.propose(most)
         return batch
-
-    def _try(self, batch: Sequence[Candidate]) -> None:
-        order = [task.key for task in self.tasks]
-        places = tuple(dict.fromkeys(order.index(candidate.task.key) for candidate in batch))
-        self.observer(Building(places, len(batch)))
-        begun = time.monotonic()
-        built = self.measurer.build(batch)
-        build_secs = (time.monotonic() - begun) / len(batch)
-        learned: dict[str, list[tuple[Candidate, Record]]] = {}
-        for candidate, product in zip(batch, built, strict=True):
-            begun = time.monotonic()
-            if isinstance(product, Outcome):
-                outcome = product
-            else:
-                outcome = self._measure(candidate, product, build_secs)
-                self.measurer.discard(product)
-            record = self._keep(candidate, outcome, build_secs + time.monotonic() - begun)
-            learned.setdefault(candidate.task.key, []).append((candidate, record))
-        for search in self.searches:
-            search.teach(learned.get(search.task.key, ()))
 
     def _keep(self, candidate: Candidate, outcome: Outcome, wall_secs: float) -> Record:
         """Write the record first; everything else can be had again."""
@@ -206,14 +221,17 @@ class TuningRun:
         import tvm
 
         task = candidate.task
+        conditions = dict(outcome.conditions)
+        if outcome.disturbed:
+            conditions["disturbed"] = outcome.disturbed
         return Record(
             task=task.name,
             key=task.key,
             kernel=task.space.kernel,
             point=dict(candidate.point),
             status=outcome.status,
-            origin=self.measurer.origin,
-            machine=dict(self.measurer.machine),
+            origin=self.crew.origin,
+            machine=dict(outcome.machine or self.crew.machine),
             target=self.target.to_json(),
             trace=None if candidate.schedule is None else trace_of(candidate.schedule),
             run_secs=outcome.run_secs,
@@ -221,40 +239,10 @@ class TuningRun:
             tvm=str(tvm.__version__),
             seed=self.options.seed,
             wall_secs=round(wall_secs, 3),
+            conditions=conditions,
+            sent=outcome.sent,
+            quarantined=outcome.quarantined,
         )
-
-    def _measure(self, candidate: Candidate, artifact: Artifact, build_secs: float) -> Outcome:
-        """Measure; if the board goes away, wait for it and measure once more."""
-        begun = time.monotonic()
-        try:
-            return self.measurer.run(artifact)
-        except BoardLostError as lost:
-            reason = str(lost)
-        if self._wait_for_board(reason):
-            try:
-                return self.measurer.run(artifact)
-            except BoardLostError as lost:
-                reason = str(lost)
-            if self._wait_for_board(reason):
-                # Twice the same kernel, and the board is back both times: it is the kernel.
-                return Outcome("run-error", error=f"the board's server stops at it: {reason}")
-        # Kept, so that a kernel that crashes the board is not the first of every run to come.
-        outcome = Outcome("run-error", error=f"{BOARD_LOST}: {one_line(reason)}")
-        self._keep(candidate, outcome, build_secs + time.monotonic() - begun)
-        raise TuningError(
-            f"the board stopped answering and did not come back: {one_line(reason)}",
-            f"{self.new} trials of this run ({self.done} in all) are in `{self.file.path}`; "
-            "start the board's server again and repeat the command to go on",
-        )
-
-    def _wait_for_board(self, reason: str) -> bool:
-        for attempt, wait in enumerate(self.waits, start=1):
-            self.observer(BoardGone(wait, attempt, len(self.waits), one_line(reason)))
-            self.sleep(wait)
-            if self.measurer.answers():
-                self.observer(BoardBack())
-                return True
-        return False
 
     def _check_hope(self, failures: int) -> None:
         if self.succeeded or self.new < failures or self.first_failure is None:

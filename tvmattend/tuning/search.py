@@ -13,15 +13,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tvmattend.tuning.bench import Candidate
 from tvmattend.tuning.cost import Ranker
-from tvmattend.tuning.measure import Candidate
+from tvmattend.tuning.patience import BOARD_LOST
 from tvmattend.tuning.record import Record
 from tvmattend.tuning.tasks import Task
 
 _LOG = logging.getLogger(__name__)
-
-# Begins the error of a trial during which the board went away: it may not be the kernel's fault.
-BOARD_LOST = "board lost"
 
 _EPSILON = 0.15
 _POOL = 24
@@ -39,6 +37,7 @@ class TaskSearch:
         task: The kernel.
         records: Its earlier trials in the file that this run goes on with.
         starts: Points to try early, best first, from records whose times are not comparable.
+        banned: Points in quarantine, by records from anywhere.
         seed: The run's seed.
         ranker: Scores schedules; shared by all tasks.
     """
@@ -50,6 +49,7 @@ class TaskSearch:
         starts: Sequence[Mapping[str, int]],
         seed: int,
         ranker: Ranker,
+        banned: Sequence[Mapping[str, int]] = (),
     ) -> None:
         self.task = task
         self.records: list[Record] = []
@@ -60,6 +60,7 @@ class TaskSearch:
         self._ranker = ranker
         self._by_point: dict[_Key, list[Record]] = {}
         self._pending: set[_Key] = set()
+        self._banned = {_key(point) for point in banned}
         self._order: Iterator[dict[str, int]] = task.space.points(seed)
         self._pool: dict[_Key, Candidate] = {}  # of the seeded order
         self._near: dict[_Key, Candidate] = {}  # neighbours of the best
@@ -137,7 +138,7 @@ class TaskSearch:
 
     def _settled(self, key: _Key) -> bool:
         """Whether a point needs no trial: a lost board earns it one more, and only one."""
-        if key in self._pending or key in self.rejected:
+        if key in self._pending or key in self.rejected or key in self._banned:
             return True
         records = self._by_point.get(key, ())
         return any(not _lost(record) for record in records) or len(records) > 1

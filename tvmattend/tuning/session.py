@@ -5,7 +5,8 @@ The order is the user's: what can be refused without torch, or without compiling
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,11 @@ from tvmattend.tuning.record import Origin, Record
 from tvmattend.tuning.record_file import Fault, RecordFile, read_records, record_path
 from tvmattend.tuning.records import RecordSet, find_records, own_records, records_directory
 from tvmattend.tuning.report import TaskPlan, TunePlan, TuneReport
+from tvmattend.tuning.tally import Tally
 
 if TYPE_CHECKING:
     from tvmattend.transform import FusionReport
+    from tvmattend.tuning.crew import Crew
     from tvmattend.tuning.estimated import Model
     from tvmattend.tuning.measure import KernelMeasurer
 
@@ -35,6 +38,9 @@ _TRIAL_SECS: Mapping[Origin | None, float] = {
     "emulated": 3.0,
     None: 1.5,
 }
+
+# After a session's limit, for the server to end it.
+_SERVER_SECONDS = 10.0
 
 # Of $TMPDIR: the kernels of a batch, their objects, and what the worker processes keep there.
 _TRIAL_BYTES = 64 << 20
@@ -109,14 +115,15 @@ def tune(
         observer: Told of everything that happens.
 
     Raises:
-        TvmattendError: One of its classes for each thing that can go wrong.
+        TvmattendError: One of its classes for each thing that can go wrong; RecordsError also if
+            another run writes to the same records.
         KeyboardInterrupt: Ctrl-C; every finished trial is recorded and the workers are gone.
     """
     order = _order(
         request, target, endpoint, options, output, tuning_records, cross_compiler, fusion, model
     )
-    with chatter_to(log):
-        return _run(_start(order, observer, need_board=True), observer)
+    with chatter_to(log), ExitStack() as claims:
+        return _run(_start(order, observer, claims), observer)
 
 
 def plan_tuning(
@@ -141,7 +148,7 @@ def plan_tuning(
         request, target, endpoint, options, output, tuning_records, cross_compiler, fusion, model
     )
     with chatter_to(log):
-        return _plan(_start(order, observer, need_board=False))
+        return _plan(_start(order, observer, None))
 
 
 def _order(
@@ -168,7 +175,15 @@ def _order(
     )
 
 
-def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
+def _start(order: _Order, observer: Observer, claims: ExitStack | None) -> _Start:
+    """Check everything, reach the board, and lower the network.
+
+    Args:
+        order: What is wanted.
+        observer: Told of steps and notes.
+        claims: Takes the claim on the records; None for a dry run, which changes nothing.
+    """
+    need_board = claims is not None
     order.options.check()
     request, target = order.request, order.target
     request.check()
@@ -188,6 +203,11 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
     board = _reach(order, observer)
     origin = None if board is None else board.origin
     path = None if origin is None else record_path(directory, origin, target.num_cores)
+    if claims is not None and path is not None:
+        mended = _claim(RecordFile(path), claims)
+        if mended:
+            observer(Note(mended))
+            found = find_records(request.name, target, order.tuning_records)
     earlier, faults = read_records(path) if path is not None and path.is_file() else ([], [])
     earlier = own_records(earlier, target, origin)
     if (
@@ -196,11 +216,20 @@ def _start(order: _Order, observer: Observer, need_board: bool) -> _Start:
         earlier = [
             each for each in earlier if each.machine.get("digest") == board.machine["digest"]
         ]
-    if need_board and path is not None:
-        RecordFile(path).check_writable()
-        require_room(temporary_directory(), _TRIAL_BYTES, "free some space there, or set TMPDIR")
     tasks, fusion = _tasks(request, target, order.fusion, observer)
     return _Start(order, board, found, path, earlier, faults, tasks, fusion)
+
+
+def _claim(file: RecordFile, claims: ExitStack) -> str:
+    """See that there is room, take the records for this run alone, mend what a power cut tore.
+
+    Returns:
+        What was mended; empty if nothing.
+    """
+    file.check_writable()
+    require_room(temporary_directory(), _TRIAL_BYTES, "free some space there, or set TMPDIR")
+    claims.enter_context(file.claimed())
+    return file.repair()
 
 
 def _check_estimate(order: _Order, model: "Model") -> None:
@@ -268,7 +297,8 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
     if plan.trials == 0:
         observer(Note(f"all {plan.done} trials are recorded; raise --trials to go on"))
     observer(Stage("starting the builder and the runner"))
-    with _measurer(order, board) as measurer:
+    tally = Tally(observer)
+    with _crew(order, board, tally) as crew:
         if start.earlier:
             observer(Stage(f"learning from {len(start.earlier)} recorded trials"))
         run = TuningRun(
@@ -279,12 +309,32 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
             earlier=start.earlier,
             found=start.found,
             options=options,
-            measurer=measurer,
+            crew=crew,
             ranker=CostModel(order.target, options.seed),
-            observer=observer,
+            observer=tally,
+            incidents=tally.incidents,
         )
         observer(Planned(plan))
         return run.run()
+
+
+@contextmanager
+def _crew(order: _Order, board: _Board, observer: Observer) -> Iterator["Crew"]:
+    """Who does the trials; their processes end with the context."""
+    from tvmattend.tuning.crew import Alone
+    from tvmattend.tuning.patience import Patience, back_off
+
+    # Not before the server itself has given up on a session whose client it cannot see any more.
+    wait = max(order.options.board_wait, order.options.timeout + _SERVER_SECONDS)
+    patience = Patience(observer, back_off(wait))
+    with _measurer(order, board) as measurer:
+        if board.endpoint is None:
+            yield Alone(measurer, patience)
+            return
+        from tvmattend.tuning.fleet import Fleet
+
+        with Fleet(measurer, board.endpoint, patience, observer, wait) as fleet:
+            yield fleet
 
 
 def _measurer(order: _Order, board: _Board) -> "KernelMeasurer":
@@ -295,7 +345,8 @@ def _measurer(order: _Order, board: _Board) -> "KernelMeasurer":
         return EstimatingMeasurer(
             order.model, order.target, options.timeout, board.machine, order.cross_compiler
         )
-    from tvmattend.tuning.measure import KernelMeasurer, Repetition
+    from tvmattend.tuning.bench import Repetition
+    from tvmattend.tuning.measure import KernelMeasurer
 
     repetition = Repetition(options.number, options.repeat, options.min_repeat_ms, options.timeout)
     return KernelMeasurer(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs inside MetaSchedule's worker processes: build a kernel, link it, reach the board.
+"""What runs inside worker processes: build a kernel, link it, allocate its arguments.
 
 The functions go there by name, so they stand at the top of an importable module and take plain
 values; nothing else of the tuner is loaded in a worker.
@@ -12,7 +12,7 @@ from typing import Any
 
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.codegen.link import Linker
-from tvmattend.device.endpoint import Endpoint, close_session, connect
+from tvmattend.device.endpoint import Endpoint, close_session, open_session
 
 # Of `threading_backend.h`: as many threads as asked for, on the fastest cores first.
 _BIG_CORES_FIRST = 1
@@ -38,18 +38,6 @@ def make_kernel(mod: Any, target: Any, directory: str, linker: Linker) -> str:
     return path
 
 
-def connect_board(config: Any, endpoint: Endpoint, session_timeout: float) -> Any:
-    """Open a session on the board.
-
-    Args:
-        config: MetaSchedule's tracker configuration; unused, `endpoint` says it all.
-        endpoint: A server or a tracker.
-        session_timeout: Seconds after which the server ends the session by force.
-    """
-    del config
-    return connect(endpoint, session_timeout=session_timeout)
-
-
 def allocate_remote(
     session: Any, device: Any, args_info: Sequence[Any], repeat: int, threads: int
 ) -> Any:
@@ -72,9 +60,9 @@ def allocate_local(device: Any, args_info: Sequence[Any], repeat: int, threads: 
     return default_alloc_argument(device, args_info, repeat)
 
 
-def greet(endpoint: Endpoint) -> None:
+def greet(board: Endpoint, match_key: str) -> None:
     """Open a session and ask something of it, to see whether a board still answers."""
-    session = connect(endpoint)
+    session = open_session(board, match_key)
     try:
         session.get_function("runtime.config_threadpool")
     finally:

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board as a bench: attempts in a process of its own, a deadline on this side, a verdict after.
+
+TVM's client blocks in C++ for as long as the other side is silent, and crashes on some garbage. So
+it lives in a worker process, which is killed at the deadline whatever it is doing.
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tvmattend.device.asking import BoardStatus, ask_board
+from tvmattend.device.board import BoardInfo
+from tvmattend.device.conditions import conditions_from, disturbance
+from tvmattend.device.endpoint import Endpoint, request_board
+from tvmattend.errors import BoardUnreachableError, NoFreeBoardError, TvmattendError
+from tvmattend.target import TargetSpec
+from tvmattend.tuning import workers
+from tvmattend.tuning.attempt import CONNECT, RUN, Job, attempt, read_notes
+from tvmattend.tuning.bench import (
+    CRASHED,
+    Artifact,
+    BoardLostError,
+    BoardRefusedError,
+    LinkBrokenError,
+    Outcome,
+    Repetition,
+)
+from tvmattend.tuning.killable import KillableWorker
+from tvmattend.tuning.record import one_line
+from tvmattend.tuning.verdict import judge
+
+# Reaching the board, uploading and starting a session come on top of a trial's own time.
+CONNECT_SECONDS = 15.0
+# A failure is believed when it shows twice in the same words, or at the latest by this look.
+_LOOKS = 4
+# After a broken session, the server may take a moment to see its end.
+_ASK_TIMES = 3
+_ASK_PAUSE = 0.4
+# Figures further apart than this are taken again; such that no processor reaches were garbled.
+_AGREE = 10.0
+_LEAST_SECONDS = 1e-9
+_MOST_FLOPS = 1e13
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A board that is ours for one session: its address, and what the tracker gave for it."""
+
+    board: Endpoint
+    match_key: str = ""
+
+
+class BoardBench:
+    """Measures on the board of an endpoint, or on whichever board its tracker gives.
+
+    Args:
+        endpoint: A server, or a tracker with a key.
+        repetition: How often to call a kernel, and the time limit.
+        target: What the boards are meant to be.
+        probe: Library of the probe kernel for the target.
+        directory: For the notes of attempts.
+        hygiene: Whether clock and temperature of the board mean anything.
+        examined: Told of a board that was met for the first time, and whether it is welcome; None
+            if the board is known.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        repetition: Repetition,
+        target: TargetSpec,
+        probe: Path,
+        directory: Path,
+        hygiene: bool = True,
+        examined: "Callable[[Endpoint, BoardInfo | str | None], bool] | None" = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._repetition = repetition
+        self._target = target
+        self._probe = probe
+        self._directory = directory
+        self._hygiene = hygiene
+        self._examined = examined
+        self._seat: Seat | None = None
+        self._last = endpoint
+        self._worker = KillableWorker()
+
+    @property
+    def name(self) -> str:
+        """The address that was measured on last, or will be."""
+        return str(self._last)
+
+    @property
+    def board(self) -> Endpoint:
+        """The board that was measured on last, or will be."""
+        return self._last
+
+    def take_seat(self, timeout: float) -> None:
+        """Get a board for the next attempt.
+
+        Raises:
+            BoardUnreachableError: The tracker does not answer.
+            NoFreeBoardError: It has no board of that key, or none becomes free in time.
+        """
+        if self._endpoint.key:
+            host, port, match_key = request_board(self._endpoint, timeout)
+            self._seat = Seat(Endpoint(host, port), match_key)
+        else:
+            self._seat = Seat(self._endpoint)
+        self._last = self._seat.board
+
+    def leave_seat(self) -> None:
+        """Give the board back unused: a server offers itself again after any session."""
+        seat, self._seat = self._seat, None
+        if seat is not None and seat.match_key:
+            with contextlib.suppress(TvmattendError, ChildProcessError, TimeoutError, OSError):
+                self._worker.call(CONNECT_SECONDS, workers.greet, (seat.board, seat.match_key))
+
+    def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
+        """Time one kernel; a failure counts when it repeats (see `Bench.run`)."""
+        seen: list[Outcome] = []
+        while True:
+            outcome = self._once(artifact, hot_too)
+            if outcome.status != "run-error":
+                return replace(outcome, sent=len(seen) + 1)
+            words = one_line(outcome.error)
+            known = any(one_line(earlier.error) == words for earlier in seen)
+            seen.append(outcome)
+            if known or len(seen) == _LOOKS:
+                return replace(outcome, sent=len(seen))
+
+    def answers(self) -> bool:
+        """Whether the board that was used last can take another kernel."""
+        status = ask_board(self._last.host, self._last.port)
+        if self._endpoint.key:  # busy is well: another lane may have it
+            return status is not None
+        if status is None or status.server:
+            return status is not None and not status.busy
+        # TVM's own server accepts connections also when its loop has died: only a session tells.
+        try:
+            self._worker.call(
+                self._repetition.timeout + CONNECT_SECONDS, workers.greet, (self._last, "")
+            )
+        except (TvmattendError, TimeoutError, RuntimeError, OSError, EOFError):
+            return False
+        return True
+
+    def end(self) -> None:
+        """Kill the worker process, from whatever thread."""
+        self._worker.end()
+
+    def _once(self, artifact: Artifact, hot_too: bool) -> Outcome:
+        if self._seat is None:
+            try:
+                self.take_seat(CONNECT_SECONDS)
+            except (BoardUnreachableError, NoFreeBoardError) as error:  # another lane may have one
+                raise BoardRefusedError(str(error)) from error
+        seat, self._seat = self._seat, None
+        assert seat is not None  # noqa: S101  (just taken)
+        known = self._examined is None or self._examined(seat.board, None)
+        job = self._job(artifact, seat, hot_too, known)
+        begun = time.monotonic()
+        try:
+            result = self._worker.call(self._repetition.timeout + CONNECT_SECONDS, attempt, (job,))
+        except TimeoutError:
+            limit = self._repetition.timeout + CONNECT_SECONDS
+            result = {
+                **read_notes(Path(job.progress)),
+                "error": f"TimeoutError: no answer within {limit:g} s",
+                "silent": True,
+            }
+        except ChildProcessError:
+            result = {
+                **read_notes(Path(job.progress)),
+                "error": "ChildProcessError: TVM's RPC client crashed",
+            }
+        except TvmattendError as error:  # no session: it is not the kernel's fault
+            raise BoardLostError(f"{type(error).__name__}: {error}", during_kernel=False) from error
+        finally:
+            Path(job.progress).unlink(missing_ok=True)
+        return self._outcome(result, seat, artifact, time.monotonic() - begun)
+
+    def _job(self, artifact: Artifact, seat: Seat, hot_too: bool, known: bool) -> Job:
+        repetition = self._repetition
+        return Job(
+            board=seat.board,
+            match_key=seat.match_key,
+            session_timeout=repetition.timeout,
+            library=artifact.path,
+            arguments=tuple(info.as_json() for info in artifact.args_info),
+            threads=self._target.num_cores,
+            number=repetition.number,
+            repeat=repetition.repeat,
+            min_repeat_ms=repetition.min_repeat_ms,
+            progress=str(self._directory / f"notes-{uuid.uuid4().hex}"),
+            probe=str(self._probe),
+            target=None if known else self._target,
+            hygiene=self._hygiene,
+            hot_too=hot_too,
+        )
+
+    def _outcome(
+        self, result: Mapping[str, Any], seat: Seat, artifact: Artifact, elapsed: float
+    ) -> Outcome:
+        if self._examined is not None and ("unfit" in result or "info" in result):
+            welcome = self._examined(seat.board, result.get("unfit") or result.get("info"))
+            if not welcome:
+                raise BoardRefusedError(str(seat.board))
+        if "seconds" in result:
+            return self._times(result, elapsed, artifact.flops)
+        if "hot" in result:
+            conditions = {"before": conditions_from(result["before"]).to_json()}
+            return Outcome("ok", disturbed=str(result["hot"]), rest=True, conditions=conditions)
+        return self._failure(result, seat)
+
+    def _times(self, result: Mapping[str, Any], elapsed: float, flops: float) -> Outcome:
+        seconds = tuple(float(second) for second in result["seconds"])
+        least = max(_LEAST_SECONDS, flops / _MOST_FLOPS)
+        whole = sum(seconds) * self._repetition.number
+        if not (all(least < second for second in seconds) and whole <= elapsed):
+            # Also what a step of the board's clock gives: TVM's timer is the wall clock.
+            raise LinkBrokenError(f"figures that cannot be: {seconds} in {elapsed:.3f} s")
+        before, after = conditions_from(result["before"]), conditions_from(result["after"])
+        conditions = {"before": before.to_json(), "after": after.to_json()}
+        disturbed = disturbance(before, after)
+        apart = max(seconds) > _AGREE * min(seconds)
+        return Outcome(
+            "ok",
+            seconds,
+            conditions=conditions if any(conditions.values()) else {},
+            disturbed=disturbed or ("the figures do not agree" if apart else ""),
+            rest=bool(disturbed),
+        )
+
+    def _failure(self, result: Mapping[str, Any], seat: Seat) -> Outcome:
+        error = str(result.get("error", "nothing came back"))
+        status = self._account(result, seat) if not result.get("alive") else None
+        verdict = judge(result, status)
+        if verdict == "timeout":
+            limit = self._repetition.timeout
+            return Outcome("timeout", error=f"measuring took more than {limit:g} s")
+        if verdict == "board" or (status is not None and not status.server and not self.answers()):
+            raise BoardLostError(error, during_kernel=result.get("phase", CONNECT) == RUN)
+        if verdict == "link":
+            raise LinkBrokenError(error)
+        return Outcome("run-error", error=f"{error}\n{CRASHED}" if verdict == "crash" else error)
+
+    def _account(self, result: Mapping[str, Any], seat: Seat) -> BoardStatus | None:
+        """The server's status once it knows how our session ended, or as good as it gets."""
+        status = None
+        for _ in range(_ASK_TIMES):
+            status = ask_board(seat.board.host, seat.board.port) or status
+            if status is not None and status.server:
+                mine = status.server == result.get("server")
+                if not mine or int(result["session"]) in status.ended:
+                    return status
+            time.sleep(_ASK_PAUSE)
+        return status

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who does the trials of a run: takes candidates, gives back what became of them, in some order.
+
+`Alone` builds a batch and then measures it, one kernel after the other, in the caller's thread: on
+this machine a compiler that works beside a measurement would spoil it. Boards have a `Fleet`.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tvmattend.tuning.bench import Artifact, Candidate, Measurer, Outcome
+from tvmattend.tuning.patience import BOARD_LOST, BoardAwayError, Patience
+from tvmattend.tuning.record import Origin, one_line
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial that is over.
+
+    Attributes:
+        candidate: What was tried.
+        outcome: What became of it.
+        wall_secs: Seconds that it took, its share of building included.
+        fatal: Why the run cannot go on after it; empty if it can.
+    """
+
+    candidate: Candidate
+    outcome: Outcome
+    wall_secs: float
+    fatal: str = ""
+
+
+class Crew(Protocol):
+    """Does trials."""
+
+    @property
+    def origin(self) -> Origin:
+        """What its times are worth."""
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """Description of the machine, for records whose outcome names none."""
+
+    @property
+    def ahead(self) -> int:
+        """With so many trials under way, or fewer, it wants more; 0 decides each batch by all."""
+
+    def submit(self, batch: Sequence[Candidate]) -> None:
+        """Take candidates."""
+
+    def next(self) -> Finished:
+        """Wait for a trial that was submitted to be over."""
+
+
+def lost_outcome(away: BoardAwayError) -> Outcome:
+    """What is recorded of a kernel whose board went away and stayed away."""
+    return Outcome("run-error", error=f"{BOARD_LOST}: {one_line(str(away))}")
+
+
+class Alone:
+    """One machine, one thing at a time.
+
+    Args:
+        measurer: Builds and measures.
+        patience: How long to wait for a machine that went away.
+    """
+
+    ahead = 0
+
+    def __init__(self, measurer: Measurer, patience: Patience) -> None:
+        self._measurer = measurer
+        self._bench = _OneBench(measurer)
+        self._patience = patience
+        self._batch: list[Candidate] = []
+        self._built: list[Artifact | Outcome] = []
+        self._build_secs = 0.0
+
+    @property
+    def origin(self) -> Origin:
+        """What its times are worth."""
+        return self._measurer.origin
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """Description of the machine."""
+        return self._measurer.machine
+
+    def submit(self, batch: Sequence[Candidate]) -> None:
+        """Take a batch, to be built when it is its turn."""
+        self._batch += batch
+
+    def next(self) -> Finished:
+        """Do a trial."""
+        begun = time.monotonic()
+        if not self._built:
+            self._built = self._measurer.build(self._batch)
+            self._build_secs = (time.monotonic() - begun) / len(self._batch)
+            begun = time.monotonic()
+        candidate, product = self._batch.pop(0), self._built.pop(0)
+        fatal = ""
+        if isinstance(product, Outcome):
+            outcome = product
+        else:
+            try:
+                outcome = self._patience.measure(self._bench, product)
+            except BoardAwayError as away:
+                outcome, fatal = lost_outcome(away), one_line(str(away))
+            self._measurer.discard(product)
+        return Finished(candidate, outcome, self._build_secs + time.monotonic() - begun, fatal)
+
+
+class _OneBench:
+    """A measurer as a bench."""
+
+    name = "the board"
+
+    def __init__(self, measurer: Measurer) -> None:
+        self._measurer = measurer
+        self.answers = measurer.answers
+
+    def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
+        """Time one kernel."""
+        return self._measurer.run(artifact, hot_too)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This machine as a bench: MetaSchedule's local runner, with the machine's conditions around it.
+
+The runner is called as a plain Python object (`_cls`): through TVM's object layer a Ctrl-C that
+arrives inside the callback would be swallowed by C++.
+"""
+
+import time
+from functools import partial
+
+from tvmattend.device.conditions import conditions_from, disturbance
+from tvmattend.device.serving.conditions import file_reader, read_conditions, vcgencmd
+from tvmattend.tuning import workers
+from tvmattend.tuning.bench import CRASHED, Artifact, Outcome, Repetition
+
+
+class LocalBench:
+    """Measures here, in a worker process.
+
+    Args:
+        repetition: How often to call a kernel, and the time limit.
+        threads: Threads that it runs with.
+        sysfs: Directory that holds the `/sys` to read; empty for this machine's own.
+    """
+
+    name = "this machine"
+
+    def __init__(self, repetition: Repetition, threads: int, sysfs: str = "") -> None:
+        from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner
+
+        self._timeout = repetition.timeout
+        self._read, self._firmware = file_reader(sysfs), vcgencmd(sysfs)
+        self._runner = LocalRunner._cls(  # noqa: SLF001
+            timeout_sec=repetition.timeout,
+            evaluator_config=EvaluatorConfig(
+                number=repetition.number,
+                repeat=repetition.repeat,
+                min_repeat_ms=repetition.min_repeat_ms,
+            ),
+            f_alloc_argument=partial(workers.allocate_local, threads=threads),
+        )
+
+    def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
+        """Time one kernel (see `Bench.run`)."""
+        from tvm.s_tir.meta_schedule.runner import RunnerInput
+
+        before = conditions_from(read_conditions(self._read, self._firmware))
+        if before.throttled and not hot_too:
+            told = {"before": before.to_json()}
+            return Outcome("ok", disturbed=before.throttled, rest=True, conditions=told)
+        future = self._runner.run([RunnerInput(artifact.path, "cpu", artifact.args_info)])[0]
+        while not future.done():  # polled: a wait inside C++ would be deaf to Ctrl-C
+            time.sleep(0.005)
+        result = future.result()
+        if result.run_secs is None:
+            return self._failure(str(result.error_msg))
+        after = conditions_from(read_conditions(self._read, self._firmware))
+        conditions = {"before": before.to_json(), "after": after.to_json()}
+        disturbed = disturbance(before, after)
+        return Outcome(
+            "ok",
+            tuple(float(second) for second in result.run_secs),
+            conditions=conditions if any(conditions.values()) else {},
+            disturbed=disturbed,
+            rest=bool(disturbed),
+        )
+
+    def _failure(self, error: str) -> Outcome:
+        if "Timeout, killed" in error:
+            return Outcome("timeout", error=f"measuring took more than {self._timeout:g} s")
+        crashed = "Subprocess terminated" in error
+        return Outcome("run-error", error=f"{error}\n{CRASHED}" if crashed else error)
+
+    def answers(self) -> bool:
+        """This machine is always there."""
+        return True
+
+    def end(self) -> None:
+        """Forget the worker, which the caller has killed."""
+        self._runner.pool.shutdown(wait=False)
