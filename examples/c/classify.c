@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* classify PHOTO.ppm [THREADS]: the five likeliest classes, one a line: index, probability. */
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,9 @@ static void print_top(void) {
 }
 
 int main(int count, char **words) {
-  if (count < 2 || count > 3) {
+  char *end = NULL;
+  const unsigned long threads = count == 3 ? strtoul(words[2], &end, 10) : 0;
+  if (count < 2 || count > 3 || (count == 3 && (end == words[2] || *end != '\0'))) {
     fprintf(stderr, "usage: %s PHOTO.ppm [THREADS]\n", words[0]);
     return 2;
   }
@@ -47,9 +50,8 @@ int main(int count, char **words) {
   }
 
   attendnext_instance *net;
-  const unsigned threads = count == 3 ? (unsigned)strtoul(words[2], NULL, 10) : 0;
   const attendnext_buffer in = {input, sizeof input}, out = {scores, sizeof scores};
-  int status = attendnext_create(threads, &net);
+  int status = attendnext_create(threads < UINT_MAX ? (unsigned)threads : UINT_MAX, &net);
   if (status == ATTENDNEXT_OK) {
     status = attendnext_run(net, &in, 1, &out, 1);
     attendnext_destroy(net);

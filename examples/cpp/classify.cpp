@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // classify_cpp PHOTO.ppm [THREADS]: the five likeliest classes, one a line: index, probability.
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -32,6 +35,12 @@ struct Photo {
   image data{};
 };
 
+bool read_number(const char *word, unsigned &number) {
+  const char *const end = word + std::strlen(word);
+  const auto [rest, error] = std::from_chars(word, end, number);
+  return error == std::errc() && rest == end;
+}
+
 std::vector<std::pair<std::size_t, double>> ranked(const attendnext::Buffer<float> &scores,
                                                    std::size_t top) {
   const float largest = *std::max_element(scores.begin(), scores.end());
@@ -51,11 +60,12 @@ std::vector<std::pair<std::size_t, double>> ranked(const attendnext::Buffer<floa
 }  // namespace
 
 int main(int count, char **words) try {
-  if (count < 2 || count > 3) {
+  unsigned threads = 0;
+  if (count < 2 || count > 3 || (count == 3 && !read_number(words[2], threads))) {
     std::fprintf(stderr, "usage: %s PHOTO.ppm [THREADS]\n", words[0]);
     return 2;
   }
-  attendnext::Network net(count == 3 ? static_cast<unsigned>(std::stoul(words[2])) : 0);
+  attendnext::Network net(threads);
   attendnext::Buffer<float> input(net.input()), scores(net.output());
   const Photo photo(words[1]);
   if (const char *problem = image_to_tensor(&photo.data, &kRecipe, input.data()))

@@ -16,7 +16,7 @@ from tvmattend.device.emulated import EmulatedPython, find_qemu
 from tvmattend.frontend import ImportedModel, import_model
 from tvmattend.runtime import load
 from tvmattend.runtime.network import Prediction, preprocess
-from tvmattend.standalone import Libc, emit
+from tvmattend.standalone import Libc, elf, emit
 from tvmattend.target import TargetSpec, host_target, parse_target
 from tvmattend.transform import lower
 from tvmattend.tuning.records import RecordSet
@@ -140,26 +140,74 @@ def test_python_names_it_too(
 
 @pytest.mark.parametrize("app", ["classify", "classify_cpp"])
 @pytest.mark.parametrize(
-    ("content", "words", "reason"),
+    ("content", "reason"),
     [
-        (b"P5\n1 1\n255\n\0", [], "not a binary PPM"),
-        (b"P6\n4 4\n255\n\0\0\0", [], "ends too early"),
-        (b"P6\n99999 4\n255\n", [], "no size"),
-        (b"P6\n1 1\n65535\n\0\0\0\0\0\0", [], "8 bits"),
-        (b"", [], "not a binary PPM"),
-        (b"P6\n1 1\n255\n\0\0\0", ["65"], "65 threads asked for"),
+        (b"P5\n1 1\n255\n\0", "not a binary PPM"),
+        (b"P6\n4 4\n255\n\0\0\0", "ends too early"),
+        (b"P6\n99999 4\n255\n", "no size"),
+        (b"P6\n1 1\n65535\n\0\0\0\0\0\0", "8 bits"),
+        (b"P6\n1 1", "no size"),
+        (b"", "not a binary PPM"),
+        (None, "cannot be opened"),
     ],
 )
 def test_a_file_that_is_no_picture_is_an_error(
-    apps: Path, tmp_path: Path, app: str, content: bytes, words: list[str], reason: str
+    apps: Path, tmp_path: Path, app: str, content: bytes | None, reason: str
 ) -> None:
     path = tmp_path / "photo.ppm"
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
+    check_refused([apps / app, path], reason)
+
+
+@pytest.mark.parametrize("app", ["classify", "classify_cpp"])
+def test_threads_that_are_no_number_are_an_error(
+    apps: Path, photo: tuple[Path, np.ndarray], app: str
+) -> None:
+    for word in ("four", "4x", ""):
+        check_refused([apps / app, photo[0], word], "usage", code=2)
+    check_refused([apps / app, photo[0], "65"], "65 threads asked for")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not a binary PPM"),
+        (b"P6", "not a binary PPM"),
+        (b"P5\n1 1\n255\n\0", "not a binary PPM"),
+        (b"P6\n1 1\n65535\n\0\0\0\0\0\0", "not a binary PPM"),
+        (b"P6\n4 4\n255\n\0\0\0", "ends too early"),
+        (b"P6\n0 4\n255\n", "ends too early"),
+        (None, "No such file"),
+    ],
+)
+def test_the_python_app_says_what_is_wrong_with_a_picture(
+    bundle: Path, tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "photo.ppm"
+    if content is not None:
+        path.write_bytes(content)
+    check_refused([sys.executable, EXAMPLES / "python" / "classify.py", bundle, path], reason)
+
+
+def test_the_python_app_says_what_is_wrong_with_its_words(
+    bundle: Path, photo: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    app = [sys.executable, EXAMPLES / "python" / "classify.py"]
+    check_refused([*app, tmp_path, photo[0]], "there is no bundle")
+    check_refused([*app, bundle, photo[0], "four"], "usage")
+    check_refused([*app, bundle, photo[0], "1000"], "CPUs")
+    check_refused([*app, bundle], "usage")
+
+
+def check_refused(command: list[str | Path], reason: str, code: int = 1) -> None:
+    """The program says in a line or two on stderr what is wrong, and nothing on stdout."""
     done = subprocess.run(
-        [apps / app, path, *words], check=False, capture_output=True, text=True, timeout=60
+        [str(word) for word in command], check=False, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 1
+    assert done.returncode == code
     assert reason in done.stderr
+    assert "Traceback" not in done.stderr
     assert not done.stdout
 
 
@@ -185,9 +233,32 @@ def test_static_programs_run_on_the_emulated_board(
 def static_apps(imported: ImportedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("a72-musl")
     bundle = make_bundle(imported, parse_target("cortex-a72"), place, "musl")
-    toolchain = EXAMPLES / "zig-aarch64-musl.cmake"
-    options = [f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DPYTHON={sys.executable}", "-DSTATIC=ON"]
-    return build_apps(bundle, tmp_path_factory.mktemp("a72-apps"), *options)
+    place = tmp_path_factory.mktemp("a72-apps")
+    return build_apps(bundle, place, "-DSTATIC=ON", *cross_options())
+
+
+def cross_options() -> list[str]:
+    toolchain = EXAMPLES / "zig-aarch64.cmake"
+    return [f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DPYTHON={sys.executable}"]
+
+
+@pytest.mark.emulated
+def test_programs_with_the_boards_glibc_run_on_it(
+    imported: ImportedModel,
+    device_python: EmulatedPython,
+    photo: tuple[Path, np.ndarray],
+    expected: list[Prediction],
+    tmp_path: Path,
+) -> None:
+    """The one in C with the shared library, the one in C++ with the static one inside."""
+    bundle = make_bundle(imported, parse_target("cortex-a72"), tmp_path)
+    apps = build_apps(bundle, tmp_path / "apps", "-DLIBC=glibc", *cross_options())
+    qemu = [find_qemu(), "-cpu", "cortex-a72", "-L", device_python.root]
+    for app in ("classify", "classify_cpp"):
+        needed = elf.needed(apps / app)
+        assert "libc.so.6" in needed
+        assert ("libattendnext.so" in needed) == (app == "classify")
+        check_top(run([*qemu, apps / app, photo[0], "4"]), expected)
 
 
 @pytest.mark.emulated
