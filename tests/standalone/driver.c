@@ -139,6 +139,29 @@ static void park(const char *from) {
   free(out);
 }
 
+static void *on_a_small_stack(void *net) {
+  void *in = room(IN), *out = room(OUT);
+  memset(in, 0, IN);
+  CHECK(run(net, in, out) == NETWORK_OK);
+  free(in);
+  free(out);
+  return NULL;
+}
+
+/* The stack that the header asks for, and musl gives. */
+static void small_stack(void) {
+  network_instance *net;
+  pthread_attr_t attributes;
+  pthread_t thread;
+  CHECK(network_create(2, &net) == NETWORK_OK);
+  CHECK(pthread_attr_init(&attributes) == 0);
+  CHECK(pthread_attr_setstacksize(&attributes, 128 * 1024) == 0);
+  CHECK(pthread_create(&thread, &attributes, on_a_small_stack, net) == 0);
+  CHECK(pthread_join(thread, NULL) == 0);
+  pthread_attr_destroy(&attributes);
+  network_destroy(net);
+}
+
 static void count_allocations(const char *from) {
   network_instance *net;
   CHECK(network_create(2, &net) == NETWORK_OK);
@@ -264,6 +287,7 @@ int main(int count, char **words) {
   else if (!strcmp(what, "misuse")) misuse(from);
   else if (!strcmp(what, "fork")) after_fork(from);
   else if (!strcmp(what, "busy")) busy();
+  else if (!strcmp(what, "stack")) small_stack();
   else return 2;
   return 0;
 }

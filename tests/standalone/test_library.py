@@ -15,10 +15,11 @@ import pytest
 from c_networks import Built, build, run
 
 from tvmattend.codegen.compile import compile_module, export
+from tvmattend.errors import CompileError, ToolMissingError
 from tvmattend.frontend import ImportedModel
 from tvmattend.runtime.network import relative_error
 from tvmattend.runtime.standalone import Library, LibraryError
-from tvmattend.standalone import elf
+from tvmattend.standalone import elf, emit
 from tvmattend.target import host_target
 
 
@@ -103,7 +104,7 @@ def test_load_and_create_take_less_than_20_ms(tiny: Built) -> None:
     assert min(float(run(command)) for _ in range(5)) < 0.020
 
 
-@pytest.mark.parametrize("what", ["misuse", "many", "fork", "busy", "park", "allocations"])
+@pytest.mark.parametrize("what", ["misuse", "many", "fork", "busy", "park", "allocations", "stack"])
 def test_the_driver(driver: Path, tiny: Built, tmp_path: Path, what: str) -> None:
     run([driver, what, tiny.inputs(tmp_path)[1]])
 
@@ -319,18 +320,31 @@ def test_specs_are_those_of_the_network(tiny: Built) -> None:
 def test_a_missing_tool_is_named(
     tiny: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tvmattend.errors import ToolMissingError
-    from tvmattend.standalone import emit
-
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started a tool"))
     with pytest.raises(ToolMissingError, match="no-such-cc"):
         emit(tiny.scheduled, tiny.imported, tiny.target, tmp_path, cross_compiler="no-such-cc")
     assert not list(tmp_path.iterdir())
 
 
-def test_another_compiler_makes_the_same_library(tiny: Built, gcc: str, tmp_path: Path) -> None:
-    from tvmattend.standalone import emit
+@pytest.mark.parametrize("compiler", ["aarch64", "silent"])
+def test_a_compiler_that_does_not_fit_is_named(
+    tiny: Built, tiny_a72: Built, gcc: str, tmp_path: Path, compiler: str
+) -> None:
+    """One for this machine where the target is another, and a program that is none."""
+    command, built = (gcc, tiny_a72) if compiler == "aarch64" else ("/bin/true", tiny)
+    arch = built.target.arch
+    with pytest.raises(CompileError) as refused:
+        emit(built.scheduled, built.imported, built.target, tmp_path, cross_compiler=command)
+    assert refused.value.hint == f"is `{command}` a C compiler for {arch}?"
 
+
+def test_a_library_of_the_other_c_library_is_refused(tiny: Built, gcc: str, tmp_path: Path) -> None:
+    options = {"libc": "musl", "cross_compiler": gcc}
+    with pytest.raises(CompileError, match=r"needs libc\.so\.6.*not part of musl"):
+        emit(tiny.scheduled, tiny.imported, tiny.target, tmp_path, **options)
+
+
+def test_another_compiler_makes_the_same_library(tiny: Built, gcc: str, tmp_path: Path) -> None:
     files = emit(tiny.scheduled, tiny.imported, tiny.target, tmp_path, cross_compiler=gcc)
     ((x,),) = tiny.imported.sample_inputs(1)
     found = Library(files.shared, 2).run([x])[0]

@@ -29,7 +29,11 @@ _KERNEL_CALLS = re.compile(
     r"(a?(sin|cos|tan)h?|atan2|erfc?|exp(2|10|m1)?|fabs|floor|ceil|round|roundeven|rint|nearbyint|"
     r"trunc|fma|fmod|fmin|fmax|hypot|ldexp|log(2|10|1p)?|nextafter|pow|sqrt|copysign)f?"
 )
-_SYSTEM_LIBRARIES = re.compile(r"lib(c|m|pthread)\.so(\.\d+)?")
+# Musl's is one library, which its own compilers call by the machine's name.
+_SYSTEM_LIBRARIES = {
+    "glibc": re.compile(r"lib(c|m)\.so\.6|libpthread\.so\.0"),
+    "musl": re.compile(r"libc\.so|libc\.musl-\w+\.so\.1"),
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def emit(
         (place / "rpc-door.c").write_text(source.rpc_door(about), encoding="utf-8")
         tools.compile(place / "rpc-door.c", place / "rpc-door.o")
         tools.link([joined, place / "rpc-door.o"], shared)
-    needed = _check_library(shared, header)
+    needed = _check_library(shared, header, libc)
     return StandaloneFiles(
         shared=shared,
         static=static,
@@ -225,12 +229,15 @@ def _check_interface(graph: Graph, imported: "ImportedModel") -> None:
             raise CompileError(f"the {kind}s of `main` are {found}, the import said {wanted}")
 
 
-def _check_library(shared: Path, header: Path) -> tuple[str, ...]:
+def _check_library(shared: Path, header: Path, libc: Libc) -> tuple[str, ...]:
     """Hold the library to its promise: the system's libraries only, the header's names only."""
     needed = tuple(elf.needed(shared))
-    strangers = [name for name in needed if not _SYSTEM_LIBRARIES.fullmatch(name)]
+    strangers = [name for name in needed if not _SYSTEM_LIBRARIES[libc].fullmatch(name)]
     if strangers:
-        raise CompileError(f"{shared.name} needs {', '.join(strangers)}")
+        raise CompileError(
+            f"{shared.name} needs {', '.join(strangers)}, which is not part of {libc}",
+            f"is the compiler given one for {libc}? without --cross-compiler Zig links",
+        )
     visible = elf.symbols(shared, dynamic=True).visible
     prefix = header.stem
     text = header.read_text(encoding="utf-8")

@@ -74,7 +74,11 @@ class Toolchain:
         own = ["-std=c11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", *self._machine()]
         command = [*self.driver(), *own, *flags, "-c", source.name, "-o", str(output)]
         # From the file's directory: what it includes lies beside it, and no path gets inside.
-        _run(command, f"compiling {source.name}", source.parent)
+        self._run(command, f"compiling {source.name}", source.parent)
+        if not output.is_file():
+            raise CompileError(
+                f"`{command[0]}` said nothing and wrote no {output.name}", self._hint
+            )
 
     def join(self, objects: Sequence[Path], output: Path) -> None:
         """Make one relocatable object, without what nobody needs.
@@ -86,13 +90,14 @@ class Toolchain:
         script = output.with_suffix(".ld")
         script.write_text(_JOIN_SCRIPT, encoding="ascii")
         command = [*_zig("ld.lld"), "-r", "-T", str(script), "-o", str(output)]
-        _run([*command, *map(str, objects)], f"joining {output.name}")
+        self._run([*command, *map(str, objects)], f"joining {output.name}")
         script.unlink()
 
     def archive(self, objects: Sequence[Path], output: Path) -> None:
         """Make a static library."""
         output.unlink(missing_ok=True)  # `ar` would add to it
-        _run([*_zig("ar"), "rcsD", str(output), *map(str, objects)], f"archiving {output.name}")
+        command = [*_zig("ar"), "rcsD", str(output), *map(str, objects)]
+        self._run(command, f"archiving {output.name}")
 
     def link(self, objects: Sequence[Path], output: Path) -> None:
         """Make a shared library, in which nothing is left undefined.
@@ -105,9 +110,40 @@ class Toolchain:
         options = [f"-Wl,-soname,{output.name}", "-Wl,-z,defs", "-Wl,-z,now"]
         command = [*self.driver(), "-shared", "-fPIC", *options]
         libraries = ["-Wl,--as-needed", "-lm", "-lpthread"]
-        _run(
-            [*command, "-o", str(output), *map(str, objects), *libraries], f"linking {output.name}"
-        )
+        command += ["-o", str(output), *map(str, objects), *libraries]
+        self._run(command, f"linking {output.name}")
+
+    def _run(self, command: Sequence[str], what: str, directory: Path | None = None) -> None:
+        try:
+            done = subprocess.run(
+                command,
+                check=False,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_SECONDS,
+                cwd=directory,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CompileError(f"{what} took more than {_TIMEOUT_SECONDS} s") from error
+        except OSError as error:
+            raise ToolMissingError(f"{what}: {error}", "check --cross-compiler") from error
+        if done.returncode != 0:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            reason = "; ".join(lines[-3:]) or "it gave no reason"
+            if says_full(done.stderr):
+                raise StorageError(
+                    f"{what}: {reason}",
+                    "free some space there; Zig keeps its cache in $ZIG_GLOBAL_CACHE_DIR or "
+                    "~/.cache",
+                )
+            raise CompileError(f"{what} failed (exit code {done.returncode}): {reason}", self._hint)
+
+    @property
+    def _hint(self) -> str:
+        if self.cross_compiler is None:
+            return ""
+        return f"is `{self.cross_compiler}` a C compiler for {self.target.arch}?"
 
     def _machine(self) -> list[str]:
         if self.target.arch == "x86_64":
@@ -124,29 +160,3 @@ def _zig(tool: str) -> list[str]:
             f"`{sys.executable} -m pip install ziglang`",
         )
     return [sys.executable, "-m", "ziglang", tool]
-
-
-def _run(command: Sequence[str], what: str, directory: Path | None = None) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_SECONDS,
-            cwd=directory,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CompileError(f"{what} took more than {_TIMEOUT_SECONDS} s") from error
-    except OSError as error:
-        raise ToolMissingError(f"{what}: {error}", "check --cross-compiler") from error
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = "; ".join(lines[-3:]) or "it gave no reason"
-        if says_full(done.stderr):
-            raise StorageError(
-                f"{what}: {reason}",
-                "free some space there; Zig keeps its cache in $ZIG_GLOBAL_CACHE_DIR or ~/.cache",
-            )
-        raise CompileError(f"{what} failed (exit code {done.returncode}): {reason}")

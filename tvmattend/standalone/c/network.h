@@ -9,7 +9,8 @@
  *
  * Buffers start at multiples of NETWORK_ALIGNMENT bytes (aligned_alloc) and are used in place.
  * Weights are read-only data, shared by all instances and processes. Instances share nothing else:
- * any thread may use any instance, one at a time; network_run allocates nothing.
+ * any thread may use any instance, one at a time. network_run allocates nothing; kernels keep blocks
+ * of registers on the stack, for which a thread that calls it should have 128 KB.
  */
 #ifndef NETWORK_H_
 #define NETWORK_H_
