@@ -46,7 +46,7 @@ _UNSEEN_BOARD = (
     help="Serve an emulated board instead of this machine (needs qemu-user; prepared once).",
 )
 @click.option("--tracker", metavar="HOST:PORT", help="Register with a TVM RPC tracker.")
-@click.option("--key", metavar="NAME", help="Name to register under.")
+@click.option("--key", "--rpc-key", "key", metavar="NAME", help="Name to register under.")
 @click.option("--verbose", is_flag=True, help="Log every session on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when ready.")
 def command(

@@ -22,6 +22,7 @@ _COMMANDS = {
     "profile": "Show where the time of a bundle goes, kernel by kernel.",
     "estimate": "Estimate the time of a bundle or a program on a Cortex-A72, without one.",
     "sign": "Sign a bundle, so that devices can require your signature; make a key.",
+    "boards": "List the boards of a tracker: core, clock, governor, temperature, free or busy.",
     "device": "Serve this machine, or an emulated Cortex-A72, as a board over RPC.",
 }
 

@@ -11,12 +11,14 @@ from zipfile import BadZipFile
 
 import click
 
+from tvmattend.cli.board_options import board_given, key_option, tracker_option
 from tvmattend.cli.bundle_options import rpc_option, signature_option
 from tvmattend.errors import BundleError, InputError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from tvmattend.device.endpoint import Endpoint
     from tvmattend.runtime import Network, TensorSpec
 
 _SEED = 0
@@ -34,6 +36,8 @@ _ELSEWHERE = "free some space there, or choose another --output"
     help="A photograph, an array, an array for each input by its name, or seeded noise.",
 )
 @rpc_option("Run on the board that serves there.")
+@tracker_option
+@key_option
 @click.option(
     "--top", default=5, show_default=True, type=click.IntRange(1), help="Classes to name."
 )
@@ -49,6 +53,8 @@ def command(
     bundle: Path,
     source: str,
     rpc: str | None,
+    rpc_tracker: str | None,
+    rpc_key: str | None,
     top: int,
     repeat: int,
     warmup: int,
@@ -63,7 +69,8 @@ def command(
     the timed runs, taken where the network runs.
     """
     _check_files(source, output)
-    with open_bundle(bundle, rpc, threads, require_signature) as net:
+    board = board_given(rpc, rpc_tracker, rpc_key)
+    with open_bundle(bundle, board, threads, require_signature) as net:
         if output is not None and output.suffix == ".npy" and len(net.outputs) > 1:
             raise InputError(
                 f"the network has {len(net.outputs)} outputs", "give --output FILE.npz"
@@ -101,20 +108,23 @@ def _check_files(source: str, output: Path | None) -> None:
 
 
 def open_bundle(
-    bundle: Path, rpc: str | None, threads: int | None, require_signature: Path | None = None
+    bundle: Path,
+    board: "Endpoint | str | None",
+    threads: int | None,
+    require_signature: Path | None = None,
 ) -> Any:
     """Give a context with the network: in this process, or on a board.
 
     Raises:
         TvmattendError: See `load` and `load_remote`.
     """
-    if rpc is None:
+    if board is None:
         from tvmattend.runtime import load
 
         return nullcontext(load(bundle, threads, require_signature))
     from tvmattend.runtime.remote import load_remote
 
-    return load_remote(bundle, rpc, threads, require_signature)
+    return load_remote(bundle, board, threads, require_signature)
 
 
 def describe(net: "Network", bundle: Path) -> dict[str, Any]:

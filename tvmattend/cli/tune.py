@@ -2,7 +2,6 @@
 """`tvmattend tune`: try schedules of a network's kernels on a machine, and record their times."""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvmattend.cli.board_options import board_endpoint, key_option
 from tvmattend.cli.bundle_options import rpc_option
 from tvmattend.cli.options import model_options
 from tvmattend.frontend.request import ModelRequest
@@ -47,13 +47,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     help="Measure on every free board of this tracker that has the key, at once. "
     "[default: $TVM_TRACKER_HOST:$TVM_TRACKER_PORT]",
 )
-@click.option(
-    "--rpc-key",
-    "--key",
-    "rpc_key",
-    metavar="NAME",
-    help="The tracker's name for the boards. [default: $TVM_TRACKER_KEY]",
-)
+@key_option
 @click.option(
     "--trials",
     type=int,
@@ -164,7 +158,7 @@ def command(
             raise click.UsageError("--estimate needs no board; --rpc... does not go with it")
         endpoint = None
     else:
-        endpoint = _endpoint(spec, rpc, rpc_tracker, rpc_key)
+        endpoint = board_endpoint(rpc, rpc_tracker, rpc_key, environment=not spec.is_host)
     from tvmattend.cache import cache_root
     from tvmattend.cli.tune_progress import showing
     from tvmattend.tuning.events import Note, TuneOptions
@@ -230,35 +224,6 @@ def _model() -> "Model":
     from tvmattend.machine.kernels import KernelModel
 
     return KernelModel()
-
-
-def _endpoint(
-    target: TargetSpec, rpc: str | None, tracker: str | None, key: str | None
-) -> "Endpoint | None":
-    """The board to measure on; None for this machine."""
-    from tvmattend.device.endpoint import tracker_endpoint
-    from tvmattend.device.tunnel import reached
-
-    if rpc is not None:
-        if tracker is not None or key is not None:
-            raise click.UsageError(
-                "--rpc names one board; --rpc-tracker and --rpc-key do not go with it"
-            )
-        # A tunnel stands until the command ends.
-        return click.get_current_context().with_resource(reached(rpc))
-    if tracker is None and not target.is_host and os.environ.get("TVM_TRACKER_HOST"):
-        port = os.environ.get("TVM_TRACKER_PORT")
-        tracker = os.environ["TVM_TRACKER_HOST"] + (f":{port}" if port else "")
-    if tracker is None:
-        if key is not None:
-            raise click.UsageError("--rpc-key goes with --rpc-tracker (or TVM_TRACKER_HOST)")
-        return None
-    key = key or os.environ.get("TVM_TRACKER_KEY")
-    if not key:
-        raise click.UsageError(
-            f"the tracker {tracker} needs a key: give --rpc-key or set TVM_TRACKER_KEY"
-        )
-    return tracker_endpoint(tracker, key)
 
 
 def _prune(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from tvmattend.cli.board_options import board_given, key_option, tracker_option
 from tvmattend.cli.bundle_options import rpc_option, signature_option
 from tvmattend.cli.run import describe, open_bundle, place_of
 from tvmattend.errors import ValidationError
@@ -15,6 +16,8 @@ from tvmattend.errors import ValidationError
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @rpc_option("Run on the board that serves there.")
+@tracker_option
+@key_option
 @click.option(
     "--threads", type=click.IntRange(1), help="Threads. [default: what the bundle was built for]"
 )
@@ -23,6 +26,8 @@ from tvmattend.errors import ValidationError
 def command(
     bundle: Path,
     rpc: str | None,
+    rpc_tracker: str | None,
+    rpc_key: str | None,
     threads: int | None,
     require_signature: Path | None,
     as_json: bool,
@@ -32,7 +37,8 @@ def command(
     The error of a golden vector is max|y - ref| / max|ref|; one above the bundle's tolerance
     is a failure.
     """
-    with open_bundle(bundle, rpc, threads, require_signature) as net:
+    board = board_given(rpc, rpc_tracker, rpc_key)
+    with open_bundle(bundle, board, threads, require_signature) as net:
         report = describe(net, bundle)
         tolerance = float(net.manifest["tolerance"])
         errors = net.golden_errors()

@@ -36,6 +36,7 @@ from tvmattend.tuning.verdict import judge
 
 # Reaching the board, uploading and starting a session come on top of a trial's own time.
 CONNECT_SECONDS = 15.0
+_START_SECONDS = 120.0
 # A failure is believed when it shows twice in the same words, or at the latest by this look.
 _LOOKS = 4
 # After a broken session, the server may take a moment to see its end.
@@ -103,10 +104,16 @@ class BoardBench:
     def take_seat(self, timeout: float) -> None:
         """Get a board for the next attempt.
 
+        The worker is there before that: a tracker's match key is good for some seconds only, and
+        importing TVM may take longer on a busy machine.
+
         Raises:
             BoardUnreachableError: The tracker does not answer.
             NoFreeBoardError: It has no board of that key, or none becomes free in time.
         """
+        if not self._worker.is_alive():
+            with contextlib.suppress(ChildProcessError, TimeoutError):  # then the attempt tells
+                self._worker.call(_START_SECONDS, workers.wake, ())
         if self._endpoint.key:
             host, port, match_key = request_board(self._endpoint, timeout)
             self._seat = Seat(Endpoint(host, port), match_key)
@@ -180,7 +187,10 @@ class BoardBench:
                 "error": "ChildProcessError: TVM's RPC client crashed",
             }
         except TvmattendError as error:  # no session: it is not the kernel's fault
-            raise BoardLostError(f"{type(error).__name__}: {error}", during_kernel=False) from error
+            status = ask_board(seat.board.host, seat.board.port)
+            if status is not None and status.server and not status.busy:
+                raise LinkBrokenError(str(error)) from error
+            raise BoardLostError(str(error), during_kernel=False) from error
         finally:
             Path(job.progress).unlink(missing_ok=True)
         return self._outcome(result, seat, artifact, time.monotonic() - begun)

@@ -60,6 +60,11 @@ def allocate_local(device: Any, args_info: Sequence[Any], repeat: int, threads: 
     return default_alloc_argument(device, args_info, repeat)
 
 
+def wake() -> None:
+    """Import what an attempt needs, before it matters how long that takes."""
+    import tvm.s_tir.meta_schedule.runner  # noqa: F401
+
+
 def greet(board: Endpoint, match_key: str) -> None:
     """Open a session and ask something of it, to see whether a board still answers."""
     session = open_session(board, match_key)
