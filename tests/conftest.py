@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boards for every test: this machine as one, and an emulated Cortex-A72.
+"""Boards for every test: this machine as one, and an emulated Cortex-A72; the smallest bundles.
 
 The emulated board is never skipped: without `qemu-aarch64` its tests are errors that say which
 package is missing.
 """
 
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tvmattend.bundle.signing import create_key, sign_bundle
+from tvmattend.codegen import build
 from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, prepare
 from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.target import host_target
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +47,16 @@ def host_board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("host-board") / "server.log"
     with serve_here(ServerOptions(), log) as server:
         yield server.address
+
+
+@pytest.fixture(scope="session")
+def signed_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`attendnext_tiny` for this machine as `vm/` and `standalone/`, signed by `key`; read only."""
+    place = tmp_path_factory.mktemp("tiny")
+    threads = min(2, len(os.sched_getaffinity(0)))
+    key = create_key(place / "key")
+    for kind in ("vm", "standalone"):
+        build("attendnext_tiny", host_target(threads), output=place / kind, format=kind,
+              use_records=False)  # fmt: skip
+        sign_bundle(place / kind, key.private)
+    return place

@@ -6,6 +6,17 @@ The runtime that ships inside a bundle cannot import this file; its errors carry
 attributes (`exit_code`, `hint`, `str(error)`) and are printed the same way.
 """
 
+import re
+
+# Not for a terminal: what moves its cursor, and halves of characters, which cannot be encoded.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Make one line of a text that quotes what a user, or a file, gave."""
+    line = re.sub("[\t\n\v\f\r]+", " ", text)
+    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
+
 
 class TvmattendError(Exception):
     """A failure with a remedy.
@@ -18,8 +29,8 @@ class TvmattendError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
 
 
 class TargetError(TvmattendError):

@@ -42,6 +42,9 @@ import numpy as np
 
 SCHEMA = 1  # of manifest.json; a bundle with a greater one is refused
 
+# What moves a terminal's cursor, and halves of characters, which cannot be encoded.
+_UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+
 
 class DeviceError(Exception):
     """What went wrong, in one line, and what to do about it, in another (`hint`)."""
@@ -49,8 +52,14 @@ class DeviceError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_printable(message))
+        self.hint = _printable(hint)
+
+
+def _printable(text: str) -> str:
+    """Make one line, for a terminal, of a text that quotes what a file holds."""
+    line = re.sub("[\t\n\v\f\r]+", " ", text)
+    return re.sub(_UNPRINTABLE, lambda found: f"\\x{ord(found[0]):02x}", line)
 
 
 class ToolMissingError(DeviceError):
@@ -266,7 +275,7 @@ _NOT_NPZ = (
 
 def _is_text(value: Any) -> bool:
     """Whether it is a string that can be printed: no controls, no halves of characters."""
-    return isinstance(value, str) and not re.search("[\x00-\x1f\x7f\ud800-\udfff]", value)
+    return isinstance(value, str) and not re.search(_UNPRINTABLE, value)
 
 
 def _is_number(value: Any) -> bool:

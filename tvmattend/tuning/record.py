@@ -20,6 +20,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 # In the order in which a build believes them; times are never compared across origins.
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
+_LONGEST = 1e9  # seconds; what is longer is damage
 _ERROR_LINE = re.compile(r"[\w.]+(?:Error|Exception): .")
 _ERROR_LENGTH = 300  # one line for a person; the whole text is in the log
 
@@ -152,8 +153,8 @@ def parse_record(line: str) -> Record:
         ValueError: The line is no JSON, of a newer schema, or not a record; the text says which.
     """
     try:
-        fields = json.loads(line)
-    except ValueError as error:
+        fields = json.loads(line, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(fields, dict) or "schema" not in fields:
         raise ValueError("not a tuning record")
@@ -176,8 +177,10 @@ def _check_values(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"unknown status {fields['status']!r}")
     if fields["origin"] not in ORIGINS:
         raise ValueError(f"unknown origin {fields['origin']!r}")
-    if not all(_is_number(second) and 0 < second < math.inf for second in fields["run_secs"]):
+    if not all(_is_number(second) and 0 < second < _LONGEST for second in fields["run_secs"]):
         raise ValueError("`run_secs` holds something that is not a time")
+    if not 0 <= fields["wall_secs"] < _LONGEST:
+        raise ValueError("`wall_secs` is not a time")
     if (fields["status"] == "ok") != bool(fields["run_secs"]):
         raise ValueError(f"status {fields['status']!r} with {len(fields['run_secs'])} times")
     if not all(type(value) is int for value in fields["point"].values()):
@@ -185,6 +188,17 @@ def _check_values(fields: Mapping[str, Any]) -> None:
     cores = fields["target"].get("num-cores")
     if type(cores) is not int or cores < 1:
         raise ValueError("`target` has no num-cores")
+    flags = fields["target"].get("mattr", [])
+    if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
+        raise ValueError("`mattr` of the target is not a list of texts")
+
+
+def _finite(text: str) -> float:
+    """Read a number of JSON; Python's reader also takes NaN and what is too large for a float."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
+    return value
 
 
 def _is_number(value: object) -> bool:

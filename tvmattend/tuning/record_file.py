@@ -221,7 +221,7 @@ def _mend(handle: int, path: Path) -> str:
         return ""
     try:
         json.loads(tail)
-    except ValueError:
+    except (ValueError, RecursionError):
         os.ftruncate(handle, len(content) - len(tail))
         done = (
             f"the last line of `{path}` was torn (a trial was being written when the machine or "

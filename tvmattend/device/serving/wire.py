@@ -100,7 +100,7 @@ def receive_json(connection: socket.socket) -> Any:
         raise ProtocolError(f"a message of {size} bytes")
     try:
         return json.loads(receive(connection, size))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a message that is not JSON: {error}") from error
 
 
