@@ -19,10 +19,11 @@ from canary import Cage, canary_bytes
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sample_bundles import rehash, rewrite_manifest
+from sample_bundles import cortex_a72_bundle, rehash, rewrite_manifest
 
 from tvmattend.bundle import BundleContents, verify, write_bundle
 from tvmattend.bundle.signing import KeyPair, create_key, open_to_others, sign_bundle
+from tvmattend.device.emulated import EmulatedPython
 from tvmattend.errors import (
     BundleError,
     OutputExistsError,
@@ -382,6 +383,17 @@ def test_a_copy_does_not_follow_its_file_and_cannot_be_written(tmp_path: Path) -
     assert signature.private_copy(file, network.file_sha256(copy)) == str(copy), "one a content"
 
 
+def test_a_bundle_that_is_loaded_again_is_copied_once(signed: Path, keys: KeyPair) -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    load(signed, require_signature=keys.public)
+    before = descriptors()
+    for _ in range(3):
+        load(signed, require_signature=keys.public)
+    assert descriptors() == before
+
+
 def test_golden_vectors_exchanged_after_loading_are_noticed(signed: Path, keys: KeyPair) -> None:
     net = load(signed, require_signature=keys.public)
     np.savez(signed / "golden.npz", input0=np.zeros(1), output0=np.zeros(1))
@@ -434,3 +446,39 @@ def test_a_wrapper_inside_the_bundle_says_that_nobody_checked_it(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(signed, require_signature=keys.public)
+
+
+_ON_THE_BOARD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tvmattend_runtime
+try:
+    tvmattend_runtime.load(sys.argv[2], require_signature=b"x" * 32)
+except tvmattend_runtime.ToolMissingError as error:
+    print(error.hint)
+# This Python has no `cryptography`; what is of interest here is where the code comes from.
+tvmattend_runtime._check_signature = lambda *_: None
+net = tvmattend_runtime.load(sys.argv[2], require_signature=b"x" * 32)
+maps = open("/proc/self/maps").read()
+print(max(net.self_test()), maps.count("/memfd:tvmattend-"), maps.count(sys.argv[2] + "/"))
+"""
+
+
+@pytest.mark.emulated
+def test_an_aarch64_board_loads_code_from_copies(
+    device_python: EmulatedPython, tmp_path: Path
+) -> None:
+    bundle = cortex_a72_bundle(tmp_path)
+    keeper = tmp_path / "application"
+    keeper.mkdir()
+    for name in ("tvmattend_runtime.py", "tvmattend_signature.py"):
+        shutil.copy(bundle / name, keeper)
+    (keeper / "app.py").write_text(_ON_THE_BOARD)
+    done = device_python.run([str(keeper / "app.py"), str(keeper), str(bundle)])
+    assert done.returncode == 0, done.stderr
+    hint, last = done.stdout.splitlines()
+    assert hint == "python3 -m pip install cryptography"
+    error, copies, files = last.split()
+    assert float(error) < 1e-4
+    assert int(copies) >= 2
+    assert int(files) == 0

@@ -40,7 +40,7 @@ Copy this directory there and go into it.
 `load` checks the SHA-256 of every file first; `manifest.json` lists them, with all that is known
 about how the library came about. Any thread may call `net`; calls wait for one another. An error
 says in its `hint` what to do.
-
+{signature}
 ## Licences
 `lib/` is Apache TVM and its ffi, unchanged from their wheels, under the Apache License 2.0 (texts
 in `lib/licenses/`). `tvmattend_runtime.py` is under the Apache License 2.0 as well. The weights
@@ -87,10 +87,18 @@ In an application:
 `load` checks the SHA-256 of every file first; `manifest.json` lists them, with all that is known
 about how the library came about. Any thread may call `net`; calls wait for one another. An error
 says in its `hint` what to do.
-
+{signature}
 ## Licences
 The library, its headers and the Python files are under the Apache License 2.0. The weights have the
 licence of where they come from: {weights}.
+"""
+
+
+# The wrapper of a bundle cannot vouch for that bundle: whoever changes one changes the other.
+_SIGNATURE = """
+To load nothing but what the owner of a key has signed: copy `tvmattend_*.py` of a bundle that you
+trust into the application (those of an unchecked one are its maker's), install `cryptography`, and
+there `load("path/of/this/directory", require_signature="key.pub")`.
 """
 
 
@@ -115,6 +123,7 @@ def device_guide(manifest: Manifest) -> str:
         tvm=manifest.versions.tvm,
         ffi=manifest.versions.tvm_ffi,
         photo=show if image else "",
+        signature=_SIGNATURE,
         classify=call if image else "",
         threads=manifest.threads,
         tolerance=manifest.tolerance,

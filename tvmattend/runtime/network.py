@@ -759,6 +759,7 @@ class _LocalLibrary:
             raise DeviceError(str(error), error.hint) from error
 
 
+@functools.cache
 def _sibling(name: str) -> Any:
     """Import `<name>.py` of the package or `tvmattend_<name>.py` of a bundle: what is beside."""
     here = Path(__file__).resolve()
