@@ -32,7 +32,7 @@ def test_every_entry_has_an_adapter(name: str) -> None:
     assert classes["Adapter"].bases or methods >= METHODS
 
 
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "ncnn", "executorch"])
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "ncnn", "executorch", "litert"])
 def test_optional_peers_name_their_packages_and_the_line_that_installs_them(name: str) -> None:
     entry = CATALOGUE[name]
     assert entry.peer

@@ -63,6 +63,12 @@ CATALOGUE: Mapping[str, Entry] = {
             ("executorch",),
             'pip install "executorch>=1.5,<1.6" "torch>=2.13,<2.14"',
         ),
+        Entry(
+            "litert",
+            "tvmattend.bench.litert_cpu",
+            ("ai_edge_litert", "litert_torch"),
+            "pip install litert-torch",
+        ),
         Entry("torch-compile", "tvmattend.bench.torch_compile", ("torch",)),
         Entry("torch", "tvmattend.bench.torch_eager", ("torch",)),
         Entry(TVM_DEFAULT, "tvmattend.bench.tvm_default", peer=False),
@@ -72,8 +78,15 @@ CATALOGUE: Mapping[str, Entry] = {
     )
 }
 
-# What `--against` means when it is left out.
-AGAINST = tuple(name for name, entry in CATALOGUE.items() if entry.peer or name == TVM_DEFAULT)
+LITERT = "litert"
+
+# What `--against` means when it is left out. LiteRT's converter brings forty packages, JAX among
+# them: it runs when it is named.
+AGAINST = tuple(
+    name
+    for name, entry in CATALOGUE.items()
+    if (entry.peer and name != LITERT) or name == TVM_DEFAULT
+)
 
 
 def find(name: str, catalogue: Mapping[str, Entry] = CATALOGUE) -> Entry:

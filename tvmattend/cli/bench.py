@@ -3,11 +3,17 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tvmattend.bench.catalogue import AGAINST, parse_against
 from tvmattend.models import DEFAULT
+
+if TYPE_CHECKING:
+    from tvmattend.frontend import ModelRequest
+
+_DEFAULT = click.core.ParameterSource.DEFAULT
 
 
 @click.command("bench")
@@ -16,10 +22,14 @@ from tvmattend.models import DEFAULT
     "--weights", type=click.Path(path_type=Path), help="State dict or .safetensors; else seeded."
 )
 @click.option("--threads", type=int, default=1, show_default=True, help="Of every runtime.")
-@click.option(
-    "--against", default=",".join(AGAINST), show_default=True, help="Runtimes, with commas between."
-)
+@click.option("--against", help="Runtimes, with commas between.  [default: all that there are]")
 @click.option("--target", default="host", show_default=True, help="This machine, or a level of it.")
+@click.option(
+    "--estimate",
+    "is_estimate",
+    is_flag=True,
+    help="Estimate instead of timing, for --target cortex-a72: under QEMU, no board needed.",
+)
 @click.option("--rounds", type=int, default=10, show_default=True, help="Turns of each runtime.")
 @click.option(
     "--trials", type=int, default=0, help="Adds TVM's own pipeline, tuned with that many trials."
@@ -33,12 +43,15 @@ from tvmattend.models import DEFAULT
 @click.option("--no-records", is_flag=True, help="Build tvmattend's kernels without records.")
 @click.option("--cpus", default="", help="Cores to bind to, e.g. 2,3; else the fastest.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
 def command(
+    context: click.Context,
     model: str,
     weights: Path | None,
     threads: int,
-    against: str,
+    against: str | None,
     target: str,
+    is_estimate: bool,
     rounds: int,
     trials: int,
     tuning_records: tuple[Path, ...],
@@ -52,14 +65,24 @@ def command(
     PyTorch's first; a runtime that computes something else is not timed. Then the runtimes take
     turns, each in a process of its own. Runtimes that are not installed are named and left out:
     `pip install "tvmattend[bench]"` brings them all.
+
+    With --estimate, each runtime's aarch64 library runs one inference under QEMU, and what it
+    executed goes through the model of `tvmattend estimate`. Converters run here.
     """
     from tvmattend.bench.comparison import Options, compare
     from tvmattend.frontend import ModelRequest
     from tvmattend.target import parse_target
 
+    request = ModelRequest(model, weights)
+    if is_estimate:
+        timing = ("rounds", "trials", "cpus")
+        if any(context.get_parameter_source(name) != _DEFAULT for name in timing):
+            raise click.UsageError("--rounds, --trials and --cpus do not go with --estimate")
+        _estimate(request, target, threads, against, tuning_records, no_records, as_json)
+        return
     options = Options(
         threads=threads,
-        against=parse_against(against),
+        against=AGAINST if against is None else parse_against(against),
         rounds=rounds,
         trials=trials,
         records=tuning_records,
@@ -67,7 +90,7 @@ def command(
         cpus=_cpus(cpus),
     )
     comparison = compare(
-        ModelRequest(model, weights),
+        request,
         parse_target(target, threads),
         options,
         lambda text: click.echo(text, err=True),
@@ -78,6 +101,30 @@ def command(
         click.echo(json.dumps(comparison.to_json(), indent=2))
     else:
         click.echo("\n".join(comparison.lines()))
+
+
+def _estimate(
+    request: "ModelRequest",
+    target: str,
+    threads: int,
+    against: str | None,
+    records: tuple[Path, ...],
+    no_records: bool,
+    as_json: bool,
+) -> None:
+    from tvmattend.bench import estimated
+    from tvmattend.target import parse_target
+
+    options = estimated.EstimateOptions(
+        threads,
+        estimated.AGAINST if against is None else parse_against(against),
+        records,
+        not no_records,
+    )
+    found = estimated.compare_estimates(
+        request, parse_target(target, threads), options, lambda text: click.echo(text, err=True)
+    )
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.lines()))
 
 
 def _cpus(text: str) -> tuple[int, ...]:

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tvmattend.cache import Progress
-from tvmattend.device.emulated import prepare
 from tvmattend.errors import BundleMismatchError
-from tvmattend.machine.estimate import Estimate, estimate
+from tvmattend.machine.estimate import Estimate
+from tvmattend.machine.guests import Script, estimate_script
 from tvmattend.machine.parameters import SHIPPED, Parameters
-from tvmattend.machine.replay import Program
-from tvmattend.machine.tracing import Settings, trace
 from tvmattend.runtime.network import check_files, read_manifest
 
 CORE = "cortex-a72"
 RUNTIME = "(runtime)"
 _GUEST = Path(__file__).with_name("bundle_guest.py")
 _ENTRY = "__tvm_ffi_"
-# Of so many blocks 512 are replayed: ten million instructions of AttendNeXt.
-_PERIOD = 8192
 
 
 def estimate_bundle(
@@ -54,23 +50,7 @@ def estimate_bundle(
             f"the bundle is for {core}; the port model and the caches are those of a {CORE}",
             f"build it with --target {CORE}",
         )
-    board = prepare(progress)
-    python = board.minimal_python()
     library = bundle.absolute() / manifest["library"]
-    command = python.command([str(_GUEST), str(bundle.absolute()), str(threads)])
-    environment = python.environment(
-        # Threads that wait must not spin: their instructions would look like work.
-        {"TVM_NUM_THREADS": str(threads), "TVM_THREAD_POOL_SPIN_COUNT": "0"}
-    )
-    progress(f"one inference of {manifest['model']} under QEMU, {threads} thread(s)")
-    settings = Settings(
-        caches=caches, sysroot=python.root, clock_hz=parameters.clock_hz, period=_PERIOD
-    )
-    run, _ = trace(
-        command[command.index(str(python.executable)) :], settings, environment, progress
-    )
-    progress("pipeline model")
-
     modules = _modules(manifest)
 
     def group(path: str, function: str | None) -> str | None:
@@ -84,7 +64,16 @@ def estimate_bundle(
     # A standalone library has its kernels' names in its symbol table, behind its own prefix.
     vm = manifest["format"] == "vm"
     own = _ENTRY if vm else f"{library.stem.removeprefix('lib')}_kernel_"
-    found = estimate(Program(run), parameters, threads, group, {str(library): own})
+    progress(f"one inference of {manifest['model']} under QEMU, {threads} thread(s)")
+    found = estimate_script(
+        Script(_GUEST, [str(bundle.absolute()), str(threads)]),
+        threads,
+        parameters,
+        caches,
+        group,
+        {str(library): own},
+        progress,
+    )
     launches = Counter(launch["name"] for launch in manifest.get("launches", ()))
     parts = tuple(
         replace(
