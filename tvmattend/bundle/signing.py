@@ -162,9 +162,13 @@ def _private_key(path: Path) -> "Ed25519PrivateKey":
             key = read(content, None)
         except TypeError:  # how the library says that the key is encrypted
             key = read(content, _passphrase(path))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        hint = "the passphrase may be wrong" if "assword" in str(error) else _MAKE
-        raise SignatureError(f"{path} cannot be read as a private key", hint) from error
+    except UnsupportedAlgorithm as error:
+        hint = 'python3 -m pip install "cryptography[ssh]"' if "bcrypt" in str(error) else _MAKE
+        raise SignatureError(f"{path} cannot be read: {error}", hint) from error
+    except (ValueError, TypeError) as error:
+        raise SignatureError(
+            f"{path} cannot be read as a private key: damaged, or another passphrase", _MAKE
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise SignatureError(f"{path} is not a key for {signature.ALGORITHM}", _MAKE)
     return key

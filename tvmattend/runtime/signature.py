@@ -219,7 +219,7 @@ def _sealed(name: str, content: bytes) -> int:
 
 def _read(file: Path) -> tuple[bytes, bytes]:
     """Give the public key and the signature that a signature.json holds."""
-    again = "sign the bundle again: `tvmattend sign BUNDLE --key KEY`"
+    again = "copy the bundle again, or sign it: `tvmattend sign BUNDLE --key KEY`"
     if not os.path.lexists(file):
         raise SignatureFault(f"the bundle is not signed: there is no {file}", again)
     if file.is_symlink():
