@@ -25,6 +25,8 @@ from schedules.stages import Stage
 
 NAME = "conv2d_pixels"
 
+_LINE_BYTES = 64
+
 
 @dataclass(frozen=True)
 class Slab:
@@ -115,7 +117,14 @@ def conv2d(
 
     strided = (down, across) != (1, 1)
     phases = (down, across) if strided else ()
-    line = te.compute((batch, channels, *phases, total_rows, pitch), padded, name="slab")
+    # A pointwise convolution reads the map as it lies where its rows fill whole vectors. A vector
+    # should fill a cache line: shorter reads, a map apart, are more than a prefetcher can follow.
+    whole = pitch == width and slab.rows * width == slab.vectors * lanes
+    direct = (kh, kw) == (1, 1) and not strided and not any(padding) and whole
+    line = x
+    if not direct or 4 * lanes < _LINE_BYTES:
+        shape = (batch, channels, *phases, total_rows, pitch)
+        line = te.compute(shape, (lambda *at: x[at]) if direct else padded, name="slab")
     rc = te.reduce_axis((0, per_group), "rc")
     ry = te.reduce_axis((0, kh), "ry")
     rx = te.reduce_axis((0, kw), "rx")
@@ -235,6 +244,7 @@ def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
         sch.unroll(across)
         return
     if not sch.can_decompose_padding(slab, loops[1]):
+        blocks.vectorize_innermost(sch, slab, machine.lanes)
         return
     zeros = sch.decompose_padding(slab, loops[1])
     blocks.vectorize_innermost(sch, slab, machine.lanes)

@@ -21,6 +21,9 @@ from schedules.stages import Softmax, Stage
 
 NAME = "softmax"
 
+# Pixels; of two hundred channels these are 26 KB.
+_TILE = 32
+
 
 def softmax(x: Any, axis: int) -> Any:
     """The computation.
@@ -131,8 +134,9 @@ def straighten(sch: Any, out: Any, axis: int = 1) -> None:
 
 
 def split_line(sch: Any, line: Any, machine: Machine) -> tuple[Any, Any]:
-    """Cut a line of pixels into tiles of up to four vectors."""
-    length = blocks.tile_length(int(sch.get(line).extent), machine.lanes)
+    """Cut a line of pixels into tiles whose channels fit the first-level cache."""
+    extent = int(sch.get(line).extent)
+    length = blocks.tile_length(extent, machine.lanes, max(1, _TILE // machine.lanes))
     tile, lane = sch.split(line, [None, length])
     return tile, lane
 
@@ -165,12 +169,12 @@ def place_rows(
             sch.compute_at(block, loop, preserve_unit_loops=True)
     blocks.vectorize_innermost(sch, exponential, machine.lanes)
     if not innermost:
-        sch.vectorize(sch.get_loops(inverse)[-1])
+        blocks.vectorize_innermost(sch, inverse, machine.lanes)
 
     def finish() -> None:
         for block in (partial_total, partial_maximum) if innermost else (total, maximum):
             if block is not None:
-                _vectorize_reduction(sch, block)
+                _vectorize_reduction(sch, block, machine)
 
     return finish
 
@@ -197,8 +201,8 @@ def _lane_partials(sch: Any, block: Any, machine: Machine) -> Any:
     return sch.rfactor(lane, len(sch.get(block).iter_vars) - 1)
 
 
-def _vectorize_reduction(sch: Any, block: Any) -> None:
-    """Lanes side by side, the reduced channels one after the other."""
+def _vectorize_reduction(sch: Any, block: Any, machine: Machine) -> None:
+    """Registers side by side, the reduced channels one after the other."""
     iters = list(sch.get(block).iter_vars)
     loops = sch.get_loops(block)[-len(iters) :]
     own = list(zip(loops, iters, strict=True))
@@ -206,7 +210,10 @@ def _vectorize_reduction(sch: Any, block: Any) -> None:
     kept = [loop for loop, var in own if int(var.iter_type) == blocks.SPATIAL]
     # The lanes are the only kept axis that is longer than one: a job has one tile.
     lane = max(kept, key=lambda loop: int(sch.get(loop).extent))
-    sch.reorder(channel, lane)
-    sch.vectorize(lane)
+    extent = int(sch.get(lane).extent)
+    length = machine.lanes if extent % machine.lanes == 0 else extent
+    registers, lane = sch.split(lane, [None, length])
+    sch.reorder(channel, registers, lane)
+    blocks.unroll_and_vectorize(sch, [registers, lane])
     init = sch.decompose_reduction(block, channel)
-    sch.vectorize(sch.get_loops(init)[-1])
+    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-2:])

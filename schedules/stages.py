@@ -7,7 +7,8 @@ A kernel of one convolution is one stage; a fused DC-AC block has several:
            \\-> project -------------> gate
 
 Every element-wise block is inlined into its user unless its values are read by something that is
-not element-wise (a reduction, a padded copy), which would compute them many times over.
+not element-wise (a reduction, a padded copy), which would compute them many times over. A block
+that only moves values, a change of layout, computes nothing: its readers read its source instead.
 """
 
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def _inline(sch: Any) -> None:
         # Two convolutions would finish in one block where a sigmoid gates features.
         own = _finishes(sch, name)
         crowded = own and any(_finishes(sch, user) - own for user in consumers)
-        if not crowded and all(_is_map(sch, user) for user in consumers):
+        if not crowded and (_moves(sch, name) or all(_is_map(sch, user) for user in consumers)):
             sch.compute_inline(sch.get_sblock(name, func_name="main"))
 
 
@@ -120,6 +121,15 @@ def _softmax(sch: Any, producers: list[str]) -> Softmax | None:
 
 def _is_map(sch: Any, name: str) -> bool:
     return not _reduces(sch, name) and not name.startswith((*_PADS, *_SOFTMAX))
+
+
+def _moves(sch: Any, name: str) -> bool:
+    """Whether a block permutes the axes of what it reads, and nothing else."""
+    from tvm.tirx import Var
+
+    store = sch.get(sch.get_sblock(name, func_name="main")).body
+    indices = list(getattr(getattr(store, "value", None), "indices", ()))
+    return len(indices) == len(store.indices) > 0 and all(isinstance(i, Var) for i in indices)
 
 
 def _reduces(sch: Any, name: str) -> bool:

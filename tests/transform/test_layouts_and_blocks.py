@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layouts change at the edges of blocks, once, and poolings follow."""
+"""Layouts change at the edges of blocks, where they cost nothing."""
 
-import tvm
-from relax_blocks import HOST, Block, Emitter, module, relative, run, sample
+from relax_blocks import HOST, Block, Emitter, relative, run, sample
 from tvm import relax
 
 from schedules.machines import AARCH64
-from tvmattend.transform.dataflow import Dataflow, is_constant
+from tvmattend.transform.dataflow import Dataflow, is_constant, op_name
 from tvmattend.transform.fuse_dcac import FuseDCAC
-from tvmattend.transform.hoist_layout_change import hoist_layout_changes
 from tvmattend.transform.layout import (
     CHANNELS,
     PIXELS,
@@ -19,6 +17,7 @@ from tvmattend.transform.layout import (
 )
 from tvmattend.transform.pipeline import lower
 from tvmattend.transform.rule import judge
+from tvmattend.tuning.tasks import extract_tasks
 
 
 def conv(channels, pixels, features, kernel=1, groups=1):
@@ -48,65 +47,27 @@ def layouts(mod):
     ]
 
 
-def test_a_block_has_one_layout_and_one_change():
+def test_a_block_has_one_layout_and_changes_at_its_edges():
     mod = bottleneck().module()
     (judgement,) = judge(FuseDCAC(), Dataflow(mod["main"]))
-    blocks = [judgement.match.members]
     with HOST.to_tvm():
-        mod = assign_layouts(mod, AARCH64, blocks)
-        assert set(layouts(mod)) == {CHANNELS}
-        mod = hoist_layout_changes(mod, {"pool", "pool_features"})
+        mod = assign_layouts(mod, AARCH64, [judgement.match.members])
+    assert set(layouts(mod)) == {CHANNELS}
     flow = Dataflow(mod["main"])
-    changes = [
-        (variable, call.args[0])
-        for variable, call in flow.calls("relax.permute_dims")
+    changed = [
+        call.args[0]
+        for _, call in flow.calls("relax.permute_dims")
         if not is_constant(call.args[0])
     ]
-    # The input once, for both of its readers; then the network's output, which stays NCHW.
-    assert len(changes) == 2
-    assert flow.is_output(changes[1][0])
-    assert changes[0][1].same_as(mod["main"].params[0])
-    assert len(flow.readers(changes[0][0])) == 2
-    pools = [call for _, call in flow.calls("relax.nn.avg_pool2d")]
-    assert {str(call.attrs.layout) for call in pools} == {CHANNELS}
-
-
-def test_hoisting_moves_the_change_and_nothing_else():
-    def before(e, x):
-        pooled = e.emit(relax.op.nn.avg_pool2d(x, [2, 2], [2, 2]), "pool")
-        moved = e.emit(relax.op.permute_dims(pooled, [0, 2, 3, 1]), "moved")
-        return e.emit(relax.op.exp(moved))
-
-    def after(e, x):
-        moved = e.emit(relax.op.permute_dims(x, [0, 2, 3, 1]))
-        return e.emit(
-            relax.op.exp(
-                e.emit(relax.op.nn.avg_pool2d(moved, [2, 2], [2, 2], layout="NHWC"), "pool")
-            )
-        )
-
-    shape = (1, 8, 6, 6)
-    found = hoist_layout_changes(module(before, shape), {"pool"})
-    tvm.ir.assert_structural_equal(found, module(after, shape), map_free_vars=True)
-
-
-def test_hoisting_leaves_other_pools_alone():
-    def body(e, x):
-        pooled = e.emit(relax.op.nn.max_pool2d(x, [2, 2], [2, 2]), "pool")
-        return e.emit(relax.op.exp(e.emit(relax.op.permute_dims(pooled, [0, 2, 3, 1]))))
-
-    before = module(body, (1, 8, 6, 6))
-    tvm.ir.assert_structural_equal(hoist_layout_changes(before, {"another"}), before)
-
-
-def test_hoisting_leaves_a_pool_that_both_layouts_read():
-    def body(e, x):
-        pooled = e.emit(relax.op.nn.max_pool2d(x, [2, 2], [2, 2]), "pool")
-        moved = e.emit(relax.op.permute_dims(pooled, [0, 2, 3, 1]))
-        return relax.Tuple([e.emit(relax.op.exp(moved)), e.emit(relax.op.exp(pooled))])
-
-    before = module(body, (1, 8, 6, 6))
-    tvm.ir.assert_structural_equal(hoist_layout_changes(before, {"pool"}), before)
+    # What the first convolution of each branch reads, and the network's output, which stays NCHW.
+    assert [op_name(flow.value(source)) for source in changed] == [
+        "",
+        "relax.nn.avg_pool2d",
+        "relax.nn.silu",
+    ]
+    folded = relax.transform.FoldConstant()(mod)
+    (judgement,) = judge(FuseDCAC(), Dataflow(folded["main"]))
+    assert judgement.verdict.variant == "bottleneck.condensed.layout"
 
 
 def test_a_block_in_channels_computes_the_same():
@@ -114,6 +75,15 @@ def test_a_block_in_channels_computes_the_same():
     x = sample(mod)
     fused = lower(mod, HOST, rules=[FuseDCAC()])
     assert relative(run(fused, x), run(lower(mod, HOST, rules=()), x)) < 1e-5
+
+
+def test_a_change_of_layout_inside_a_kernel_costs_no_stage():
+    (task,) = [
+        task
+        for task in extract_tasks(lower(bottleneck().module(), HOST, rules=[FuseDCAC()]), HOST)
+        if task.name == "dcac"
+    ]
+    assert task.space.kernel.split("+") == ["4*conv2d_channels", "2*reduction"]
 
 
 def test_emitter_layouts_differ():

@@ -32,8 +32,8 @@ class FuseDCAC(FusionRule):
     """The rule; see the equation at the head of this file.
 
     Args:
-        absorb_layout_change: Take a `permute_dims` of the block's input into the kernel too, so
-            that a change of layout at the block's edge costs no launch of its own.
+        absorb_layout_change: Take the changes of layout in front of the block's convolutions into
+            the kernel too: a convolution that reads the other layout needs no copy of its input.
     """
 
     name = "tvmattend.dcac"
@@ -120,27 +120,30 @@ def _variant(bottleneck: bool, classical: bool, condensed: bool, change: bool) -
 
     parts: dict[str, Any] = {"input": wildcard()}
     x = parts["input"]
-    if change:
-        parts["change"] = x = is_op("relax.permute_dims")(x)
     conv, act = pieces.convolution, pieces.ACTIVATIONS
-    own, shared = x, x
-    if condensed:
-        shared = pieces.pool(x, parts, "condense")
-        # A bottleneck condenses behind its reduction: two poolings, of the same kind.
-        own = shared
+
+    def enter(value: Any) -> Any:
+        """What a convolution reads of a map in the block's incoming layout."""
+        return is_op("relax.permute_dims")(value) if change else value
+
+    shared = pieces.pool(x, parts, "condense") if condensed else x
+    features_in = enter(shared)
     if bottleneck:
-        own = pieces.one_of(act, conv(x, parts, "reduce"))
+        # Without poolings both branches read the very same map.
+        own = pieces.one_of(act, conv(enter(x) if condensed else features_in, parts, "reduce"))
         if condensed:
+            # A bottleneck condenses behind its reduction: two poolings, of the same kind.
             own = pieces.pool(own, parts, "condense_reduced")
-    if classical:
-        key = pieces.one_of(act, conv(pieces.pool(own, parts, "query"), parts, "embed"))
-        key = pieces.one_of(act, conv(key, parts, "mix"))
-        parts["upsample"] = is_op(pieces.RESIZE)(key, wildcard())
-        attention = conv(parts["upsample"], parts, "expand")
+        key = pieces.pool(own, parts, "query") if classical else own
     else:
-        attention = conv(pieces.one_of(act, conv(own, parts, "embed")), parts, "expand")
+        key = enter(pieces.pool(shared, parts, "query")) if classical else features_in
+    hidden = pieces.one_of(act, conv(key, parts, "embed"))
+    if classical:
+        hidden = pieces.one_of(act, conv(hidden, parts, "mix"))
+        hidden = parts["upsample"] = is_op(pieces.RESIZE)(hidden, wildcard())
+    attention = conv(hidden, parts, "expand")
     parts["gate"] = pieces.one_of(pieces.GATES, attention)
-    features = conv(shared, parts, "project")
+    features = conv(features_in, parts, "project")
     weighted = pieces.either_order(pieces.MULTIPLY, features, is_const()) | features
     gated = pieces.either_order(pieces.MULTIPLY, parts["gate"], weighted)
     scaled = pieces.either_order(pieces.MULTIPLY, gated, is_const()) | gated

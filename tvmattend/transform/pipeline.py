@@ -11,12 +11,10 @@ from tvmattend.target import TargetSpec
 from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.fusion_report import FusionReport
 from tvmattend.transform.grouping import group
-from tvmattend.transform.hoist_layout_change import hoist_layout_changes
 from tvmattend.transform.layout import assign_layouts
 from tvmattend.transform.ledger import keep_account, lower_by_default
 from tvmattend.transform.legalize import legalizations
 from tvmattend.transform.lift_constants import lift_constants
-from tvmattend.transform.pieces import POOLS
 from tvmattend.transform.rule import FusionRule, Judgement, Match, Verdict, judge_all
 from tvmattend.transform.rules import DCAC, all_rules, default_rules
 from tvmattend.transform.widen_scalars import widen_scalars
@@ -44,11 +42,8 @@ def phases(target: TargetSpec, rules: Sequence[FusionRule] = ()) -> list[Phase]:
     def layout(mod: Any) -> Any:
         matches = _matches(mod, rules)
         mod = assign_layouts(mod, machine, [match.members for match in matches])
-        # A block in another layout than its input should start with one change, not with two.
-        pools = {
-            str(match.flow.variable(call).name) for match in matches for call in match.calls(*POOLS)
-        }
-        return hoist_layout_changes(mod, pools) if pools else mod
+        # Each reader of a map brings a change of layout of its own.
+        return run(passes.EliminateCommonSubexpr())(mod)
 
     return [
         # First, while convolutions are still operators with a layout attribute.
