@@ -16,6 +16,7 @@ from schedules import (
     reduction,
     softmax,
     stages,
+    winograd_channels,
     winograd_pixels,
 )
 from schedules.machines import Machine, machine_of
@@ -31,6 +32,7 @@ _BY_ANCHOR: dict[str, Callable[[Any, Stage, Machine], Part]] = {
     conv2d_pixels.NAME: conv2d_pixels.part,
     conv2d_channels.NAME: conv2d_channels.part,
     winograd_pixels.NAME: winograd_pixels.part,
+    winograd_channels.NAME: winograd_channels.part,
     dense.NAME: dense.part,
 }
 

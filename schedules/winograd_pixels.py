@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3x3 convolution of stride 1 in NCHW by F(4, 3) down the rows, pixels as the vector axis.
+"""3x3 convolution of stride 1 in NCHW by Winograd down the rows, pixels as the vector axis.
 
-    slab[c, k, t, q] = (B^T d)[k],    d = rows 4 t - 1 ... 4 t + 4 of channel c, at column q - 1
-    acc[k, f, q]     = sum over c, j of slab[c, k, q + j] * u[k, c, j, f]
-    out[f, 4 t + m, x] = (A^T acc[:, f, t * S + x])[m]
+    slab[k, c, t, q] = (B^T d)[k],    d = rows m t - 1 ... m t + m of channel c, at column q - 1
+    acc[k, f, q]     = sum over c, j of slab[k, c, q + j] * u[k, c, j, f]
+    out[f, m t + i, x] = (A^T acc[:, f, t * S + x])[i]
 
-Half the multiply-adds of `conv2d_pixels`, and like there the rows of tiles lie one behind the other
-with a pitch of S pixels, so that vectors run across their ends. A job is a slab of T rows of tiles
-of one column; its transformed input and its products stay in the cache.
+Half the multiply-adds of `conv2d_pixels` (m = 4; two thirds for m = 2), and like there the rows of
+tiles lie one behind the other with a pitch of S pixels, so that vectors run across their ends. A
+job is a slab of T rows of tiles of one column; its transformed input and its products stay in the
+cache.
 """
 
 import math
@@ -22,36 +23,6 @@ from schedules.stages import Stage
 
 NAME = "winograd_pixels"
 
-# Fewer channels a column do not pay for the transforms.
-_FEWEST_CHANNELS = 6
-
-
-def applies(
-    height: int,
-    channels: int,
-    features: int,
-    kernel: tuple[int, int],
-    strides: tuple[int, int],
-    padding: tuple[int, int, int, int],
-) -> bool:
-    """Whether a convolution is computed this way.
-
-    Args:
-        height: Rows of the map.
-        channels: Of one column.
-        features: Of one column.
-        kernel: Down, across.
-        strides: Down, across.
-        padding: Top, left, bottom, right.
-    """
-    return (
-        kernel == (winograd.TAPS, winograd.TAPS)
-        and strides == (1, 1)
-        and padding == (1, 1, 1, 1)
-        and height % winograd.OUTPUTS == 0
-        and min(channels, features) >= _FEWEST_CHANNELS
-    )
-
 
 def choose_slab(
     height: int, width: int, channels: int, features: int, groups: int, machine: Machine
@@ -59,20 +30,21 @@ def choose_slab(
     """The rows of tiles of a job, their pitch, and the vectors that cover them.
 
     Args:
-        height: Rows of the map; a multiple of four.
+        height: Rows of the map; an even number.
         width: Its columns.
         channels: Of one column.
         features: Of one column.
         groups: Columns.
         machine: Lanes, first-level cache and threads.
     """
-    tiles = height // winograd.OUTPUTS
+    algorithm = winograd.algorithm(height)
+    tiles = height // algorithm.outputs
     best: tuple[float, Slab] | None = None
     for rows in blocks.divisors(tiles):
         for pitch in range(width + 2, width + 6):
             vectors = -(-((rows - 1) * pitch + width) // machine.lanes)
             slab = Slab(rows, pitch, vectors)
-            size = 4 * winograd.INPUTS * (channels + features) * vectors * machine.lanes
+            size = 4 * algorithm.inputs * (channels + features) * vectors * machine.lanes
             cost = slab.waste(width, machine.lanes)
             cost += machine.spill * max(0.0, math.log2(size / machine.l1_bytes))
             # A job reads all weights of its column once more.
@@ -90,8 +62,8 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
     """The computation, cut into slabs.
 
     Args:
-        x: te.Tensor [N, C, H, W], H a multiple of four.
-        weight: te.Tensor [G, 6, C / G, 3, F] from `pack`, with F output channels a column.
+        x: te.Tensor [N, C, H, W], H even.
+        weight: te.Tensor [G, m + 2, C / G, 3, F] from `pack`, with F output channels a column.
         machine: Decides the slab.
 
     Returns:
@@ -103,21 +75,17 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
     groups, points, per_group, kw, features = (int(extent) for extent in weight.shape)
     slab = choose_slab(height, width, per_group, features, groups, machine)
     rows, pitch, lanes = slab.rows, slab.pitch, machine.lanes
-    chunks = height // winograd.OUTPUTS // rows
+    algorithm = winograd.algorithm(height)
+    chunks = height // algorithm.outputs // rows
     # The last vectors read beyond the last row.
     stored = -(-(slab.vectors * lanes + kw - 1) // pitch)
-    zero, one = tirx.const(0.0, x.dtype), tirx.const(1.0, x.dtype)
+    zero = tirx.const(0.0, x.dtype)
 
     def transformed(n: Any, g: Any, chunk: Any, k: Any, rc: Any, t: Any, q: Any) -> Any:
-        c = g * per_group + rc
-        y = (chunk * rows + t) * winograd.OUTPUTS - 1
-        bottom = y + winograd.INPUTS - 1
-        # A weight of zero, not a branch: LLVM spills odd vectors that a branch carries.
-        reads = [tirx.max(y, 0), *(y + i for i in range(1, winograd.INPUTS - 1))]
-        reads.append(tirx.min(bottom, height - 1))
-        first = tirx.Select(y >= 0, one, zero)
-        last = tirx.Select(bottom < height, one, zero)
-        values = winograd.transform_inputs([x[n, c, at, q - 1] for at in reads], first, last)
+        def read(row: Any) -> Any:
+            return x[n, g * per_group + rc, row, q - 1]
+
+        values = winograd.transformed_rows(algorithm, read, chunk * rows + t, height, x.dtype)
         inside = [q >= 1, q < width + 1] + ([t < rows] if stored > rows else [])
         return tirx.if_then_else(tirx.all(*inside), winograd.pick(k, values), zero)
 
@@ -133,29 +101,36 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
 
     shape = (batch, groups, chunks, points, features, slab.vectors, lanes)
     acc = te.compute(shape, product, name=NAME)
-    slab_rows = rows * winograd.OUTPUTS
+    slab_rows = rows * algorithm.outputs
 
     def output(n: Any, c: Any, y: Any, xx: Any) -> Any:
-        q = (y % slab_rows) // winograd.OUTPUTS * pitch + xx
+        q = (y % slab_rows) // algorithm.outputs * pitch + xx
         at = (c % features, q // lanes, q % lanes)
         products = [acc[(n, c // features, y // slab_rows, k, *at)] for k in range(points)]
-        return winograd.pick(y % winograd.OUTPUTS, winograd.transform_outputs(products))
+        return winograd.pick(y % algorithm.outputs, algorithm.transform_outputs(products))
 
     return te.compute((batch, groups * features, height, width), output, name="columns")
 
 
-def pack(weight: Any, groups: int) -> Any:
-    """OIHW array [G * F, C / G, 3, 3] -> [G, 6, C / G, 3, F], transformed."""
+def pack(weight: Any, groups: int, height: int) -> Any:
+    """OIHW array [G * F, C / G, 3, 3] -> [G, m + 2, C / G, 3, F], transformed.
+
+    Args:
+        weight: The array.
+        groups: G.
+        height: Rows of the map; decides m.
+    """
     out, per_group, _, kw = weight.shape
-    shape = (groups, out // groups, per_group, winograd.INPUTS, kw)
-    return winograd.transform_weights(weight).reshape(shape).transpose(0, 3, 2, 4, 1).copy()
+    algorithm = winograd.algorithm(height)
+    shape = (groups, out // groups, per_group, algorithm.inputs, kw)
+    return algorithm.transform_weights(weight).reshape(shape).transpose(0, 3, 2, 4, 1).copy()
 
 
 def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """Register blocks of features x vectors, and whether the three taps are unrolled."""
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
-    batch, groups, chunks, _, features, vectors = (int(var.dom.extent) for var in iters[:6])
+    batch, groups, chunks, points, features, vectors = (int(var.dom.extent) for var in iters[:6])
     tiles = [
         (f, v)
         for f in blocks.divisors(features)
@@ -175,7 +150,8 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
 
     def schedule(sch: Any, choose: Choose) -> None:
         plan = (code[choose("tile")], bool(choose("unroll_taps")))
-        _schedule(sch, stage, machine, (groups, chunks), plan, batch * groups * chunks > 1)
+        cut = (groups, chunks, points - winograd.TAPS + 1)
+        _schedule(sch, stage, machine, cut, plan, batch * groups * chunks > 1)
 
     return Part(knobs, schedule)
 
@@ -184,19 +160,19 @@ def _schedule(
     sch: Any,
     stage: Stage,
     machine: Machine,
-    cut: tuple[int, int],
+    cut: tuple[int, int, int],
     plan: tuple[tuple[int, int], bool],
     parallel: bool,
 ) -> None:
-    (groups, chunks), (tile, unroll_taps) = cut, plan
+    (groups, chunks, outputs), (tile, unroll_taps) = cut, plan
     conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
     n, c, y, x = sch.get_loops(out)
     g, f = sch.split(c, [groups, None])
-    chunk, row, m = sch.split(y, [chunks, None, winograd.OUTPUTS])
+    chunk, row, m = sch.split(y, [chunks, None, outputs])
     finish_softmax = None
     if stage.softmax is None:
-        # The four rows of a tile side by side: they share most of their sums.
-        across, lane = sch.split(x, [None, _whole(int(sch.get(x).extent), machine)])
+        # The rows of a tile side by side: they share most of their sums.
+        across, lane = sch.split(x, [None, blocks.whole(int(sch.get(x).extent), machine.lanes)])
         sch.reorder(n, g, chunk, f, row, across, m, lane)
         sch.unroll(m)
         sch.vectorize(lane)
@@ -228,21 +204,11 @@ def _schedule(
     blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
 
 
-def _whole(width: int, machine: Machine) -> int:
-    """Columns computed at once: a vector, else the longest divisor of a row up to four vectors.
-
-    LLVM splits an odd vector into whole ones; several at once cost a Cortex-A72 spills, 14 %.
-    """
-    if width % machine.lanes == 0:
-        return machine.lanes
-    return max(blocks.divisors(width, 4 * machine.lanes))
-
-
 def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
     """Zero the slab, then transform what lies inside the map, all points of a pixel at once."""
     zeros = sch.decompose_padding(slab, sch.get_loops(slab)[1])
     *_, k, c, t, q = sch.get_loops(slab)
-    across, lane = sch.split(q, [None, _whole(int(sch.get(q).extent), machine)])
+    across, lane = sch.split(q, [None, blocks.whole(int(sch.get(q).extent), machine.lanes)])
     sch.reorder(c, t, across, k, lane)
     sch.unroll(k)
     sch.vectorize(lane)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from one_kernel import HOST, constants, convolution, lowered, relative, run_point
 from tvm import relax, s_tir
 
-from schedules import winograd_pixels
+from schedules import winograd, winograd_channels, winograd_pixels
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.target import TargetSpec, parse_target
 from tvmattend.transform.layout import CHANNELS, PIXELS
@@ -44,8 +44,8 @@ def test_convolutions_of_any_shape(
     (task,) = extract_tasks(mod, HOST)
     family = "conv2d_pixels" if layout == PIXELS else "conv2d_channels"
     shape = (height, per_in, per_out, kernel, stride, (*padding, *padding))
-    if layout == PIXELS and winograd_pixels.applies(*shape):
-        family = winograd_pixels.NAME
+    if winograd.applies(*shape):
+        family = winograd_pixels.NAME if layout == PIXELS else winograd_channels.NAME
     assert task.space.kernel == family
     points = list(task.space.points(seed=1))
     point = data.draw(st.sampled_from([points[0], points[len(points) // 2], points[-1]]))

@@ -2,7 +2,7 @@
 """Relax operators -> the TensorIR computations of `schedules/`, with weights packed for them.
 
     relax.nn.conv2d (NCHW) -> schedules.winograd_pixels or conv2d_pixels
-    relax.nn.conv2d (NHWC) -> schedules.conv2d_channels
+    relax.nn.conv2d (NHWC) -> schedules.winograd_channels or conv2d_channels
     relax.matmul(x, const) -> schedules.dense
     everything else        -> TVM's own
 
@@ -13,11 +13,20 @@ computation, which runs, without a register block.
 from collections.abc import Callable
 from typing import Any
 
-from schedules import conv2d_channels, conv2d_pixels, dense, softmax, winograd_pixels
+from schedules import (
+    conv2d_channels,
+    conv2d_pixels,
+    dense,
+    softmax,
+    winograd,
+    winograd_channels,
+    winograd_pixels,
+)
 from schedules.machines import Machine
 from tvmattend.transform.dataflow import static_shape
 
 Legalization = Callable[[Any, Any], Any]
+Computation = Callable[[Any, Any], Any]
 
 
 def legalizations(machine: Machine) -> dict[str, Legalization]:
@@ -45,28 +54,10 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
         if not ours:
             return _default("relax.nn.conv2d")(builder, call)
         array = weight.value.numpy()
-        channels, height = array.shape[1], int(call.args[0].ty.shape[2])
-        if attrs.data_layout == "NCHW" and winograd_pixels.applies(
-            height, channels, array.shape[0] // groups, array.shape[2:], strides, padding
-        ):
-            packed = winograd_pixels.pack(array, groups)
-
-            def compute(x: Any, w: Any) -> Any:
-                return winograd_pixels.conv2d(x, w, machine)
-
-        elif attrs.data_layout == "NCHW":
-            packed = conv2d_pixels.pack(array, groups)
-
-            def compute(x: Any, w: Any) -> Any:
-                return conv2d_pixels.conv2d(x, w, strides, padding, machine)
-
-        else:
-            packed = conv2d_channels.pack(array, groups, machine)
-
-            def compute(x: Any, w: Any) -> Any:
-                features = array.shape[0] // groups
-                return conv2d_channels.conv2d(x, w, features, strides, padding)
-
+        rows = int(call.args[0].ty.shape[2 if attrs.data_layout == "NCHW" else 1])
+        shape = (rows, array.shape[1], array.shape[0] // groups, array.shape[2:])
+        choose = _winograd if winograd.applies(*shape, strides, padding) else _direct
+        packed, compute = choose(attrs, array, rows, machine)
         return builder.call_te(
             compute, call.args[0], relax.const(packed), primfunc_name_hint="conv2d"
         )
@@ -86,6 +77,31 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
         return builder.call_te(compute, x, packed, primfunc_name_hint="dense")
 
     return {"relax.nn.conv2d": conv2d, "relax.matmul": matmul, "relax.nn.softmax": _softmax}
+
+
+def _winograd(attrs: Any, array: Any, rows: int, machine: Machine) -> tuple[Any, Computation]:
+    """Packed weights, and the computation with them."""
+    groups = int(attrs.groups)
+    if attrs.data_layout == "NCHW":
+        packed = winograd_pixels.pack(array, groups, rows)
+        return packed, lambda x, w: winograd_pixels.conv2d(x, w, machine)
+    packed = winograd_channels.pack(array, groups, rows, machine)
+    return packed, lambda x, w: winograd_channels.conv2d(x, w, array.shape[0] // groups)
+
+
+def _direct(attrs: Any, array: Any, rows: int, machine: Machine) -> tuple[Any, Computation]:
+    """Packed weights, and the computation with them."""
+    del rows
+    groups = int(attrs.groups)
+    down, across = (int(step) for step in attrs.strides)
+    top, left, bottom, right = (int(step) for step in attrs.padding)
+    strides, padding = (down, across), (top, left, bottom, right)
+    if attrs.data_layout == "NCHW":
+        packed = conv2d_pixels.pack(array, groups)
+        return packed, lambda x, w: conv2d_pixels.conv2d(x, w, strides, padding, machine)
+    features = array.shape[0] // groups
+    packed = conv2d_channels.pack(array, groups, machine)
+    return packed, lambda x, w: conv2d_channels.conv2d(x, w, features, strides, padding)
 
 
 def _softmax(builder: Any, call: Any) -> Any:
