@@ -80,6 +80,8 @@ class Bundles:
         (bundle / "manifest.json").write_bytes(text)
         try:
             said = self._read(bundle, changed=text != files["manifest.json"])
+            if "accepted" in said:
+                _command(dice, bundle)
         finally:
             (bundle / "manifest.json").write_bytes(files["manifest.json"])
         return f"{kind} {said}"
@@ -209,6 +211,23 @@ def _use(bundle: Path) -> None:
         net.self_test()
         net(*[np.zeros(spec.shape, spec.dtype) for spec in net.inputs])
         net.classify(np.zeros((40, 30, 3), np.uint8), top=3)
+
+
+def _command(dice: random.Random, bundle: Path) -> None:
+    """What a user types: one line and a code of ours if it fails, JSON where it was asked for."""
+    from click.testing import CliRunner
+
+    from tvmattend.cli.main import cli
+
+    more = dice.choice((["--json"], [], ["--threads", "1"]))
+    words = [dice.choice(("run", "validate")), str(bundle), *more]
+    words += ["--repeat", "1"] if words[0] == "run" else []
+    result = CliRunner().invoke(cli, words)
+    error = result.exception
+    if error is not None and not hasattr(error, "exit_code"):
+        raise FindError(f"{words}: {error!r}") from error
+    if error is None and "--json" in words:
+        json.loads(result.stdout)
 
 
 def _npz(dice: random.Random) -> bytes:

@@ -427,3 +427,11 @@ def test_the_runtime_of_an_imported_tvm_serves(
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert load(bundle).self_test()
     assert tvm.__version__ == load(bundle).manifest["versions"]["tvm"]
+
+
+def test_a_library_with_another_interface_says_both_versions(
+    signed_tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network._sibling("standalone"), "_ABI", 2)
+    with pytest.raises(network.BundleMismatchError, match="has ABI 1, this file knows 2"):
+        load(signed_tiny / "standalone")

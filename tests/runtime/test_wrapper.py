@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_bundles import INPUT, reference
+from sample_bundles import INPUT, reference, rehash, rewrite_manifest
 
 from tvmattend.runtime import network
 
@@ -192,3 +192,24 @@ def test_kernels_may_be_loaded_before_tvm_is_imported(sound_bundle: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1e-6
+
+
+def test_a_process_with_another_tvm_says_both_versions(
+    sound_bundle: Path, bundle: Path, bare_packages: Path
+) -> None:
+    """A bundle of today's TVM is loaded; then comes one that was made with another."""
+    library = bundle / "lib" / "libtvm_runtime.so"
+    library.write_bytes(library.read_bytes() + b"of another version")
+    rewrite_manifest(bundle, versions={"tvmattend": "9", "tvm": "9.9.9", "tvm_ffi": "0.1.14"})
+    rehash(bundle)
+    program = """
+from tvmattend_runtime import BundleMismatchError, load
+load(sys.argv[1])
+try:
+    load(sys.argv[2])
+except BundleMismatchError as error:
+    print(error)
+"""
+    done = _run(sound_bundle, bare_packages, program, str(sound_bundle), str(bundle))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the bundle needs TVM 9.9.9; this process has 0.27.0")

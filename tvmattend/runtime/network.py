@@ -547,7 +547,7 @@ _LIBRARIES = {
     "libtvm_runtime.so": "runtime.NumThreads",
     "libtvm_runtime_extra.so": "tvm.contrib.sort.argsort",
 }
-_loaded: dict[str, str] = {}  # library -> SHA-256 of what this file has loaded
+_loaded: dict[str, tuple[str, str]] = {}  # library -> SHA-256 and version of what is loaded
 
 
 def check_machine(target: dict[str, Any]) -> None:
@@ -591,8 +591,8 @@ def _load_library(code: Code, name: str, present: bool, manifest: dict[str, Any]
     """Load one of TVM's libraries, unless the process has it (by `import tvm`, another bundle)."""
     sha256 = manifest["files"][f"lib/{name}"]["sha256"]
     if present:
-        same = _loaded.get(name) or _mapped_sha256(name)
-        has = getattr(sys.modules.get("tvm"), "__version__", "another")
+        same, version = _loaded.get(name) or (_mapped_sha256(name), "another")
+        has = getattr(sys.modules.get("tvm"), "__version__", version)
         if same != sha256 and has != manifest["versions"]["tvm"]:
             raise BundleMismatchError(
                 f"the bundle needs TVM {manifest['versions']['tvm']}; this process has {has}",
@@ -610,7 +610,7 @@ def _load_library(code: Code, name: str, present: bool, manifest: dict[str, Any]
         raise BundleMismatchError(
             f"{error}; this is {has}", "Linux with glibc 2.28 or later is needed"
         ) from error
-    _loaded[name] = sha256
+    _loaded[name] = sha256, manifest["versions"]["tvm"]
 
 
 def _mapped_sha256(name: str) -> str:
