@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from tvmattend.target import TargetSpec, parse_target
 
 if TYPE_CHECKING:
     from tvmattend.codegen.building import BuildReport
+    from tvmattend.runtime import Network
 
 
 @click.command("build")
@@ -60,6 +62,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="C library of the device; musl with --format standalone only.",
 )
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="What a standalone library and all its C names begin with. [default: the model's name]",
+)
 @click.option("--no-fusion", is_flag=True, help="Leave fusion to TVM alone, for comparison.")
 @click.option("--strict-fusion", is_flag=True, help="A DC-AC block that is not fused is an error.")
 @click.option(
@@ -85,6 +92,7 @@ def command(
     cross_compiler: str | None,
     bundle_format: str,
     libc: str,
+    name: str | None,
     no_fusion: bool,
     strict_fusion: bool,
     dump_ir: Path | None,
@@ -100,6 +108,8 @@ def command(
         from tvmattend.device.emulated import find_qemu
 
         find_qemu()  # known to be missing now, not after the minutes of compiling
+    if name is not None and bundle_format == "vm":
+        raise click.UsageError("--name is of a C library: add --format standalone")
     from tvmattend.codegen import build
 
     start = time.monotonic()
@@ -120,9 +130,10 @@ def command(
         strict_fusion=strict_fusion,
         format=bundle_format,
         libc=libc,
+        name=name,
         observer=say,
     )
-    errors = _verify(report.directory, spec, say) if verify else None
+    errors = _verify(report.directory, spec, libc, say) if verify else None
     if as_json:
         verified = None if errors is None else {"max_rel_error": max(errors)}
         click.echo(json.dumps({**report.to_json(), "verified": verified}, indent=2))
@@ -130,26 +141,36 @@ def command(
         _print(report, errors)
 
 
-def _verify(directory: Path, target: TargetSpec, say: Callable[[str], None]) -> list[float]:
+def _verify(
+    directory: Path, target: TargetSpec, libc: str, say: Callable[[str], None]
+) -> list[float]:
     """Relative error of each golden vector.
 
     Raises:
         ValidationError: One is above the bundle's tolerance; the bundle stays for a closer look.
         ToolMissingError: There is no emulator for a target that cannot run here.
     """
+    if libc == "musl":  # no Python here can load it, nor TVM's server on the board
+        from tvmattend.device.emulated import CORE, find_qemu
+        from tvmattend.standalone.static_program import open_static
+
+        say("running the golden vectors in a static program")
+        core = CORE if target.cpu == CORE else "max"
+        emulator = [] if target.is_host else [find_qemu(), "-cpu", core]
+        return _golden_errors(directory, open_static(directory, target, emulator))
     if target.is_host:
         say("running the golden vectors here")
-        return _golden_errors(directory, None)
+        return _golden_errors(directory, open_bundle(directory, None, None))
     from tvmattend.device.emulated import prepare
 
     board = prepare(say)
     say("running the golden vectors on the emulated board (a minute for a large network)")
     with board.serve() as address:
-        return _golden_errors(directory, address)
+        return _golden_errors(directory, open_bundle(directory, address, None))
 
 
-def _golden_errors(directory: Path, rpc: str | None) -> list[float]:
-    with open_bundle(directory, rpc, None) as net:
+def _golden_errors(directory: Path, opened: AbstractContextManager["Network"]) -> list[float]:
+    with opened as net:
         errors: list[float] = net.golden_errors()
         tolerance = float(net.manifest["tolerance"])
     if not all(error <= tolerance for error in errors):
@@ -176,6 +197,8 @@ def _print(report: "BuildReport", errors: list[float] | None) -> None:
         click.echo(f"note     {note}")
     if not tuned:
         click.echo("note     default schedules come from static reasoning, not from measurements")
+    if report.library:
+        click.echo(f"library  {report.library}")
     click.echo(f"bundle   {report.directory} ({size / 1e6:.1f} MB)")
     if errors is not None:
         click.echo(f"verified {len(errors)} golden vectors, max relative error {max(errors):.1e}")

@@ -55,6 +55,8 @@ class BuildReport:
         fusion: What was fused, and what that is worth.
         seconds: Wall time of each step, by name.
         notes: What a person should know: skipped record lines, records of other thread counts.
+        format: Of the bundle, `vm` or `standalone`.
+        library: What a standalone library needs, in words.
     """
 
     directory: Path
@@ -65,6 +67,8 @@ class BuildReport:
     fusion: "FusionReport"
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    format: str = DEFAULT_FORMAT
+    library: str = ""
 
     def origins(self) -> dict[str, int]:
         """Number of kernels by the origin of their schedule."""
@@ -78,6 +82,7 @@ class BuildReport:
         return {
             "bundle": str(self.directory),
             "model": self.model,
+            "format": self.format,
             "target": self.target.to_json(),
             "kernels": len(self.kernels),
             "kernel_launches": sum(kernel.calls for kernel in self.kernels),
@@ -107,6 +112,7 @@ def build(
     strict_fusion: bool = False,
     format: str = DEFAULT_FORMAT,  # noqa: A002  (the user's word for it)
     libc: str = "glibc",
+    name: str | None = None,
     observer: Observer = lambda _: None,
 ) -> BuildReport:
     """Compile a network into a bundle.
@@ -124,6 +130,7 @@ def build(
         strict_fusion: A DC-AC block that is not fused is an error.
         format: `vm` for TVM's virtual machine, `standalone` for a C library.
         libc: C library of the device, `glibc` or (standalone only) `musl`.
+        name: Of a standalone library and all its C names; None for the model's.
         observer: Called with one line before each step.
 
     Raises:
@@ -158,8 +165,12 @@ def build(
         facts = kernel_facts(lowered.stages, imported.module_paths, target)
     with _scratch(directory) as scratch:
         with _step("compile", f"compiling for {target.describe()}", seconds, observer):
-            make = _compile_vm if format == "vm" else _compile_standalone
-            library, extra = make(scheduled.mod, imported, target, scratch, libc, cross_compiler)
+            if format == "vm":
+                library, extra, said = _compile_vm(scheduled.mod, target, scratch, cross_compiler)
+            else:
+                library, extra, said = _compile_standalone(
+                    scheduled.mod, imported, target, scratch, libc, cross_compiler, name
+                )
         with _step("write", f"writing {directory}", seconds, observer):
             contents = _contents(imported, library, target, scheduled.origins())
             contents = replace(
@@ -181,6 +192,8 @@ def build(
         report,
         seconds,
         tuple(_notes(records, scheduled.kernels, target)),
+        format,
+        said,
     )
 
 
@@ -206,20 +219,14 @@ def _scratch(directory: Path) -> Iterator[Path]:
 
 
 def _compile_vm(
-    scheduled: Any,
-    imported: "ImportedModel",
-    target: TargetSpec,
-    scratch: Path,
-    libc: str,
-    cross_compiler: str | None,
-) -> tuple[Path, tuple[Path, ...]]:
-    """Give the library, and no more files."""
+    scheduled: Any, target: TargetSpec, scratch: Path, cross_compiler: str | None
+) -> tuple[Path, tuple[Path, ...], str]:
+    """Give the library, no more files, and nothing to be said of it."""
     from tvmattend.codegen.compile import compile_module, export
 
-    del imported, libc
     library = scratch / "model.so"
     export(compile_module(scheduled, target), library, target, cross_compiler)
-    return library, ()
+    return library, (), ""
 
 
 def _compile_standalone(
@@ -229,8 +236,9 @@ def _compile_standalone(
     scratch: Path,
     libc: str,
     cross_compiler: str | None,
-) -> tuple[Path, tuple[Path, ...]]:
-    """Give the shared library, and what a C program wants beside it."""
+    name: str | None,
+) -> tuple[Path, tuple[Path, ...], str]:
+    """Give the shared library, what a C program wants beside it, and what it needs in words."""
     from tvmattend.standalone import emit
 
     files = emit(
@@ -240,8 +248,14 @@ def _compile_standalone(
         scratch,
         libc="musl" if libc == "musl" else "glibc",
         cross_compiler=cross_compiler,
+        name=name,
     )
-    return files.shared, files.paths[1:]
+    threads = target.num_cores
+    said = (
+        f"{files.shared.name} needs {', '.join(files.needed)}; with {threads} threads an instance "
+        f"takes {(files.arena_bytes + threads * files.thread_bytes) / 1e6:.2f} MB"
+    )
+    return files.shared, files.paths[1:], said
 
 
 def _contents(

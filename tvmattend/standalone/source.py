@@ -149,6 +149,11 @@ def rpc_door(about: Description) -> str:
     return _template("rpc.c", about.prefix)
 
 
+def golden_program(prefix: str) -> str:
+    """The C file of a program that runs one inference from stdin to stdout."""
+    return _template("golden.c", prefix)
+
+
 def weights_assembly(plan: Plan, about: Description, blob: str) -> str:
     """Assembly that puts the file `blob` into read-only data."""
     symbol = f"{about.prefix}_weights"

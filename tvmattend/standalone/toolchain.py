@@ -113,6 +113,17 @@ class Toolchain:
         command += ["-o", str(output), *map(str, objects), *libraries]
         self._run(command, f"linking {output.name}")
 
+    def program(self, source: Path, library: Path, output: Path) -> None:
+        """Compile one C file and link it with a static library of ours; needs nothing to run.
+
+        Raises:
+            CompileError: The compiler refused it.
+            ToolMissingError: There is no compiler.
+        """
+        options = ["-std=c11", "-O2", "-static", f"-I{library.parent}"]
+        files = [str(source), str(library), "-lm", "-lpthread"]
+        self._run([*self.driver(), *options, *files, "-o", str(output)], f"linking {output.name}")
+
     def _run(self, command: Sequence[str], what: str, directory: Path | None = None) -> None:
         try:
             done = subprocess.run(
