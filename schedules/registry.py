@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from schedules import (
+    average_pool,
     blocks,
     conv2d_channels,
     conv2d_pixels,
@@ -33,6 +34,7 @@ _BY_ANCHOR: dict[str, Callable[[Any, Stage, Machine], Part]] = {
     conv2d_channels.NAME: conv2d_channels.part,
     winograd_pixels.NAME: winograd_pixels.part,
     winograd_channels.NAME: winograd_channels.part,
+    average_pool.NAME: average_pool.part,
     dense.NAME: dense.part,
 }
 

@@ -64,7 +64,7 @@ def constants(mod):
     return found
 
 
-def convolution(layout, x, weight, stride, padding, groups, bias=None):
+def convolution(layout, x, weight, stride, padding, groups, target=HOST):
     """Relax module of a convolution in one layout, and PyTorch's answer in the same layout."""
     data = torch.from_numpy(x)
     wanted = torch.nn.functional.conv2d(
@@ -85,4 +85,4 @@ def convolution(layout, x, weight, stride, padding, groups, bias=None):
             kernel_layout="OIHW",
         )
 
-    return array, lowered(function, [array]), np.ascontiguousarray(wanted.numpy())
+    return array, lowered(function, [array], target), np.ascontiguousarray(wanted.numpy())

@@ -54,6 +54,32 @@ def test_convolutions_of_any_shape(
     assert relative(found, wanted) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("groups", "channels", "features", "size", "kernel", "stride"),
+    [
+        (4, 93, 93, 7, 3, 1),
+        (1, 84, 176, 14, 1, 1),
+        (4, 11, 12, 14, 3, 2),
+        (1, 6, 40, 13, 3, 1),
+    ],
+)
+def test_panels(groups, channels, features, size, kernel, stride):
+    """The form that Arm's four lanes take, with the pixels of a tile side by side, run here."""
+    four_lanes = parse_target("cortex-a72")
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1, groups * channels, size, size)).astype("float32")
+    weight = random.standard_normal((groups * features, channels, kernel, kernel))
+    array, mod, wanted = convolution(
+        CHANNELS, x, weight.astype("float32"), (stride,) * 2, (kernel // 2,) * 2, groups, four_lanes
+    )
+    (task,) = extract_tasks(mod, four_lanes)
+    (packed,) = constants(mod)
+    points = list(task.space.points(seed=1))
+    for point in (points[0], points[-1]):
+        found = run_point(task, point, [array, packed, np.zeros_like(wanted)])
+        assert relative(found, wanted) < TOLERANCE
+
+
 @pytest.mark.parametrize("layout", [PIXELS, CHANNELS])
 def test_wrong_weights_are_seen(layout):
     """The comparison above can fail: a swapped pair of channels is far outside the tolerance."""
@@ -94,7 +120,7 @@ def test_softmax(axis, shape):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize(("pool", "stride", "padding"), [(2, 2, 0), (3, 2, 1)])
+@pytest.mark.parametrize(("pool", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
 @pytest.mark.parametrize("kind", ["avg", "max"])
 def test_pools(layout, pool, stride, padding, kind):
     x = np.random.default_rng(0).standard_normal((2, 10, 13, 11)).astype("float32")
@@ -110,7 +136,8 @@ def test_pools(layout, pool, stride, padding, kind):
         return op(var, (pool, pool), (stride, stride), (padding, padding), layout=layout, **options)
 
     (task,) = extract_tasks(lowered(function, [x]), HOST)
-    assert task.space.kernel == "reduction"
+    separable = (kind, layout) == ("avg", "NCHW")
+    assert task.space.kernel == ("average_pool" if separable else "reduction")
     for point in task.space.points(seed=0):
         assert relative(run_point(task, point, [x, np.zeros_like(wanted)]), wanted) < TOLERANCE
 

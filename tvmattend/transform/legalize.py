@@ -3,6 +3,7 @@
 
     relax.nn.conv2d (NCHW) -> schedules.winograd_pixels or conv2d_pixels
     relax.nn.conv2d (NHWC) -> schedules.winograd_channels or conv2d_channels
+    relax.nn.avg_pool2d (NCHW) -> schedules.average_pool
     relax.matmul(x, const) -> schedules.dense
     everything else        -> TVM's own
 
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from schedules import (
+    average_pool,
     conv2d_channels,
     conv2d_pixels,
     dense,
@@ -76,7 +78,12 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
         packed = relax.const(dense.pack(array, machine))
         return builder.call_te(compute, x, packed, primfunc_name_hint="dense")
 
-    return {"relax.nn.conv2d": conv2d, "relax.matmul": matmul, "relax.nn.softmax": _softmax}
+    return {
+        "relax.nn.avg_pool2d": _average_pool,
+        "relax.nn.conv2d": conv2d,
+        "relax.matmul": matmul,
+        "relax.nn.softmax": _softmax,
+    }
 
 
 def _winograd(attrs: Any, array: Any, rows: int, machine: Machine) -> tuple[Any, Computation]:
@@ -102,6 +109,29 @@ def _direct(attrs: Any, array: Any, rows: int, machine: Machine) -> tuple[Any, C
     features = array.shape[0] // groups
     packed = conv2d_channels.pack(array, groups, machine)
     return packed, lambda x, w: conv2d_channels.conv2d(x, w, features, strides, padding)
+
+
+def _average_pool(builder: Any, call: Any) -> Any:
+    (x,), attrs = call.args, call.attrs
+    ours = (
+        static_shape(x) is not None
+        and str(x.ty.dtype) == "float32"
+        and str(attrs.layout) == str(attrs.out_layout) == "NCHW"
+        and not bool(attrs.ceil_mode)
+        and all(int(step) == 1 for step in attrs.dilation)
+        and (bool(attrs.count_include_pad) or not any(int(side) for side in attrs.padding))
+    )
+    if not ours:
+        return _default("relax.nn.avg_pool2d")(builder, call)
+    kh, kw = (int(extent) for extent in attrs.pool_size)
+    down, across = (int(step) for step in attrs.strides)
+    top, left, bottom, right = (int(side) for side in attrs.padding)
+
+    def compute(x: Any) -> Any:
+        padding = (top, left, bottom, right)
+        return average_pool.average_pool(x, (kh, kw), (down, across), padding)
+
+    return builder.call_te(compute, x, primfunc_name_hint="avg_pool2d")
 
 
 def _softmax(builder: Any, call: Any) -> Any:
