@@ -183,9 +183,13 @@ def test_without_a_default_there_is_nothing_to_compare_with(machine):
 
 
 @pytest.mark.emulated
-def test_a_kernel_that_hangs_is_a_timeout_and_leaves_nothing(emulated):
+def test_a_kernel_that_hangs_is_a_timeout_and_leaves_nothing(emulated, tmp_path, monkeypatch):
+    # A place of its own: in /tmp other runs come and go.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
     def leftovers():
-        return set(Path(tempfile.gettempdir()).glob("tvmattend-t*"))
+        return {path.name for path in tmp_path.iterdir()}
 
     def guests():
         return {

@@ -21,6 +21,8 @@ from tvmattend.machine.tracing import ProgramError, Settings, trace
 
 _SOURCE = Path(__file__).with_name("kernel_guest.c")
 _TARGET = "aarch64-linux-gnu.2.28"
+# Of so many blocks, so many are replayed: a kernel repeats itself, an eighth says as much as all.
+_PERIOD, _WINDOW = 2048, 256
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}
 
 
@@ -57,6 +59,7 @@ class KernelEstimator:
         arguments: Sequence[Argument],
         name: str = "main",
         outputs: Path | None = None,
+        timeout: float | None = None,
     ) -> Estimate:
         """Run a kernel twice, the first time to warm the caches; estimate the second, one thread.
 
@@ -65,14 +68,20 @@ class KernelEstimator:
             arguments: Of the kernel, in order; they are filled with seeded noise.
             name: Of the PrimFunc.
             outputs: Where to write all tensors after the run, one after the other, or None.
+            timeout: Seconds that it may run, or None.
 
         Raises:
             ProgramError: The kernel crashed or refused its arguments.
+            subprocess.TimeoutExpired: It took longer.
         """
         command = [str(self.guest), str(library), f"__tvm_ffi_{name}", str(outputs or "-")]
         python = self.board.minimal_python()
         settings = Settings(
-            sysroot=python.root, clock_hz=self.parameters.clock_hz, window=256, period=1024
+            sysroot=python.root,
+            clock_hz=self.parameters.clock_hz,
+            window=_WINDOW,
+            period=_PERIOD,
+            timeout=timeout,
         )
         run, _ = trace([*command, *(a.describe() for a in arguments)], settings)
         return estimate(Program(run), self.parameters, 1, lambda _path, _function: name, {})
@@ -112,19 +121,28 @@ class KernelTrial:
 
     Attributes:
         estimator: Runs it.
+        timeout: Seconds that it may run; the start of a worker process is none of its business.
     """
 
     estimator: KernelEstimator
+    timeout: float
 
     def __call__(
         self, library: Path, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: Path
     ) -> tuple[float | None, str]:
-        """Give the seconds of a kernel called `main`, or None and why it failed."""
+        """Give the seconds of a kernel called `main`, or None and why it failed.
+
+        Raises:
+            TimeoutError: It ran too long.
+        """
         given = [Argument(shape, dtype) for shape, dtype in arguments]
         try:
-            return self.estimator(library, given, outputs=outputs).seconds, ""
+            found = self.estimator(library, given, outputs=outputs, timeout=self.timeout)
+        except subprocess.TimeoutExpired as late:
+            raise TimeoutError(str(late)) from None
         except ProgramError as error:  # its message names files that will be gone
             return None, f"CrashError: the kernel failed under QEMU (exit code {error.exit_code})"
+        return found.seconds, ""
 
 
 class KernelModel:
@@ -158,6 +176,6 @@ class KernelModel:
             "model_error": MODEL_ERROR[1],
         }
 
-    def open(self) -> KernelTrial:
+    def open(self, timeout: float) -> KernelTrial:
         """Prepare the board and the guest program; errors as those of `kernel_estimator`."""
-        return KernelTrial(kernel_estimator())
+        return KernelTrial(kernel_estimator(), timeout)

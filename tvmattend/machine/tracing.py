@@ -47,6 +47,7 @@ class Settings:
         period: Out of how many.
         sysroot: Where the guest's `/lib` is; other files are this machine's.
         clock_hz: That the board says it has.
+        timeout: Seconds that the program may take, or None.
         keep: Where to leave a copy of what the plugin wrote, for `read_trace`.
     """
 
@@ -56,6 +57,7 @@ class Settings:
     period: int = 4096
     sysroot: Path | None = None
     clock_hz: float = CLOCK_HZ
+    timeout: float | None = None
     keep: Path | None = None
 
 
@@ -80,6 +82,7 @@ def trace(
         InputError: The program is not there, or is for another architecture.
         ProgramError: It exited with an error, or was killed.
         ToolMissingError: No qemu, or one without plugins.
+        subprocess.TimeoutExpired: It took longer than the settings allow, and was killed.
     """
     qemu = find_qemu()
     require_llvm()
@@ -107,6 +110,7 @@ def trace(
              *command[1:]],
             check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             errors="replace", env=None if environment is None else dict(environment),
+            timeout=settings.timeout,
         )  # fmt: skip
         _judge(done, command[0])
         if not out.is_file():

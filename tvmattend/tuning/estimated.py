@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # size can be the measure; another order of summation changes far less than this.
 TOLERANCE = 1e-5
 
+# On top of a trial's own time: starting a worker, asking LLVM, replaying, on a busy machine.
+_START_SECONDS = 120.0
+
 # Seconds of the estimate, or None and why there is none.
 Result: TypeAlias = tuple[float | None, str]
 
@@ -51,8 +54,8 @@ class Model(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """Describe it for the records; `digest` tells its versions apart."""
 
-    def open(self) -> Trial:
-        """Prepare what runs kernels."""
+    def open(self, timeout: float) -> Trial:
+        """Prepare what runs kernels, each for `timeout` seconds at most (`TimeoutError`)."""
 
 
 class EstimatingMeasurer(KernelMeasurer):
@@ -80,7 +83,7 @@ class EstimatingMeasurer(KernelMeasurer):
         machine: Mapping[str, Any],
         cross_compiler: str | None = None,
     ) -> None:
-        self._trial = model.open()
+        self._trial = model.open(timeout)
         self._running: dict[str, tuple[Candidate, Future[Result]]] = {}
         # Of each task the tensors after its default point, or why there are none.
         self._references: dict[str, Path | str] = {}
@@ -189,7 +192,11 @@ class _Processes:
         from tvm.s_tir.meta_schedule.utils import cpu_count
         from tvm.support.popen_pool import PopenPoolExecutor
 
-        self.pool = PopenPoolExecutor(max_workers=cpu_count(logical=True), timeout=timeout)
+        # The trial itself keeps the limit. This one is for what hangs beside it, and counts from
+        # the start of a worker process, which imports TVM for 13 s on a busy machine.
+        self.pool = PopenPoolExecutor(
+            max_workers=cpu_count(logical=True), timeout=timeout + _START_SECONDS
+        )
 
     def end(self) -> None:
         """Forget the processes, which the measurer has killed."""
