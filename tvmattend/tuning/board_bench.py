@@ -101,19 +101,24 @@ class BoardBench:
         """The board that was measured on last, or will be."""
         return self._last
 
+    def wake(self) -> None:
+        """Start the worker process, if it is not there.
+
+        Before a board is asked for: a tracker's match key is good for some seconds only, and
+        importing TVM may take longer on a busy machine.
+        """
+        if not self._worker.is_alive():
+            with contextlib.suppress(ChildProcessError, TimeoutError):  # then the attempt tells
+                self._worker.call(_START_SECONDS, workers.wake, ())
+
     def take_seat(self, timeout: float) -> None:
         """Get a board for the next attempt.
-
-        The worker is there before that: a tracker's match key is good for some seconds only, and
-        importing TVM may take longer on a busy machine.
 
         Raises:
             BoardUnreachableError: The tracker does not answer.
             NoFreeBoardError: It has no board of that key, or none becomes free in time.
         """
-        if not self._worker.is_alive():
-            with contextlib.suppress(ChildProcessError, TimeoutError):  # then the attempt tells
-                self._worker.call(_START_SECONDS, workers.wake, ())
+        self.wake()
         if self._endpoint.key:
             host, port, match_key = request_board(self._endpoint, timeout)
             self._seat = Seat(Endpoint(host, port), match_key)

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -101,7 +101,7 @@ class Fleet:
         self._lanes: list[threading.Thread] = []
         self._benches: list[BoardBench] = []
         self._served = time.monotonic()  # when a board was last had
-        self._measuring = 0  # lanes that have one now
+        self._occupants = 0  # lanes that have one now, or are about to
         self._start(self._build, "builder")
         self._open_lane()
         if self._roster is not None:
@@ -188,6 +188,8 @@ class Fleet:
         self._start(lambda: self._lane(bench), f"lane-{len(self._benches)}")
 
     def _lane(self, bench: BoardBench) -> None:
+        with self._occupied():
+            bench.wake()
         while not self._stop.is_set():
             with self._changed:
                 while not self._ready and not self._stop.is_set():
@@ -199,13 +201,20 @@ class Fleet:
             if job is None:  # another lane was faster
                 bench.leave_seat()
                 continue
-            with self._changed:
-                self._measuring += 1
-            try:
+            with self._occupied():
                 self._do(bench, job)
-            finally:
-                with self._changed:
-                    self._measuring -= 1
+
+    @contextlib.contextmanager
+    def _occupied(self) -> Iterator[None]:
+        """While a lane has a board, or starts its process: the run is not stuck."""
+        with self._changed:
+            self._occupants += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._occupants -= 1
+                self._served = time.monotonic()
 
     def _seated(self, bench: BoardBench) -> bool:
         """Get a board for the lane; without a free one the kernel stays for the other lanes."""
@@ -218,7 +227,6 @@ class Fleet:
             bench.leave_seat()
             self._sleep(_SCOUT_SECONDS)
             return False
-        self._served = time.monotonic()
         return True
 
     def _do(self, bench: BoardBench, job: _Job) -> None:
@@ -243,7 +251,6 @@ class Fleet:
                 outcome = replace(outcome, machine=self._roster.machine_of(bench.board))
         if self._stop.is_set():  # its worker was killed: it did not happen
             return
-        self._served = time.monotonic()
         spent = job.build_secs + time.monotonic() - begun
         self._told.put(Finished(job.candidate, outcome, spent, fatal))
 
@@ -259,7 +266,7 @@ class Fleet:
 
     def _check_boards(self) -> None:
         """End a run that has had no board for as long as the user would wait."""
-        idle = self._roster is not None and self._ready and not self._measuring
+        idle = self._roster is not None and self._ready and not self._occupants
         if not idle or time.monotonic() - self._served < self._board_wait:
             return
         raise NoFreeBoardError(

@@ -258,10 +258,10 @@ def _reach(order: _Order, observer: Observer) -> _Board | None:
         return _Board(None, "estimated", order.model.describe())
     if endpoint is None:
         return _Board(None, "measured", host_machine()) if target.is_host else None
-    from tvmattend.device.board import probe
+    from tvmattend.tuning.reach import look_at
 
     observer(Stage(f"reaching the board {endpoint}"))
-    info = probe(endpoint, target, order.cross_compiler)
+    info = look_at(endpoint, target, order.cross_compiler)
     machine = board_machine(info)
     observer(Note(f"the board is {describe_machine(machine)}"))
     for note in info.notes:

@@ -32,7 +32,7 @@ def judge(result: Mapping[str, Any], status: BoardStatus | None) -> Verdict:
         well. `board`: it is gone, or was started anew meanwhile.
     """
     if SESSION_TIMEOUT in str(result.get("error", "")):
-        return "timeout"
+        return "timeout" if result.get("phase") == RUN else "link"
     if result.get("alive"):
         return "kernel"
     if status is None:

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fleets: four boards beside one, one that dies, boards that come, differ, or are not fit."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from fault_proxy import Fault, FaultProxy
+from sample_tasks import FakeRanker, matmul
+from tvm.rpc.tracker import Tracker
+
+from tvmattend.device.board import BoardInfo
+from tvmattend.device.endpoint import Endpoint, tracker_endpoint
+from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.errors import NoFreeBoardError
+from tvmattend.target import parse_target
+from tvmattend.tuning.bench import Repetition
+from tvmattend.tuning.events import BoardJoined, BoardLeft, TrialDone, TuneOptions
+from tvmattend.tuning.fleet import Fleet
+from tvmattend.tuning.machine import host_machine
+from tvmattend.tuning.measure import KernelMeasurer
+from tvmattend.tuning.patience import Patience
+from tvmattend.tuning.record_file import RecordFile, read_records
+from tvmattend.tuning.records import RecordSet
+from tvmattend.tuning.roster import Roster, difference
+from tvmattend.tuning.run import TuningRun
+from tvmattend.tuning.tally import Tally
+
+HOST = parse_target("host", 1)
+KEY = "pi4"
+
+
+@pytest.fixture
+def tracker():
+    running = Tracker("127.0.0.1", port=19190, port_end=19390, silent=True)
+    yield tracker_endpoint(f"127.0.0.1:{running.port}", KEY)
+    running.terminate()
+
+
+class SlowBoards:
+    """Servers at a tracker, each behind a proxy that holds every session back for some seconds."""
+
+    def __init__(self, tracker, stack):
+        self._tracker = tracker
+        self._stack = stack
+        self.servers = []
+
+    def add(self, seconds):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = int(free.getsockname()[1])
+        proxy = self._stack.enter_context(FaultProxy(port, lambda _: Fault("delay", 0, seconds)))
+        options = ServerOptions(
+            port=port, tracker=self._tracker, advertise=("127.0.0.1", proxy.port)
+        )
+        self.servers.append(self._stack.enter_context(serve_here(options)))
+
+
+@contextlib.contextmanager
+def fleet_run(path, endpoint, trials, observe=lambda _: None, wait=30.0):
+    """A run over sample tasks, which are built in no time."""
+    tally = Tally(observe)
+    machine = {**host_machine(), "core": "x86_64"}
+    repetition = Repetition(number=1, repeat=1, min_repeat_ms=0, timeout=10.0)
+    tasks = [matmul(size, name=f"m{size}") for size in (16, 32, 48, 64)]
+    with (
+        KernelMeasurer(HOST, repetition, endpoint, "measured", machine) as shop,
+        Fleet(shop, endpoint, Patience(tally, waits=(0.2, 0.4)), tally, wait) as fleet,
+    ):
+        yield TuningRun(
+            model="net",
+            target=HOST,
+            tasks=tasks,
+            file=RecordFile(path),
+            earlier=read_records(path)[0] if path.exists() else [],
+            found=RecordSet(),
+            options=TuneOptions(trials=trials),
+            crew=fleet,
+            ranker=FakeRanker(),
+            observer=tally,
+            incidents=tally.incidents,
+        )
+
+
+def rate(moments):
+    """Trials a second, without the first third, in which lanes start."""
+    steady = moments[len(moments) // 3 :]
+    return (len(steady) - 1) / (steady[-1] - steady[0])
+
+
+def points_of(path):
+    records, faults = read_records(path)
+    assert not faults
+    assert all(record.ok for record in records), [record.error for record in records]
+    return [(record.key, tuple(sorted(record.point.items()))) for record in records]
+
+
+def compare(tmp_path, tracker, seconds, one, four):
+    """Trials a second with one board and with four, of which one is killed in another run."""
+    rates = {}
+    with contextlib.ExitStack() as stack:
+        boards = SlowBoards(tracker, stack)
+        for count, trials in ((1, one), (4, four)):
+            while len(boards.servers) < count:
+                boards.add(seconds)
+            moments = []
+
+            def observe(event, moments=moments):
+                if isinstance(event, TrialDone):
+                    moments.append(time.monotonic())
+
+            with fleet_run(tmp_path / f"{count}.jsonl", tracker, trials, observe) as run:
+                report = run.run()
+            assert report.trials == len(set(points_of(report.path))) == trials
+            rates[count] = rate(moments)
+        print(  # noqa: T201
+            f"one board {60 * rates[1]:.1f} trials a minute, four {60 * rates[4]:.1f}: "
+            f"{rates[4] / rates[1]:.2f}x; sessions held back {seconds:g} s"
+        )
+        assert rates[4] >= 2.5 * rates[1], rates
+
+        def kill_one(event):
+            if isinstance(event, TrialDone) and event.done == four // 2:
+                os.kill(boards.servers[2].pid, signal.SIGKILL)
+
+        with fleet_run(tmp_path / "killed.jsonl", tracker, four, kill_one) as run:
+            report = run.run()
+        assert report.trials == len(set(points_of(report.path))) == four, "nothing lost"
+        assert len(report.incidents.left) == 1, report.incidents
+        assert "left: it is not at the tracker any more" in str(report)
+
+
+def test_four_boards_beside_one_and_one_of_four_killed(tmp_path, tracker):
+    compare(tmp_path, tracker, seconds=2.0, one=9, four=24)
+
+
+@pytest.mark.long
+def test_four_boards_beside_one_for_longer(tmp_path, tracker):
+    compare(tmp_path, tracker, seconds=4.0, one=18, four=60)
+
+
+def test_a_slow_board_holds_nobody_back_and_one_that_joins_is_used(tmp_path, tracker):
+    seen = []
+    with contextlib.ExitStack() as stack:
+        boards = SlowBoards(tracker, stack)
+        boards.add(0.0)
+        boards.add(6.0)
+
+        def observe(event):
+            seen.append(event)
+            if isinstance(event, TrialDone) and event.done == 10:
+                thread = threading.Thread(target=boards.add, args=(0.0,))
+                thread.start()
+                stack.callback(thread.join)
+
+        with fleet_run(tmp_path / "r.jsonl", tracker, 60, observe) as run:
+            report = run.run()
+    assert report.trials == len(set(points_of(report.path))) == 60
+    assert len(report.incidents.boards) >= 2
+    met = {event.board for event in seen if isinstance(event, BoardJoined)}
+    assert met == set(report.incidents.boards)
+    assert "boards: " in str(report)
+
+
+def test_without_any_board_for_long_enough_the_run_ends(tmp_path, tracker):
+    with contextlib.ExitStack() as stack:
+        boards = SlowBoards(tracker, stack)
+        boards.add(0.0)
+
+        def observe(event):
+            if isinstance(event, TrialDone) and event.done == 5:
+                boards.servers[0].stop()
+
+        with fleet_run(tmp_path / "r.jsonl", tracker, 20, observe, wait=3.0) as run:
+            begun = time.monotonic()
+            with pytest.raises(NoFreeBoardError, match="could be had for 3 s") as caught:
+                run.run()
+    assert "repeat the command to go on" in caught.value.hint
+    assert time.monotonic() - begun < 90
+    assert len(read_records(tmp_path / "r.jsonl")[0]) >= 5
+
+
+PI = BoardInfo("a:1", "aarch64", "cortex-a72", 4, "Pi 4", False, "performance", 1500.0)
+
+
+@pytest.fixture
+def roster():
+    told = []
+    first = {
+        "core": "cortex-a72",
+        "model": "Pi 4",
+        "cores": 4,
+        "clock_mhz": 1500.0,
+        "governor": "performance",
+        "emulated": False,
+    }
+    return Roster(Endpoint("t", 1, KEY), first, told.append), told
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, ""),
+        ({"clock_mhz": 1510.0}, ""),
+        ({"core": "cortex-a76"}, "core cortex-a76 instead of cortex-a72"),
+        ({"governor": "ondemand"}, "governor ondemand instead of performance"),
+        ({"clock_mhz": 1800.0}, "clock 1800 instead of 1500 MHz"),
+        ({"core_count": 2}, "cores 2 instead of 4"),
+    ],
+)
+def test_boards_of_a_key_that_differ_are_noticed(roster, change, says):
+    boards, told = roster
+    place = Endpoint("a", 1)
+    assert not boards.examined(place, None), "nobody met it"
+    assert boards.examined(place, replace(PI, **change))
+    assert boards.examined(place, None)
+    assert [event.difference for event in told] == [says]
+    assert boards.examined(place, replace(PI, **change))
+    assert len(told) == 1, "said once"
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ("the board is x86_64, the target is aarch64", "the board is x86_64"),
+        (replace(PI, emulated=True), "it is emulated, and the first board is not"),
+    ],
+)
+def test_a_board_that_does_not_fit_is_not_used_and_said(roster, found, reason):
+    boards, told = roster
+    place = Endpoint("a", 1)
+    assert boards.welcome(place)
+    assert not boards.examined(place, found)
+    assert not boards.welcome(place)
+    (event,) = told
+    assert isinstance(event, BoardLeft)
+    assert reason in event.reason
+
+
+def test_difference_of_nothing():
+    assert difference({"core": "a"}, {"core": "a"}) == ""
