@@ -13,11 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tvmattend.bundle.wrapper import MODULES
+
 ROOT = Path(__file__).resolve().parents[1]
 SERVING = "tvmattend/device/serving/"
 # Run on devices, out of a bundle, where tvmattend is not installed.
 SHIPPED = {
-    "tvmattend/runtime/network.py": {"numpy", "tvm_ffi", "PIL"},
+    **{
+        f"tvmattend/runtime/{name}.py": {"numpy", "tvm_ffi", "PIL", "tvmattend"}
+        for name in MODULES  # joined into one file
+    },
     "tvmattend/runtime/standalone.py": {"numpy"},
     "tvmattend/runtime/signature.py": {"cryptography"},
 }
@@ -211,7 +216,7 @@ def test_a_file_that_ships_needs_what_a_device_has(file):
     # Pillow is for those who pass images, cryptography for those who require a signature; tvm_ffi's
     # absence has an error of its own.
     tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert {module.split(".")[0] for module in imports(tree)} - standard <= {"numpy"}
+    assert {module.split(".")[0] for module in imports(tree)} - standard <= {"numpy", "tvmattend"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from sample_bundles import rehash, rewrite_manifest
 
 from tvmattend.bundle import verify
 from tvmattend.errors import BundleError
-from tvmattend.runtime import load, network
+from tvmattend.runtime import contents, load, network
 
 
 def test_a_sound_bundle_passes(bundle: Path) -> None:
@@ -112,7 +112,7 @@ def test_damage_is_refused_and_nothing_is_loaded(
         pytest.fail(f"something was loaded: {args}")
 
     monkeypatch.setattr(ctypes, "CDLL", never)
-    monkeypatch.setattr(network, "_load_runtime", never)
+    monkeypatch.setattr(network, "load_runtime", never)
     damage, reason = DAMAGE[kind]
     damage(bundle)
     with pytest.raises((BundleError, network.BundleError)) as caught:
@@ -140,7 +140,7 @@ def test_an_unreadable_file_is_a_bundle_error(
     def denied(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(network, "file_sha256", denied)  # root could read it
+    monkeypatch.setattr(contents, "file_sha256", denied)  # root could read it
     with pytest.raises(BundleError, match="Permission denied"):
         verify(bundle)
 

@@ -325,7 +325,7 @@ _SWAP = """
 import sys
 sys.modules["torch"] = None  # tvm_ffi would import it, for seconds
 from pathlib import Path
-from tvmattend.runtime import network
+from tvmattend.runtime import network, process
 bundle, canary, name, key = sys.argv[1:]
 real = network.check_machine
 def swap(target):
@@ -337,7 +337,7 @@ def swap(target):
         Path(canary).rename(file)
 network.check_machine = swap
 # What an installed TVM has would be taken instead of the bundle's copy.
-network.importlib.util.find_spec = lambda name: None
+process.importlib.util.find_spec = lambda name: None
 try:
     network.load(bundle, require_signature=key or None)
 except network.DeviceError as error:

@@ -17,7 +17,7 @@ import tvm_ffi
 from sample_bundles import INPUT, LABELS, RECIPE, reference, rehash, rewrite_manifest
 
 from tvmattend.bundle import BundleContents, write_bundle
-from tvmattend.runtime import Network, load, network
+from tvmattend.runtime import Network, contents, executors, load, network, process
 
 
 @pytest.fixture(scope="session")
@@ -256,12 +256,12 @@ def test_the_pool_has_the_size_asked_for_and_the_caller_stays_unbound(
     net = load(sound_bundle, threads=threads)
     assert net.threads == threads
     assert os.sched_getaffinity(0) == before
-    used = network._kernel_thread(threads).submit(
+    used = executors.kernel_thread(threads).submit(
         tvm_ffi.get_global_func("runtime.NumThreads")
     ).result()  # fmt: skip
     assert used == threads
     # One worker a processor may not be bound to one: the application may keep that one busy.
-    places = network._kernel_thread(threads).submit(os.sched_getaffinity, 0).result()
+    places = executors.kernel_thread(threads).submit(os.sched_getaffinity, 0).result()
     assert len(places) >= threads
     if not Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").exists():
         assert places == before
@@ -412,7 +412,7 @@ def test_a_process_that_has_another_tvm_is_left_alone(
     library = bundle / "lib" / "libtvm_runtime.so"
     library.write_bytes(library.read_bytes() + b"another build")
     rehash(bundle)
-    monkeypatch.setattr(network, "_loaded", {})
+    monkeypatch.setattr(process, "_loaded", {})
     monkeypatch.setitem(sys.modules, "tvm", None)
     with pytest.raises(network.BundleMismatchError, match="this process has"):
         load(bundle)
@@ -423,7 +423,7 @@ def test_the_runtime_of_an_imported_tvm_serves(
 ) -> None:
     import tvm
 
-    monkeypatch.setattr(network, "_loaded", {})
+    monkeypatch.setattr(process, "_loaded", {})
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert load(bundle).self_test()
     assert tvm.__version__ == load(bundle).manifest["versions"]["tvm"]
@@ -432,6 +432,6 @@ def test_the_runtime_of_an_imported_tvm_serves(
 def test_a_library_with_another_interface_says_both_versions(
     signed_tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network._sibling("standalone"), "_ABI", 2)
+    monkeypatch.setattr(contents.sibling("standalone"), "_ABI", 2)
     with pytest.raises(network.BundleMismatchError, match="has ABI 1, this file knows 2"):
         load(signed_tiny / "standalone")

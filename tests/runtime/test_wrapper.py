@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from sample_bundles import INPUT, reference, rehash, rewrite_manifest
 
+from tvmattend.bundle.wrapper import MODULES, wrapper_source
 from tvmattend.runtime import network
 
-SOURCE = Path(network.__file__).read_text()
+SOURCE = wrapper_source()
 ALLOWED = {"numpy", "tvm_ffi", "PIL", "__future__", *sys.stdlib_module_names}
 
 
@@ -36,6 +37,29 @@ def test_it_imports_the_standard_library_numpy_and_tvm_ffi_only() -> None:
     at_import = [node for node in ast.parse(SOURCE).body if isinstance(node, ast.stmt)]
     top = set().union(*(_imports(node) for node in at_import if "Import" in type(node).__name__))
     assert top.isdisjoint({"tvm_ffi", "PIL"}), "loaded before the files are checked"
+
+
+def test_no_name_of_a_module_hides_that_of_another() -> None:
+    """Joined into one file, they share their names."""
+    names = [
+        target.id
+        for node in ast.parse(SOURCE).body
+        for target in (getattr(node, "targets", None) or [getattr(node, "target", None)])
+        if isinstance(target, ast.Name)
+    ]
+    names += [
+        node.name
+        for node in ast.parse(SOURCE).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    assert sorted(names) == sorted(set(names))
+    assert {"load", "Network", "check_files", "_main", "SCHEMA"} <= set(names)
+
+
+def test_all_that_the_runtime_stands_on_is_in_it() -> None:
+    home = Path(network.__file__).parent
+    alone = {"__init__", "remote", "signature", "standalone"}
+    assert {path.stem for path in home.glob("*.py")} - alone == set(MODULES)
 
 
 def test_it_is_python_3_9() -> None:

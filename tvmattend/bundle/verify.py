@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check a bundle before anything of it is loaded.
 
-The comparison of files with hashes is the device's own (`runtime/network.py`), so that host and
-device agree on what a sound bundle is; this adds the strict reading of the manifest.
+The comparison of files with hashes is the device's own (`runtime/contents.py`), so that host
+and device agree on what a sound bundle is; this adds the strict reading of the manifest.
 """
 
 from pathlib import Path

@@ -31,12 +31,12 @@ from tvmattend.bundle.manifest import (
     Versions,
     Weights,
 )
+from tvmattend.bundle.wrapper import WRAPPER, wrapper_source
 from tvmattend.cache import Progress
 from tvmattend.errors import BundleError, OutputExistsError, StorageError
 from tvmattend.runtime import network, signature, standalone
 from tvmattend.target import TargetSpec
 
-WRAPPER = "tvmattend_runtime.py"
 LOADER = "tvmattend_standalone.py"
 SIGNATURE_CHECK = "tvmattend_signature.py"
 
@@ -251,8 +251,10 @@ def _check_contents(contents: BundleContents) -> None:
 
 
 def _fill(staging: Path, contents: BundleContents, libraries: Mapping[str, Path]) -> None:
-    sources = {contents.library_name: contents.library, WRAPPER: Path(network.__file__)}
-    sources[SIGNATURE_CHECK] = Path(signature.__file__)
+    sources = {
+        contents.library_name: contents.library,
+        SIGNATURE_CHECK: Path(signature.__file__),
+    }
     sources |= {path.name: path for path in contents.extra}
     sources |= {f"lib/{name}": path for name, path in libraries.items()}
     if contents.format == "standalone":
@@ -261,6 +263,7 @@ def _fill(staging: Path, contents: BundleContents, libraries: Mapping[str, Path]
         target = staging / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+    (staging / WRAPPER).write_text(wrapper_source(), encoding="utf-8")
     _write_golden(staging / "golden.npz", contents.golden)
     manifest = _describe(contents)
     (staging / "README.md").write_text(device_guide(manifest), encoding="utf-8")

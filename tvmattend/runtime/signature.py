@@ -35,7 +35,7 @@ _NOEXEC_SEAL = 8
 _copies: dict[str, int] = {}  # SHA-256 -> descriptor of its private copy
 
 
-class SignatureFault(Exception):  # noqa: N818  (network.py makes a SignatureError of it)
+class SignatureFault(Exception):  # noqa: N818  (contents.py makes a SignatureError of it)
     """A signature or a key that is missing, malformed or wrong; `hint` says what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
