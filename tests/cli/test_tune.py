@@ -143,7 +143,7 @@ def test_estimating_needs_no_board_and_says_so(monkeypatch, tmp_path):
     ("words", "error", "says"),
     [
         (("--target", "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76"), TargetError, "a76"),
-        (("--threads", "4"), TuningError, "one thread, not for 4"),
+        (("--threads", "2"), TuningError, "1 or 4 threads, not for 2"),
         (("--rpc", "127.0.0.1:9"), SystemExit, "--estimate needs no board"),
         (("--rpc-tracker", "127.0.0.1:9"), SystemExit, "--estimate needs no board"),
         (("--rpc-key", "pi4"), SystemExit, "--estimate needs no board"),

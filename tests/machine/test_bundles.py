@@ -16,6 +16,7 @@ from tvmattend.machine.board_files import write_board_files
 from tvmattend.machine.bundles import RUNTIME, estimate_bundle
 from tvmattend.machine.elf import read_library
 from tvmattend.machine.kernels import Argument, kernel_estimator
+from tvmattend.machine.parameters import SHIPPED
 from tvmattend.machine.tracing import ProgramError
 from tvmattend.target import parse_target
 
@@ -114,6 +115,19 @@ def test_a_kernel_is_estimated_and_computes_what_it_should(matmul, tmp_path):
     assert found.whole.fma == pytest.approx(SIZE**3 / 4, rel=0.01)
     # No faster than one multiply-accumulate a cycle, and not absurdly slow.
     assert SIZE**3 / 4 < found.whole.cycles < 20 * SIZE**3 / 4
+    a, b, c = np.fromfile(tmp_path / "out", "float32").reshape(3, SIZE, SIZE)
+    np.testing.assert_allclose(a @ b, c, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.emulated
+def test_with_four_threads_the_largest_share_counts_and_all_is_computed(matmul, tmp_path):
+    shapes, estimator = [Argument((SIZE, SIZE))] * 3, kernel_estimator()
+    one = estimator(matmul, shapes)
+    four = estimator(matmul, shapes, outputs=tmp_path / "out", threads=4)
+    assert four.whole.fma == pytest.approx(one.whole.fma / 4, rel=0.02)
+    start = SHIPPED.fork_ns * 1e-9 * SHIPPED.clock_hz  # of the one parallel loop
+    assert four.regions == 1
+    assert four.whole.cycles - start == pytest.approx(one.whole.cycles / 4, rel=0.2)
     a, b, c = np.fromfile(tmp_path / "out", "float32").reshape(3, SIZE, SIZE)
     np.testing.assert_allclose(a @ b, c, rtol=1e-4, atol=1e-4)
 

@@ -23,13 +23,13 @@ class Failing:
 def test_a_kernel_that_runs_too_long_is_a_timeout_whatever_the_worker_took_to_start():
     estimator = Failing(subprocess.TimeoutExpired("qemu", 3.0))
     with pytest.raises(TimeoutError, match=r"3\.0 seconds"):
-        KernelTrial(estimator, 3.0)(Path("k.so"), [], Path("out"))
+        KernelTrial(estimator, 3.0, 1)(Path("k.so"), [], Path("out"))
     assert estimator.timeout == 3.0
 
 
 def test_a_crash_is_an_error_without_the_names_of_files_that_will_be_gone():
     estimator = Failing(ProgramError("/gone/x failed", "", 139))
-    seconds, error = KernelTrial(estimator, 3.0)(Path("k.so"), [], Path("out"))
+    seconds, error = KernelTrial(estimator, 3.0, 1)(Path("k.so"), [], Path("out"))
     assert seconds is None
     assert "exit code 139" in error
     assert "gone" not in error

@@ -59,9 +59,9 @@ def test_another_core_is_refused(no_import, target):
         tune("attendnext_tiny", spec, model=MODEL)
 
 
-def test_more_threads_are_refused(no_import):
-    with pytest.raises(TuningError, match="for one thread, not for 4"):
-        plan_tuning("attendnext_tiny", parse_target("cortex-a72"), model=MODEL)
+def test_another_number_of_threads_is_refused(no_import):
+    with pytest.raises(TuningError, match="for 1 or 4 threads, not for 2"):
+        plan_tuning("attendnext_tiny", parse_target("cortex-a72", 2), model=MODEL)
 
 
 def test_a_board_is_refused(no_import):

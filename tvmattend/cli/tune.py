@@ -38,7 +38,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
 @click.option(
     "--estimate",
     is_flag=True,
-    help="Need no board: estimate, one thread of a Cortex-A72. Records say `estimated`.",
+    help="Need no board: estimate, for a Cortex-A72 with 1 or 4 threads. Records say `estimated`.",
 )
 @rpc_option("Measure on the board that serves there.")
 @click.option(

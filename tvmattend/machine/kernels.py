@@ -5,7 +5,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import tvmattend
 from tvmattend.cache import Progress, prepared
 from tvmattend.device.emulated import CORE, EmulatedBoard, find_qemu, prepare
 from tvmattend.errors import CompileError
+from tvmattend.machine.board_files import CORES
 from tvmattend.machine.estimate import Estimate, estimate
 from tvmattend.machine.instructions import require_llvm
 from tvmattend.machine.parameters import MODEL_ERROR, SHIPPED, Parameters
@@ -60,8 +61,12 @@ class KernelEstimator:
         name: str = "main",
         outputs: Path | None = None,
         timeout: float | None = None,
+        threads: int = 1,
     ) -> Estimate:
-        """Run a kernel twice, the first time to warm the caches; estimate the second, one thread.
+        """Run a kernel twice, the first time to warm the caches; estimate the second.
+
+        With several threads, what is counted is the first of the tasks that they would have; it
+        shares L2 and memory with the others.
 
         Args:
             library: What TVM exported for aarch64.
@@ -69,12 +74,14 @@ class KernelEstimator:
             name: Of the PrimFunc.
             outputs: Where to write all tensors after the run, one after the other, or None.
             timeout: Seconds that it may run, or None.
+            threads: Of the board.
 
         Raises:
             ProgramError: The kernel crashed or refused its arguments.
             subprocess.TimeoutExpired: It took longer.
         """
-        command = [str(self.guest), str(library), f"__tvm_ffi_{name}", str(outputs or "-")]
+        command = [str(self.guest), str(library), f"__tvm_ffi_{name}"]
+        command += [str(outputs or "-"), str(threads)]
         python = self.board.minimal_python()
         settings = Settings(
             sysroot=python.root,
@@ -84,7 +91,13 @@ class KernelEstimator:
             timeout=timeout,
         )
         run, _ = trace([*command, *(a.describe() for a in arguments)], settings)
-        return estimate(Program(run), self.parameters, 1, lambda _path, _function: name, {})
+        shared = self.parameters.but(sharers=threads)
+        found = estimate(Program(run), shared, 1, lambda _path, _function: name, {})
+        if threads == 1:
+            return found
+        starts = found.regions * shared.fork_ns * 1e-9 * shared.clock_hz
+        whole = replace(found.whole, cycles=found.whole.cycles + starts)
+        return replace(found, whole=whole, threads=threads)
 
 
 def kernel_estimator(
@@ -122,10 +135,12 @@ class KernelTrial:
     Attributes:
         estimator: Runs it.
         timeout: Seconds that it may run; the start of a worker process is none of its business.
+        threads: Of the board.
     """
 
     estimator: KernelEstimator
     timeout: float
+    threads: int
 
     def __call__(
         self, library: Path, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: Path
@@ -137,7 +152,9 @@ class KernelTrial:
         """
         given = [Argument(shape, dtype) for shape, dtype in arguments]
         try:
-            found = self.estimator(library, given, outputs=outputs, timeout=self.timeout)
+            found = self.estimator(
+                library, given, outputs=outputs, timeout=self.timeout, threads=self.threads
+            )
         except subprocess.TimeoutExpired as late:
             raise TimeoutError(str(late)) from None
         except ProgramError as error:  # its message names files that will be gone
@@ -149,6 +166,7 @@ class KernelModel:
     """The Cortex-A72 model as the tuner's machine (`tvmattend.tuning.estimated.Model`)."""
 
     core = CORE
+    threads = tuple(sorted(MODEL_ERROR))  # those that were validated
 
     def check(self) -> None:
         """Find the tools, which takes no time.
@@ -168,7 +186,7 @@ class KernelModel:
         return {
             "core": CORE,
             "model": f"tvmattend.machine {tvmattend.__version__}",
-            "cores": 1,
+            "cores": CORES,
             "clock_mhz": SHIPPED.clock_hz / 1e6,
             "governor": "",
             "emulated": False,
@@ -176,6 +194,6 @@ class KernelModel:
             "model_error": MODEL_ERROR[1],
         }
 
-    def open(self, timeout: float) -> KernelTrial:
+    def open(self, timeout: float, threads: int) -> KernelTrial:
         """Prepare the board and the guest program; errors as those of `kernel_estimator`."""
-        return KernelTrial(kernel_estimator(), timeout)
+        return KernelTrial(kernel_estimator(), timeout, threads)

@@ -47,6 +47,7 @@ class Model(Protocol):
     """A core without a board: `tvmattend.machine.kernels.KernelModel`, given by the caller."""
 
     core: str
+    threads: tuple[int, ...]
 
     def check(self) -> None:
         """Refuse early if a tool is missing."""
@@ -54,12 +55,12 @@ class Model(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """Describe it for the records; `digest` tells its versions apart."""
 
-    def open(self, timeout: float) -> Trial:
+    def open(self, timeout: float, threads: int) -> Trial:
         """Prepare what runs kernels, each for `timeout` seconds at most (`TimeoutError`)."""
 
 
 class EstimatingMeasurer(KernelMeasurer):
-    """Builds for the target and estimates instead of measuring; one thread.
+    """Builds for the target and estimates instead of measuring.
 
     The default point of a task is the reference that its other points are compared with, on the
     same seeded inputs.
@@ -83,7 +84,7 @@ class EstimatingMeasurer(KernelMeasurer):
         machine: Mapping[str, Any],
         cross_compiler: str | None = None,
     ) -> None:
-        self._trial = model.open(timeout)
+        self._trial = model.open(timeout, target.num_cores)
         self._running: dict[str, tuple[Candidate, Future[Result]]] = {}
         # Of each task the tensors after its default point, or why there are none.
         self._references: dict[str, Path | str] = {}

@@ -286,7 +286,7 @@ def describe_origin(origin: Origin | None, machine: Mapping[str, Any]) -> str:
         return f"{describe_machine(machine)}; {EMULATED_NOTE}"
     if origin == "estimated":
         return (
-            f"estimated by {describe_machine(machine)}, one thread at "
+            f"estimated by {describe_machine(machine)} at "
             f"{machine['clock_mhz'] / 1e3:g} GHz; the model's mean error on published latencies "
             f"of whole networks is {100 * machine['model_error']:.1f} %"
         )

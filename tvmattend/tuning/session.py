@@ -110,7 +110,7 @@ def tune(
         tuning_records: Files or directories of other records, whose points are tried early.
         cross_compiler: Linker to use instead of Zig.
         fusion: False tunes the kernels that `build` makes without fusion rules, for comparison.
-        model: Estimates in place of a board, one thread (`tvmattend.machine.kernels.KernelModel`).
+        model: Estimates in place of a board (`tvmattend.machine.kernels.KernelModel`).
         log: Takes what TVM and its worker processes print; None leaves that on the screen.
         observer: Told of everything that happens.
 
@@ -242,10 +242,11 @@ def _check_estimate(order: _Order, model: "Model") -> None:
             f"{model.core}",
             f"estimate for --target {model.core}, or measure on a board with --rpc HOST:PORT",
         )
-    if target.num_cores != 1:
+    if target.num_cores not in model.threads:
+        known = " or ".join(map(str, model.threads))
         raise TuningError(
-            f"kernels are estimated for one thread, not for {target.num_cores}",
-            "give --threads 1; `build` takes the records of the nearest number of threads",
+            f"kernels are estimated for {known} threads, not for {target.num_cores}",
+            f"give --threads {known}; `build` takes the records of the nearest number of threads",
         )
     model.check()
 
