@@ -36,7 +36,7 @@ REACH = 60_000
 # A run of this length ends, whatever happens; a single trial may take timeout + CONNECT.
 LIMIT = 600.0
 QUICK = TuneOptions(
-    number=3, repeat=3, min_repeat_ms=2, timeout=3.0, board_wait=60.0, trials_per_task=10_000
+    number=3, repeat=3, min_repeat_ms=2, timeout=6.0, board_wait=60.0, trials_per_task=10_000
 )
 
 
@@ -149,10 +149,12 @@ def check_best(records, port):
             assert 0.25 < best.seconds / seconds < 4, (task.name, best.seconds, seconds)
 
 
+@pytest.mark.timeout(900)
 def test_a_few_faults(tmp_path, monkeypatch):
     survive(tmp_path, monkeypatch, faults=8, step=12)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_two_hundred_faults(tmp_path, monkeypatch):
     survive(tmp_path, monkeypatch, faults=200, step=24)

@@ -139,6 +139,7 @@ def test_four_boards_beside_one_and_one_of_four_killed(tmp_path, tracker):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_four_boards_beside_one_for_longer(tmp_path, tracker):
     compare(tmp_path, tracker, seconds=4.0, one=18, four=60)
 

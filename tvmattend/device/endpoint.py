@@ -114,8 +114,13 @@ def open_session(
     """
     if not match_key:
         check_reachable(board, timeout)
+    from tvm import rpc  # before the clock runs: the first time it takes seconds
+
+    def ask() -> Any:
+        return rpc.connect(board.host, board.port, match_key, session_timeout)
+
     try:
-        return within(timeout, lambda: _session(board, match_key, session_timeout), close_session)
+        return within(timeout, ask, close_session)
     except TimeoutError as error:
         raise BoardUnreachableError(
             f"{board}: the port is open, but no TVM RPC server answered within {timeout:g} s",
@@ -280,12 +285,6 @@ def within(
     if errors:
         raise errors[0]
     return results[0]
-
-
-def _session(board: Endpoint, match_key: str, session_timeout: float) -> Any:
-    from tvm import rpc
-
-    return rpc.connect(board.host, board.port, match_key, session_timeout)
 
 
 def _tcp(endpoint: Endpoint, timeout: float, tracker: bool = False) -> socket.socket:

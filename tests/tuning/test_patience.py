@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often something is tried again, whose fault a failure was, and what is never sent again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from sample_records import RECORD
+from sample_tasks import FakeMeasurer, lost, matmul
+from test_tuning_run import Bench
+
+from tvmattend.device.asking import BoardStatus
+from tvmattend.tuning.bench import Artifact, BoardLostError, LinkBrokenError, Outcome
+from tvmattend.tuning.events import BoardGone, BoardHot, Repeated
+from tvmattend.tuning.patience import BOARD_LOST, BoardAwayError, Patience, back_off
+from tvmattend.tuning.record_file import RecordFile, prune, read_records
+from tvmattend.tuning.records import RecordSet
+from tvmattend.tuning.verdict import judge
+
+OK = Outcome("ok", (1e-3,))
+HOT = Outcome("ok", disturbed="throttled", rest=True)
+KERNEL = Artifact("unused", ())
+
+
+class Script:
+    """A bench that does what a list says; `answers` says whether the board is back."""
+
+    name = "pi4"
+
+    def __init__(self, *acts, back=()):
+        self.acts = list(acts)
+        self.back = list(back)
+        self.hot_too = []
+
+    def run(self, artifact, hot_too=False):
+        assert artifact is KERNEL
+        self.hot_too.append(hot_too)
+        act = self.acts.pop(0)
+        if isinstance(act, Exception):
+            raise act
+        return act
+
+    def answers(self):
+        return self.back.pop(0) if self.back else True
+
+
+def patience(events, slept, **options):
+    return Patience(events.append, sleep=slept.append, **options)
+
+
+def measure(*acts, back=(), **options):
+    events, slept = [], []
+    bench = Script(*acts, back=back)
+    outcome = patience(events, slept, **options).measure(bench, KERNEL)
+    assert not bench.acts
+    return outcome, events, slept
+
+
+def test_a_broken_connection_is_tried_again_after_growing_waits():
+    broken = LinkBrokenError("RPCError: reset by peer")
+    outcome, events, slept = measure(broken, broken, broken, OK)
+    assert outcome == replace(OK, sent=4)
+    assert slept == [0.2, 0.5, 1.0]
+    assert [type(event) for event in events] == [Repeated] * 3
+    assert events[0] == Repeated("pi4", "RPCError: reset by peer", 0.2)
+
+
+def test_a_connection_that_always_breaks_is_given_up_and_nobody_is_blamed():
+    outcome, _, slept = measure(*[LinkBrokenError("reset")] * 3, link_waits=(1.0, 2.0))
+    assert (outcome.status, outcome.quarantined) == ("run-error", False)
+    assert outcome.error.startswith(BOARD_LOST)
+    assert slept == [1.0, 2.0]
+
+
+def test_a_kernel_that_ran_twice_when_the_board_went_is_quarantined():
+    outcome, events, _ = measure(lost("off"), lost("off"))
+    assert (outcome.status, outcome.quarantined, outcome.sent) == ("run-error", True, 2)
+    assert sum(isinstance(event, BoardGone) for event in events) == 2
+
+
+def test_a_board_that_goes_before_the_kernel_runs_is_not_its_fault():
+    away = BoardLostError("refused", during_kernel=False)
+    outcome, _, _ = measure(away, away, away, OK)
+    assert outcome.status == "ok"
+
+
+def test_a_board_that_stays_away():
+    events, slept = [], []
+    waiting = patience(events, slept, waits=(1.0, 2.0))
+    with pytest.raises(BoardAwayError, match="off"):
+        waiting.measure(Script(lost("off"), back=[False, False]), KERNEL)
+    assert slept == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waits"),
+    [(0, ()), (5, (1, 2, 2)), (31, (1, 2, 4, 8, 16)), (40, (1, 2, 4, 8, 16, 9))],
+)
+def test_the_waits_make_up_what_the_user_gave(seconds, waits):
+    assert back_off(seconds) == waits
+
+
+def test_a_throttled_sample_is_measured_again_after_a_rest():
+    outcome, events, slept = measure(HOT, replace(OK, disturbed="throttled", rest=True), OK)
+    assert outcome == replace(OK, sent=3)
+    assert slept == [5.0, 15.0]
+    assert [event.wait for event in events if isinstance(event, BoardHot)] == slept
+
+
+def test_a_board_that_stays_hot_is_measured_all_the_same_and_it_is_said():
+    hot = replace(OK, disturbed="under-voltage", rest=True)
+    events, slept, bench = [], [], Script(HOT, HOT, hot)
+    outcome = patience(events, slept, rests=(1.0, 2.0)).measure(bench, KERNEL)
+    assert (outcome.run_secs, outcome.disturbed) == ((1e-3,), "under-voltage")
+    assert bench.hot_too == [False, False, True]
+
+
+def test_figures_that_do_not_agree_are_taken_again_at_once():
+    odd = replace(OK, disturbed="the figures do not agree")
+    outcome, _, slept = measure(odd, OK)
+    assert outcome.disturbed == ""
+    assert slept == []
+
+
+US = {"server": "a", "session": 3, "phase": "run", "error": "RPCError: kShutdown"}
+
+
+def status(how="", server="a"):
+    return BoardStatus(server=server, busy=False, ended={3: how} if how else {})
+
+
+@pytest.mark.parametrize(
+    ("result", "account", "verdict"),
+    [
+        ({**US, "alive": True}, None, "kernel"),
+        (US, status("died of SIGSEGV"), "crash"),
+        ({**US, "phase": "prepare"}, status("died of SIGABRT"), "link"),
+        (US, status("client left"), "link"),
+        (US, status("closed"), "link"),
+        (US, status(), "link"),
+        ({**US, "silent": True}, status("limit"), "link"),
+        ({**US, "error": "RPCSessionTimeoutError: over"}, None, "timeout"),
+        ({**US, "error": "RPCSessionTimeoutError: over", "phase": "prepare"}, None, "link"),
+        (US, status(server="b"), "board"),
+        (US, None, "board"),
+        # TVM's own server tells nothing.
+        ({"phase": "run", "error": "kShutdown"}, BoardStatus(), "crash"),
+        ({"phase": "run", "error": "late", "silent": True}, BoardStatus(), "link"),
+        ({"phase": "prepare", "error": "kShutdown"}, BoardStatus(), "link"),
+        ({}, status(), "link"),
+    ],
+)
+def test_whose_fault_it_was(result, account, verdict):
+    assert judge(result, account) == verdict
+
+
+def _deadly(point):
+    def answer(task, tried):
+        if dict(tried) == point:
+            raise lost("the board rebooted")
+        return Outcome("ok", (1e-3,))
+
+    return FakeMeasurer(answer)
+
+
+def test_what_took_the_board_down_is_recorded_and_never_sent_again(tmp_path):
+    task = matmul()
+    bad = dict(task.space.default)
+    path = tmp_path / "r.jsonl"
+    first = Bench(path, [task], _deadly(bad), trials=3)
+    report = first.run.run()
+    (record,) = [record for record in first.records() if record.quarantined]
+    assert (dict(record.point), record.status, record.sent) == (bad, "run-error", 2)
+    assert [point for _, point in first.measurer.ran].count(tuple(sorted(bad.items()))) == 2
+    assert report.trials == 3
+
+    def sent(bench):
+        return tuple(sorted(bad.items())) in [point for _, point in bench.measurer.ran]
+
+    again = Bench(path, [task], _deadly(bad), trials=16)
+    assert again.run.run().trials == 16
+    assert not sent(again)
+    # Nor by a run that writes elsewhere, nor after pruning.
+    kept = prune(read_records(path)[0], 1)
+    assert record in kept
+    found = RecordSet(tuple(kept), tuple(0 for _ in kept))
+    elsewhere = Bench(tmp_path / "b.jsonl", [task], _deadly(bad), found=found, trials=16)
+    assert elsewhere.run.run().trials == 15, "all but one"
+    assert not sent(elsewhere)
+
+
+def test_conditions_and_spread_are_in_the_record(tmp_path):
+    hot = Outcome(
+        "ok",
+        (1e-3, 3e-3, 2e-3),
+        conditions={"before": {"clock_mhz": 1500.0}, "after": {"clock_mhz": 1500.0}},
+    )
+    bench = Bench(tmp_path / "r.jsonl", [matmul()], FakeMeasurer(lambda *_: hot), trials=1)
+    bench.run.run()
+    (record,) = bench.records()
+    assert record.conditions == hot.conditions
+    assert (record.seconds, record.spread) == (2e-3, pytest.approx(1.0))
+    line = json.loads((tmp_path / "r.jsonl").read_text())
+    assert (line["median_secs"], line["spread"]) == (2e-3, 1.0)
+
+
+def test_a_record_of_before_has_none_of_it():
+    line = json.loads(RECORD.to_line())
+    assert not {"conditions", "sent", "quarantined"} & set(line)
+
+
+@pytest.mark.parametrize("change", [{"sent": "1"}, {"quarantined": 1}, {"conditions": []}])
+def test_new_fields_of_a_wrong_type_are_no_record(tmp_path, change):
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({**json.loads(RECORD.to_line()), **change}) + "\n")
+    records, faults = read_records(path)
+    assert (records, len(faults)) == ([], 1)
+
+
+def test_repairing(tmp_path):
+    file = RecordFile(tmp_path / "r.jsonl")
+    assert file.repair() == ""
+    assert not file.path.exists()
+    file.append(RECORD)
+    assert file.repair() == ""
+    whole = file.path.read_bytes()
+    for torn in (whole[:40], b"\0" * 512, b"\xff\xfe"):
+        file.path.write_bytes(whole + torn)
+        assert f"its {len(torn)} bytes are removed" in file.repair()
+        assert file.path.read_bytes() == whole
+    file.path.write_bytes(whole[:-1])
+    assert "had lost its end: mended" in file.repair()
+    assert file.path.read_bytes() == whole
+    file.path.write_bytes(whole[:40])
+    file.repair()
+    assert not file.path.exists(), "nothing was in it"
