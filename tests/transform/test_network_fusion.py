@@ -27,31 +27,33 @@ def fusion(name, rules=None, **changes):
     return lower_with_report(network(name, **changes).ir_module, A72, rules=rules).fusion
 
 
-@pytest.mark.parametrize("name", list(REGISTRY))
-def test_every_block_of_every_network_is_one_kernel(name):
-    report = fusion(name)
+def within_bounds(report):
+    """The issue's: every block, 23 launches, half of the traffic."""
     assert report.of_rule(DCAC) == (4, 4), report.table()
     report.require_all_blocks()
+    assert report.fused.kernel_launches <= 23 < report.default.kernel_launches
+    assert report.fused.intermediate_bytes * 2 <= report.default.intermediate_bytes
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_every_block_of_every_network_is_one_kernel(name):
+    within_bounds(fusion(name))
 
 
 @pytest.mark.parametrize(
     ("name", "batch", "size"),
-    [("attendnext", 4, 192), ("attendnext", 1, 256), ("attendnext_tiny_condenser", 4, 224)],
+    [("attendnext", 4, 192), ("attendnext_deep", 1, 256), ("attendnext_tiny_condenser", 4, 224)],
 )
 def test_every_block_at_other_batches_and_sizes(name, batch, size):
-    report = fusion(name, batch=batch, input_size=size)
-    assert report.of_rule(DCAC) == (4, 4), report.table()
+    """`benchmarks/fusion_ledger.py` has all of them."""
+    within_bounds(fusion(name, batch=batch, input_size=size))
 
 
-def test_attendnext_needs_half_of_the_launches_and_of_the_traffic():
+def test_attendnext_has_a_kernel_for_each_block_and_its_ends():
     report = fusion("attendnext")
     assert report.default.kernel_launches == 43
-    assert report.fused.kernel_launches <= 23
-    assert report.fused.intermediate_bytes * 2 <= report.default.intermediate_bytes
-
-
-def test_with_all_rules_attendnext_needs_at_most_sixteen_launches():
-    assert fusion("attendnext", all_rules()).fused.kernel_launches <= 16
+    # Ten blocks, the stem and the head.
+    assert report.fused.kernel_launches == 12
 
 
 def test_no_rules_is_what_tvm_does_but_for_changes_of_layout():

@@ -26,6 +26,5 @@ def all_rules() -> tuple[FusionRule, ...]:
 
 def default_rules() -> tuple[FusionRule, ...]:
     """The rules that `tune` and `build` use unless they are told otherwise."""
-    # A residual block's convolutions are tuned better apart: nothing is shared between them, and
-    # the same convolution stands in several blocks.
-    return (FuseDCAC(), FuseGlobalPoolLinear(), FuseConvolutionPool())
+    # A pooling is cheaper in the kernel that feeds it than in the convolution that reads it.
+    return tuple(rule for rule in all_rules() if not isinstance(rule, FusePoolPointwise))
