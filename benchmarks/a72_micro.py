@@ -4,21 +4,26 @@
     python benchmarks/a72_micro.py
 
 Measured: ocxtal/insn_bench_aarch64, `results/nxp_lx2160a_a72.md` (a Cortex-A72 at 2 GHz). The
-kernels at the end are inner loops, for which the same tables give what the busiest unit needs.
+kernels at the end are inner loops, for which the same tables give what the busiest unit needs. Then
+loops over memory, under QEMU with caches, beside what others measured on Raspberry Pi 4 boards.
 """
 
 import re
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tvmattend.errors import TvmattendError
+from tvmattend.machine.estimate import estimate
 from tvmattend.machine.instructions import llvm_tool
 from tvmattend.machine.parameters import SHIPPED
 from tvmattend.machine.replay import Program
 from tvmattend.machine.trace import Block, Trace
+from tvmattend.machine.tracing import Settings, trace
 
 _WINDOW, _BLOCK_WORD = 0xFFFFFFFF, 0x80000000
 
@@ -103,6 +108,30 @@ CASES: tuple[Case, ...] = (
         2,
         38.0,  # 36 fmla take both FP units, 4 movi one of them
     ),
+    Case(
+        "exp of 32: range, polynomial, scale",
+        tuple(
+            line.format(a=n, b=8 + n, c=16 + n)
+            for line in (
+                "fmax v{a}.4s, v{a}.4s, v24.4s",
+                "fmin v{a}.4s, v{a}.4s, v25.4s",
+                "fmul v{b}.4s, v{a}.4s, v26.4s",
+                "frintm v{b}.4s, v{b}.4s",
+                "fcvtzs v{c}.4s, v{b}.4s",
+                "fmls v{a}.4s, v{b}.4s, v27.4s",
+                "fmls v{a}.4s, v{b}.4s, v28.4s",
+                "fmul v{b}.4s, v{a}.4s, v29.4s",
+                *("fmla v{b}.4s, v{a}.4s, v30.4s" for _ in range(5)),
+                "fadd v{b}.4s, v{b}.4s, v31.4s",
+                "shl v{c}.4s, v{c}.4s, #23",
+                "add v{c}.4s, v{c}.4s, v31.4s",
+                "fmul v{a}.4s, v{b}.4s, v{c}.4s",
+            )
+            for n in range(8)
+        ),
+        1,
+        120.0,  # both FP units: for each vector eleven times 2 halves, four of 1, and 4 on one unit
+    ),
     Case("copy: ldp q, stp q", ("ldp q0, q1, [x1], #32", "stp q0, q1, [x2], #32"), 12, 4.0),
 )  # fmt: skip
 
@@ -132,8 +161,48 @@ def modelled(case: Case, corrected: bool = True) -> float:
     return cycles / case.copies
 
 
+class Traffic(NamedTuple):
+    """A loop over memory under QEMU; what was measured, as text, and whether that is GB/s."""
+
+    name: str
+    mode: str
+    kilobytes: int
+    rate: bool
+    measured: str
+
+
+# G110: geerlingguy/sbc-reviews#110, tinymembench; SB32: ThomasKaiser/sbc-bench#32 (overclocked);
+# ST: sci-pi.org.uk/bench/stream.html; CC: chipsandcheese.com on the Graviton 1, an L2 of 2 MB.
+TRAFFIC = (
+    Traffic("copy, 32 MB", "c", 32768, True, "2.8 (G110)"),
+    Traffic("fill, 32 MB", "f", 32768, True, "4.5 (SB32)"),
+    Traffic("read a word of each line, 32 MB", "r", 32768, True, "4.8-5.5 (ST)"),
+    Traffic("read a word of each line, 256 KB", "r", 256, False, "8 (CC)"),
+    Traffic("read a word of every 5th line, 512 KB", "s", 512, False, "-"),
+    Traffic("chase pointers, 8 KB", "p", 8, False, "4 (CC)"),
+    Traffic("chase pointers, 256 KB", "p", 256, False, "21 and more (CC)"),
+    Traffic("chase pointers, 32 MB", "p", 32768, False, "180-270"),
+)
+
+
+def traffic(program: Path, case: Traffic) -> float:
+    """Give the model's GB/s, or cycles for each line that is touched."""
+    run, _ = trace([str(program), case.mode, str(case.kilobytes)], Settings())
+    found = estimate(Program(run), SHIPPED)
+    steps = case.kilobytes * 16 * {"s": 1 / 5, "p": 8}.get(case.mode, 1)
+    return case.kilobytes * 1024e-9 / found.seconds if case.rate else found.whole.cycles / steps
+
+
+def compile_loops(place: Path) -> Path:
+    """Compile the loops for aarch64, without a C library of this machine."""
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-O2"]
+    source = Path(__file__).with_name("a72_memory.c")
+    subprocess.run([*command, "-static", "-o", str(place / "memory"), str(source)], check=True)
+    return place / "memory"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     print(f"{'what':<42}{'measured':>9}{'model':>8}{'error %':>9}{'LLVM alone':>12}")
     errors = []
     try:
@@ -142,10 +211,18 @@ def main() -> None:
             errors.append(abs(ours / case.cycles - 1))
             line = f"{case.name:<42}{case.cycles:>9.2f}{ours:>8.2f}"
             print(f"{line}{100 * (ours / case.cycles - 1):>9.1f}{plain:>12.2f}")
+        print(f"mean error {100 * sum(errors) / len(errors):.1f} %, "
+              f"worst {100 * max(errors):.1f} %\n")  # fmt: skip
+        print(f"{'memory':<42}{'measured':>18}{'model':>8}  unit")
+        with tempfile.TemporaryDirectory() as place:
+            program = compile_loops(Path(place))
+            for loops in TRAFFIC:
+                unit = "GB/s" if loops.rate else "cycles a line"
+                figure = traffic(program, loops)
+                print(f"{loops.name:<42}{loops.measured:>18}{figure:>8.2f}  {unit}")
     except TvmattendError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    print(f"mean error {100 * sum(errors) / len(errors):.1f} %, worst {100 * max(errors):.1f} %")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ from tvmattend.machine.tracing import Settings, trace
 # The nearest in time to the published figures (2023-06-15); seven commits lie between.
 WHEEL = "ncnn==1.0.20230816"
 _GUEST = Path(__file__).with_name("ncnn_guest.py")
-# Samples of a network and a thread that a fit replays: some two million instructions.
-_FIT_BYTES = 1_000_000
-ONE_THREAD = ("l2_latency", "l2_line", "store_line", "dram_latency_ns", "dram_bytes_per_ns")
+# Samples of a network and a thread that a fit replays: some five million instructions. With a
+# fifth of that the noise of the samples is as large as the errors that are fitted.
+_FIT_BYTES = 3_000_000
+ONE_THREAD = ("l2_latency", "l2_line", "dram_latency_ns", "dram_bytes_per_ns")
 _FOUR_THREADS = ("dram_shared_bytes_per_ns", "fork_ns")
 
 
@@ -173,17 +174,22 @@ def show(result: dict[str, object], fitted: bool) -> None:
 
 
 def judge(
-    networks: list[Network], programs: list[Program], threads: int, start: Parameters, fits: bool
+    networks: list[Network],
+    programs: list[Program],
+    threads: int,
+    start: Parameters,
+    rounds: int | None,
 ) -> Fit:
-    """Fit, or estimate with the parameters given."""
+    """Fit in so many rounds, or estimate with the parameters given."""
     published = [network.published[threads] for network in networks]
     work = functools.partial(model, programs, threads)
-    if not fits:
+    if rounds is None:
         found = tuple(work(start, range(len(programs))))
         return Fit(start, found, found)
     thin = [Program(p.trace.thinned(threads * _FIT_BYTES), quick_divide=True) for p in programs]
     work = functools.partial(model, thin, threads)
-    return fit(work, published, start, ONE_THREAD if threads == 1 else _FOUR_THREADS, progress=say)
+    names = ONE_THREAD if threads == 1 else _FOUR_THREADS
+    return fit(work, published, start, names, rounds, say)
 
 
 def main() -> None:
@@ -196,6 +202,9 @@ def main() -> None:
         "--traces", type=Path, metavar="DIR", help="keep traces there, and use them"
     )
     parser.add_argument("--fit", action="store_true", help="fit the parameters on these networks")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of the fit; 0 only leaves each network out in turn"
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     try:
@@ -205,7 +214,8 @@ def main() -> None:
         parameters, results = SHIPPED, []
         for threads in given.threads or (1, 4):
             programs = traced(networks, threads, given.published, given.traces)
-            found = judge(networks, programs, threads, parameters, given.fit)
+            rounds = given.rounds if given.fit else None
+            found = judge(networks, programs, threads, parameters, rounds)
             parameters = found.parameters
             results.append(report(networks, threads, found, given.fit))
     except TvmattendError as error:

@@ -21,13 +21,13 @@ class BoardPeer:
         guest: Its name in peer_guest.py.
         wheels: Of aarch64, pinned: another version is another figure.
         converter: Packages that its converter needs here; the runtime itself is not needed here.
-        tvm: Whether it needs TVM's Python package.
+        adapter: Module whose `Adapter` converts for the board; empty for the one of this machine.
     """
 
     guest: str
     wheels: tuple[str, ...] = ()
     converter: tuple[str, ...] = ()
-    tvm: bool = False
+    adapter: str = ""
 
     @property
     def version(self) -> str:
@@ -60,7 +60,7 @@ BOARD_PEERS: Mapping[str, BoardPeer] = {
     OURS: _OURS,
     UNTUNED: _OURS,
     **dict.fromkeys(FORMATS, _OURS),
-    TVM_DEFAULT: BoardPeer("tvm-default", tvm=True),
+    TVM_DEFAULT: BoardPeer("tvmattend", adapter="tvmattend.bench.tvm_default_board"),
     "ncnn": BoardPeer("ncnn", ("ncnn==1.0.20261020",), ("pnnx",)),
     "onnxruntime": BoardPeer("onnxruntime", ("onnxruntime==1.31.1",), ("onnxscript",)),
     "litert": BoardPeer("litert", ("ai-edge-litert==2.3.0",), ("litert_torch",)),

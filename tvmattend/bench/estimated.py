@@ -166,13 +166,12 @@ def _estimate(
     peer = BOARD_PEERS[entry.name]
     observer(f"converting for {entry.name}")
     with Worker(setup.directory.with_suffix(".log")) as converter:
-        converter.call("convert", entry, setup)
+        converter.call("convert", replace(entry, module=peer.adapter or entry.module), setup)
     board = prepare(observer)
     script = Script(
         _GUEST,
         [peer.guest, str(setup.directory), str(setup.threads)],
         peer.unpacked(board.python_version, observer),
-        peer.tvm,
         # What a runtime writes for itself (ONNX Runtime does) shall be gone afterwards.
         environment={"HOME": str(setup.directory), "TMPDIR": str(setup.directory)},
     )

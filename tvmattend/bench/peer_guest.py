@@ -36,22 +36,6 @@ def _ours(place: Path, threads: int, array: Any) -> _Made:
     return lambda: results.append(net(array)), lambda: results[-1]
 
 
-def _tvm_default(place: Path, threads: int, array: Any) -> _Made:
-    del threads  # the pool reads TVM_NUM_THREADS
-    import tvm
-    from tvm import relax
-
-    main = relax.VirtualMachine(tvm.runtime.load_module(str(place / "model.so")), tvm.cpu())["main"]
-    given = tvm.runtime.tensor(array)
-    results: list[Any] = []
-
-    def output() -> Any:
-        result = results[-1]
-        return (result if hasattr(result, "numpy") else result[0]).numpy()
-
-    return lambda: results.append(main(given)), output
-
-
 def _ncnn(place: Path, threads: int, array: Any) -> _Made:
     import ncnn
     import numpy as np
@@ -108,7 +92,6 @@ def _litert(place: Path, threads: int, array: Any) -> _Made:
 
 _RUNTIMES = {
     "tvmattend": _ours,
-    "tvm-default": _tvm_default,
     "ncnn": _ncnn,
     "onnxruntime": _onnxruntime,
     "litert": _litert,

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * The data caches, TLBs and stream detection of a Cortex-A72 cluster, for a72_plugin.c.
+ * The data caches and stream detection of a Cortex-A72 cluster, for a72_plugin.c.
  *
  *   L1D     32 KB, 2-way, 64-byte lines, LRU, write-back, write-allocate, one per thread
  *   L2      1 MB, 16-way, LRU, shared by all threads
- *   DTLB    32 entries, fully associative, then 1024 entries 4-way
  *   pages   4 KB; the physical frame is a hash of the page's number, since Linux hands out pages
  *           in no order that a program can rely on, and both caches are physically indexed
  *   streams 16 sequential streams a thread: a miss that continues one is "covered" by the
@@ -34,8 +33,6 @@ enum event {
     DRAM_LONE,
     STORE_L2,   /* store misses L1, hits L2 */
     STORE_DRAM, /* store misses both */
-    TLB_L1,     /* misses the first TLB, hits the second */
-    TLB_WALK,   /* misses both */
     WRITEBACK_L2,   /* a dirty line leaves L1 */
     WRITEBACK_DRAM, /* a dirty line leaves L2 */
     SPLIT,          /* crosses a line */
@@ -44,9 +41,8 @@ enum event {
 };
 
 /* How a sampled access is written: its instruction's index << 16, one of these, and flags. */
-enum { FATE_STREAM = 1, FATE_DRAM = 2, FATE_STORE = 4, FATE_MISS = 8, FATE_TLB = 16,
-       FATE_WALK = 32, FATE_WRITEBACK_L2 = 64, FATE_WRITEBACK_DRAM = 128, FATE_SHARED = 256,
-       FATE_SPLIT = 512 };
+enum { FATE_STREAM = 1, FATE_DRAM = 2, FATE_STORE = 4, FATE_MISS = 8,
+       FATE_WRITEBACK_L2 = 16, FATE_WRITEBACK_DRAM = 32, FATE_SHARED = 64, FATE_SPLIT = 128 };
 
 static bool hashed_frames = true;
 
@@ -61,7 +57,6 @@ static void unlock(volatile int *word) { __atomic_store_n(word, 0, __ATOMIC_RELE
 
 /* A way holds a line number + 1 (0: empty); ways of a set stand in order of use, newest first. */
 enum { L1_SETS = 256, L1_WAYS = 2, L2_SETS = 1024, L2_WAYS = 16, STREAMS = 16 };
-enum { TLB1 = 32, TLB2_SETS = 256, TLB2_WAYS = 4 };
 #define DIRTY (1ull << 63)
 #define TAG(way) ((way) & ~DIRTY)
 
@@ -73,8 +68,6 @@ struct stream {
 
 struct core {
     uint64_t l1[L1_SETS][L1_WAYS];
-    uint64_t tlb1[TLB1];
-    uint64_t tlb2[TLB2_SETS][TLB2_WAYS];
     struct stream streams[STREAMS]; /* newest first */
     uint64_t page, frame;           /* the last translation */
     char pad[64];
@@ -141,17 +134,11 @@ static bool follows(struct core *core, uint64_t line)
     return false;
 }
 
-static uint64_t translate(struct core *core, uint64_t page, uint64_t *count, uint32_t *fate)
+static uint64_t translate(struct core *core, uint64_t page)
 {
-    if (page == core->page)
-        return core->frame;
-    core->page = page;
-    core->frame = frame_of(page);
-    uint64_t victim = 0;
-    if (!touch(core->tlb1, TLB1, page, false, &victim)) {
-        bool second = touch(core->tlb2[page % TLB2_SETS], TLB2_WAYS, page, false, &victim);
-        count[second ? TLB_L1 : TLB_WALK]++;
-        *fate |= second ? FATE_TLB : FATE_WALK;
+    if (page != core->page) {
+        core->page = page;
+        core->frame = frame_of(page);
     }
     return core->frame;
 }
@@ -161,7 +148,7 @@ static uint32_t access_line(unsigned thread, uint64_t address, bool store, uint6
 {
     struct core *core = &cores[thread];
     uint32_t fate = 0;
-    uint64_t frame = translate(core, address >> PAGE_BITS, count, &fate);
+    uint64_t frame = translate(core, address >> PAGE_BITS);
     uint64_t line = (frame << (PAGE_BITS - LINE_BITS)) |
                     ((address & ((1u << PAGE_BITS) - 1)) >> LINE_BITS);
     uint64_t *set = core->l1[line % L1_SETS];

@@ -19,9 +19,8 @@
 enum port { B, I, L, M, S, F0, F1, V, PORTS };
 enum kind { ALU, LOAD, STORE, BRANCH, PREFETCH };
 enum { REGISTERS = 65, REORDER = 128, QUEUE = 8, WIDTH = 3, CALENDAR = 4096, UNITS = 8 };
-enum { FATE_STREAM = 1, FATE_DRAM = 2, FATE_STORE = 4, FATE_MISS = 8, FATE_TLB = 16,
-       FATE_WALK = 32, FATE_WRITEBACK_L2 = 64, FATE_WRITEBACK_DRAM = 128, FATE_SHARED = 256,
-       FATE_SPLIT = 512 };
+enum { FATE_STREAM = 1, FATE_DRAM = 2, FATE_STORE = 4, FATE_MISS = 8,
+       FATE_WRITEBACK_L2 = 16, FATE_WRITEBACK_DRAM = 32, FATE_SHARED = 64, FATE_SPLIT = 128 };
 #define BLOCK_WORD 0x80000000u
 #define WINDOW_WORD 0xFFFFFFFFu
 
@@ -43,13 +42,12 @@ struct parameters {
     double l2_latency, l2_line, dram_latency, dram_line; /* cycles */
     double stream_latency;  /* of a covered miss, on top of an L1 hit */
     double ahead;           /* lines that the prefetcher runs ahead */
-    double tlb, walk, snoop;
+    double snoop;
     double mispredict;
     double misses;  /* that may be under way at once */
     double stores;  /* that may wait for their line at once */
     double write_share; /* of a line's cost that a write-back or a store's fill takes */
     double stream_dram_latency;
-    double store_line; /* cycles that a store's missed line holds up the next stores */
 };
 
 struct core {
@@ -154,27 +152,19 @@ static void write_back(struct core *core, const struct parameters *p, double now
 /* Takes the fates of one instruction's accesses; gives when its data is there. */
 static double load(struct core *core, const struct parameters *p, double now, uint32_t fate)
 {
-    double at = now;
-    if (fate & FATE_WALK)
-        at += p->walk;
-    else if (fate & FATE_TLB)
-        at += p->tlb;
     write_back(core, p, now, fate);
-    return fate & FATE_MISS ? fetch_line(core, p, at, fate) : at;
+    return fate & FATE_MISS ? fetch_line(core, p, now, fate) : now;
 }
 
-/* Stores leave in order, and prefetch for stores reaches only L2 (TRM 6.4.9): a line that is not in
- * L1 holds up those behind it for `store_line`. */
+/* Stores leave in order, one a cycle; a line that is not in L1 takes its share of the bandwidth. */
 static void store(struct core *core, const struct parameters *p, double retired, uint32_t fate)
 {
     double now = fmaximum(core->drain, retired), done = now + 1;
-    if (fate & FATE_WALK)
-        done += p->walk;
     write_back(core, p, now, fate);
     if (fate & FATE_MISS) {
         double begin = fmaximum(core->l2_free, now - p->ahead * p->l2_line);
         core->l2_free = begin + p->l2_line;
-        done = fmaximum(done + p->store_line, begin + p->l2_line);
+        done = fmaximum(done, begin + p->l2_line);
         if (fate & FATE_DRAM) {
             begin = fmaximum(core->dram_free, now - p->ahead * p->dram_line);
             core->dram_free = begin + p->dram_line * p->write_share;
@@ -301,8 +291,6 @@ static void turn(struct core *core, const struct parameters *p, uint32_t from, u
 static void reset(struct core *core)
 {
     int64_t start = core->retired + 1000;
-    double lag = 0;
-    (void)lag;
     memset(core, 0, sizeof *core);
     core->dispatch = core->retired = core->fetch = start;
     core->l2_free = core->dram_free = core->drain = (double)start;

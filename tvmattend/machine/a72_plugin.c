@@ -9,8 +9,8 @@
  * n = 3 "stop counting". The call fails with EBADF, which is harmless. A guest that says nothing is
  * counted from its first instruction to its last.
  *
- * Samples: of every `period` blocks that a thread executes, `window` are written down in order, with
- * the fate of each access that missed. The pipeline model replays them.
+ * Samples: of every `period` blocks that a thread executes, `window` in a row are written down, from
+ * a random one on, with the fate of each access that missed. The pipeline model replays them.
  *
  * Arguments: out=FILE, cache=on|off, frames=hashed|identity, markers=on|off (off: count all),
  * window=BLOCKS, period=BLOCKS.
@@ -60,11 +60,12 @@ static unsigned record_of(unsigned vcpu) { return vcpu < THREADS ? vcpu : THREAD
 
 /* ---- samples --------------------------------------------------------------------------------- */
 #define BLOCK_WORD 0x80000000u
+enum { WINDOWS = 32 }; /* at least, if the program warms up first */
 
 static struct sample {
     uint32_t *words;
     size_t used, size;
-    uint64_t phase;
+    uint64_t phase, start, random, warmed;
     bool open;
     char pad[64];
 } samples[THREADS];
@@ -101,10 +102,14 @@ static void sample_block(unsigned thread, uint32_t id)
 {
     struct sample *sample = &samples[thread];
     uint64_t at = sample->phase++ % period;
-    if (at == 0)
-        sample->open = true;
-    else if (at == window)
+    if (at == 0) { /* anywhere in the period: loops are as regular as the windows would be */
+        sample->random = sample->random * 6364136223846793005ull + 1442695040888963407ull;
+        sample->start = sample->phase == 1 ? 0 : (sample->random >> 33) % (period - window + 1);
+    }
+    if (sample->open && (at == 0 || at == sample->start + window))
         close_window(thread);
+    if (at == sample->start)
+        sample->open = true;
     if (sample->open)
         push(sample, BLOCK_WORD | id);
 }
@@ -133,10 +138,12 @@ static void on_memory(unsigned vcpu, meminfo info, uint64_t address, void *data)
 /* ---- blocks ---------------------------------------------------------------------------------- */
 static void on_block(unsigned vcpu, void *data)
 {
-    if (!active)
-        return;
-    struct block *block = data;
     unsigned thread = record_of(vcpu);
+    if (!active) {
+        samples[thread].warmed += warm;
+        return;
+    }
+    struct block *block = data;
     block->count[thread]++;
     if (sample_file)
         sample_block(thread, block->id);
@@ -219,6 +226,10 @@ static void on_syscall(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1,
     if (number != AARCH64_CLOSE || (a1 & ~0xFull) != MARKER || !markers)
         return;
     switches++;
+    /* The warming pass was as long: a short program needs windows closer together. */
+    uint64_t apart = samples[record_of(vcpu)].warmed / WINDOWS;
+    if ((a1 & 0xF) == 2 && apart && apart < period)
+        period = apart > window ? apart : window;
     warm = (a1 & 0xF) == 1 || (a1 & 0xF) == 2;
     active = (a1 & 0xF) == 2;
 }

@@ -46,11 +46,6 @@ class Slope(NamedTuple):
     names: tuple[str, ...]
     matrix: np.ndarray
 
-    def without(self, name: str) -> "Slope":
-        """Leave a parameter out, which then keeps its value."""
-        kept = [place for place, other in enumerate(self.names) if other != name]
-        return Slope(tuple(self.names[place] for place in kept), self.matrix[:, kept])
-
 
 def fit(
     model: Model,

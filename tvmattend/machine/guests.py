@@ -28,14 +28,12 @@ class Script:
         file: The script; it marks its phases (`tvmattend.machine.tracing`).
         arguments: Its arguments.
         packages: Directories to import from beside numpy and apache-tvm-ffi.
-        tvm: Whether it imports TVM's runtime as well.
         environment: On top of the board's.
     """
 
     file: Path
     arguments: Sequence[str]
     packages: Sequence[Path] = ()
-    tvm: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -64,7 +62,7 @@ def estimate_script(
         ToolMissingError: QEMU or LLVM's tools are not installed.
     """
     board = prepare(progress)
-    python = board.python() if script.tvm else board.minimal_python()
+    python = board.minimal_python()
     sizes = dict.fromkeys(("TVM_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
     environment = python.environment({**_QUIET, **sizes, **script.environment})
     paths = [environment["PYTHONPATH"], *map(str, script.packages)]

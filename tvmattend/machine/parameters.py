@@ -24,7 +24,6 @@ class Range(NamedTuple):
 FITTED: dict[str, Range] = {
     "l2_latency": Range(25, 15, 40, "Chips and Cheese, A72: 21 cycles, more with 4 KB pages"),
     "l2_line": Range(8, 4, 12, "Chips and Cheese: just above 8 bytes a cycle, 64 a line"),
-    "store_line": Range(21, 4, 40, "one L2 access: stores are prefetched to L2 only, TRM 6.4.9"),
     "dram_latency_ns": Range(120, 80, 200, "Raspberry Pi 4, lmbench-like chases: 100 to 150 ns"),
     "dram_bytes_per_ns": Range(4.4, 3.0, 6.5, "STREAM 4.8-5.5 GB/s, memset 4.5, copy 2 x 2.8"),
     "dram_shared_bytes_per_ns": Range(
@@ -41,15 +40,12 @@ class Parameters:
     Attributes:
         l2_latency: Of a lone L1 miss that hits L2.
         l2_line: Cycles that a line keeps L2's port.
-        store_line: Cycles that a store's missed line holds up the stores behind it.
         dram_latency_ns: Of a lone L2 miss.
         dram_bytes_per_ns: Reads and write-backs together, of one thread.
         dram_shared_bytes_per_ns: Of all threads at once.
         stream_latency: Of an L1 miss that the prefetcher covered, over an L1 hit.
         stream_dram_latency: Of an L2 miss that it covered.
         ahead: Lines that the prefetcher runs ahead.
-        tlb: A first-level TLB miss (Chips and Cheese: 7).
-        walk: A page walk, its tables mostly in L2.
         snoop: A line that another core has dirty.
         mispredict: Refill of the pipeline (LLVM: 14).
         misses: L1 misses under way at once.
@@ -62,15 +58,12 @@ class Parameters:
 
     l2_latency: float = 26.5
     l2_line: float = 12.0
-    store_line: float = 22.8
     dram_latency_ns: float = 112.8
     dram_bytes_per_ns: float = 3.97
     dram_shared_bytes_per_ns: float = 3.94
     stream_latency: float = 4.0
     stream_dram_latency: float = 9.0
     ahead: float = 4.0
-    tlb: float = 7.0
-    walk: float = 30.0
     snoop: float = 50.0
     mispredict: float = 15.0
     misses: float = 6.0
@@ -98,8 +91,8 @@ class Parameters:
         l2_line = max(self.l2_line, self.sharers * self.l2_line / 2)
         return (
             self.l2_latency, l2_line, self.dram_latency, self.dram_line, self.stream_latency,
-            self.ahead, self.tlb, self.walk, self.snoop, self.mispredict, self.misses,
-            self.stores, self.write_share, self.stream_dram_latency, self.store_line,
+            self.ahead, self.snoop, self.mispredict, self.misses,
+            self.stores, self.write_share, self.stream_dram_latency,
         )  # fmt: skip
 
     def but(self, **changes: Any) -> "Parameters":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the plugin writes down of a program: blocks with counts, accesses with fates, samples."""
 
+import random
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from tvmattend.errors import ToolMissingError
 # Same order as `enum event` of a72_plugin.c.
 EVENTS = (
     "accesses", "l2_stream", "l2_lone", "dram_stream", "dram_lone", "store_l2", "store_dram",
-    "tlb", "walk", "writeback_l2", "writeback_dram", "split", "shared",
+    "writeback_l2", "writeback_dram", "split", "shared",
 )  # fmt: skip
 
 
@@ -88,19 +89,15 @@ class Trace:
         return dict(zip(EVENTS, totals, strict=True))
 
     def thinned(self, size: int) -> "Trace":
-        """Give the trace with about `size` bytes of its samples: every so many windows are kept.
-
-        Threads take turns in the file, so each thread's windows are counted on their own.
-        """
-        every = max(1, round(len(self.samples) / size))
-        seen: dict[int, int] = {}
+        """Give the trace with about `size` bytes of its samples, windows drawn by lot (seeded)."""
+        share = size / max(1, len(self.samples))
+        draw = random.Random(size)  # noqa: S311  (no secret)
         kept, at = [], 0
         while at + 12 <= len(self.samples):
-            thread, words = struct.unpack_from("<2I", self.samples, at + 4)
+            (words,) = struct.unpack_from("<I", self.samples, at + 8)
             end = at + 12 + 4 * words
-            if seen.get(thread, 0) % every == 0:
+            if draw.random() < share:
                 kept.append(self.samples[at:end])
-            seen[thread] = seen.get(thread, 0) + 1
             at = end
         return replace(self, samples=b"".join(kept))
 
