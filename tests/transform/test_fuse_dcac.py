@@ -125,6 +125,37 @@ def test_a_layout_change_inside_is_no_match():
     assert "do not share their input" in verdict(module(body, (1, 8, 8, 8))).reason
 
 
+def test_an_order_that_nobody_knows_is_a_reason():
+    def body(e, x):
+        attention = e.conv(e.act(e.conv(x, 12, 3, 4)), 12, 3, 4)
+        gate = e.emit(relax.op.nn.softmax(e.act(attention), 1))
+        return e.act(e.emit(relax.op.multiply(gate, e.conv(x, 12, 1))))
+
+    assert "are in no order that is known" in verdict(module(body, (1, 8, 8, 8))).reason
+
+
+def test_layouts_that_differ_within_the_block_are_a_reason():
+    """Both read the map as it lies, one as NCHW and the other as NHWC: shapes do not tell."""
+
+    def body(e, x):
+        attention = e.conv(e.act(e.conv(x, 8, 3, 4)), 8, 3, 4)
+        features = e.conv(x, 8, 1, data_layout="NHWC")
+        gate = e.emit(relax.op.nn.softmax(attention, 1))
+        return e.act(e.emit(relax.op.multiply(gate, features)))
+
+    emitter = Emitter(bias=False)
+    found = verdict(module(body, (1, 8, 8, 8), emitter))
+    assert found.reason == "the layout changes inside the block"
+
+
+def test_a_match_that_the_layouts_take_apart_is_told():
+    mod = Block(kind="bottleneck", width=64, channels=96, incoming=48, size=(14, 14)).module()
+    rule = FuseDCAC(absorb_layout_change=False)
+    report = lower_with_report(mod, HOST, rules=[rule]).fusion
+    assert report.of_rule(RULE.name) == (0, 1)
+    assert "do not share their input" in report.verdicts[0].reason
+
+
 def test_an_inner_result_that_the_network_returns_is_a_reason():
     e = Emitter()
     x = relax.Var("x", relax.TensorType((1, 8, 8, 8), "float32"))

@@ -16,22 +16,26 @@ from tvmattend.transform.ledger import keep_account, lower_by_default
 from tvmattend.transform.rule import judge
 
 
-def stem(layout="NCHW", incoming=3, act=True, between=False, dilation=1):
+def stem(
+    layout="NCHW", incoming=3, act=True, between=False, dilation=1, twice=False, pool_layout=None
+):
     def body(e, x):
         y = e.conv(x, 8, 3, name="expand", strides=2)
         y = e.act(y) if act else y
         y = e.conv(y, 8, 3, 4, name="embed", dilation=dilation, padding=dilation)
         y = e.emit(relax.op.exp(y)) if between else e.act(y)
-        pool = relax.op.nn.avg_pool2d(y, [3, 3], [2, 2], [1, 1], layout=layout)
+        y = e.act(y) if twice else y
+        pool = relax.op.nn.avg_pool2d(y, [3, 3], [2, 2], [1, 1], layout=pool_layout or layout)
         return e.emit(pool, "pool")
 
     shape = (1, incoming, 17, 15) if layout == "NCHW" else (1, 17, 15, incoming)
     return module(body, shape, Emitter(layout))
 
 
-def pooled(layout="NCHW", kernel=1, act=True, strides=1):
+def pooled(layout="NCHW", kernel=1, act=True, strides=1, pool_layout=None):
     def body(e, x):
-        y = e.conv(e.pool(x, "max"), 12, kernel, name="project", strides=strides)
+        y = e.emit(relax.op.nn.max_pool2d(x, [2, 2], [2, 2], layout=pool_layout or layout), "pool")
+        y = e.conv(y, 12, kernel, name="project", strides=strides)
         return e.act(y, "out") if act else y
 
     shape = (1, 8, 9, 7) if layout == "NCHW" else (1, 9, 7, 8)
@@ -103,6 +107,18 @@ def test_matches(rule, mod, variant):
     ("rule", "mod", "reason"),
     [
         (FuseConvolutionPool(), stem(dilation=2), "a dilated convolution"),
+        (FuseConvolutionPool(), stem(incoming=12, dilation=2), "the first convolution is no stem"),
+        (FuseConvolutionPool(), stem(twice=True), "more between convolution and pooling than"),
+        (
+            FuseConvolutionPool(),
+            stem(pool_layout="NHWC"),
+            "the layout changes between convolution and pooling",
+        ),
+        (
+            FusePoolPointwise(),
+            pooled(pool_layout="NHWC"),
+            "the layout changes between pooling and convolution",
+        ),
         (FusePoolPointwise(), pooled(strides=2), "a strided convolution"),
         (FuseGlobalPoolLinear(), head(constant=False), "the weights are no constants"),
         (FuseGlobalPoolLinear(), head((1, 2, 3), True, lone), "over axes [1, 2, 3] of 4"),
