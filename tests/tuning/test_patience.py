@@ -143,6 +143,7 @@ def status(how="", server="a"):
         ({**US, "error": "RPCSessionTimeoutError: over", "phase": "prepare"}, None, "link"),
         (US, status(server="b"), "board"),
         (US, None, "board"),
+        (US, BoardStatus(), "link"),
         # TVM's own server tells nothing.
         ({"phase": "run", "error": "kShutdown"}, BoardStatus(), "crash"),
         ({"phase": "run", "error": "late", "silent": True}, BoardStatus(), "link"),

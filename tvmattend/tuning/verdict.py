@@ -37,10 +37,12 @@ def judge(result: Mapping[str, Any], status: BoardStatus | None) -> Verdict:
         return "kernel"
     if status is None:
         return "board"
-    if not status.server or "server" not in result:
+    if "server" not in result:
         # TVM's own server tells nothing: a session that breaks in the kernel is a crash.
         broke = result.get("phase") == RUN and not result.get("silent")
         return "crash" if broke and not status.server else "link"
+    if not status.server:  # a server of ours, whose answer was garbled; or the end of a tunnel
+        return "link"
     if status.server != result["server"]:
         return "board"
     how = status.ended.get(int(result["session"]), "")
