@@ -49,7 +49,7 @@ def test_a_verified_bundle_with_one_command(capsys):
 
 def test_the_directory_is_named_after_network_and_machine(capsys):
     assert run([*TINY, "--target", "cortex-a72"]) == 0
-    assert Path("artifacts/attendnext_tiny-cortex-a72/model.so").is_file()
+    assert Path("artifacts/attendnext_tiny-cortex-a72/libattendnext_tiny.so").is_file()
     out = capsys.readouterr().out
     assert "0 with a tuning record" in out
     assert "static reasoning" in out
@@ -132,7 +132,7 @@ def test_work_files_lie_beside_the_bundle_and_go(monkeypatch, tmp_path):
         ),
     )
     with pytest.raises(SystemExit, match="stopped"):
-        main([*TINY, "-o", str(tmp_path / "out" / "x")])
+        main([*TINY, "--format", "vm", "-o", str(tmp_path / "out" / "x")])
     assert len(seen) > 1
     for path in seen:
         hidden = path.relative_to(tmp_path / "out").parts[0]

@@ -160,11 +160,14 @@ class Profile:
 
     def _account(self) -> list[str]:
         """Compare the parts with the whole."""
-        calls, machine = f"{len(self.kernels)} kernel calls", f"{self.builtin * 1e3:.3f} ms"
+        calls = f"{len(self.kernels)} kernel calls"
         share = f"{self.best_kernels / self.best_inference:.1%} explained"
         whole = "a whole inference without instrument"
-        typical = f"{calls} {self.total * 1e3:.3f} ms, the virtual machine's own {machine}"
-        best = f"{calls} {self.best_kernels * 1e3:.3f} ms"
+        typical = f"{calls} {self.total * 1e3:.3f} ms"
+        if self.builtin:  # a standalone library has none
+            typical += f", the virtual machine's own {self.builtin * 1e3:.3f} ms"
+        between = 1e6 * (self.best_inference - self.best_kernels)
+        best = f"{calls} {self.best_kernels * 1e3:.3f} ms, between them {between:.1f} us"
         return [
             f"medians  {typical}, {whole} {self.inference * 1e3:.3f} ms",
             f"best     {best}, {whole} {self.best_inference * 1e3:.3f} ms: {share}",

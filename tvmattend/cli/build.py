@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     "--format",
     "bundle_format",
     type=click.Choice(["standalone", "vm"]),
-    default="vm",
+    default="standalone",
     show_default=True,
-    help="A Relax executable for TVM's virtual machine, or a C library that needs nothing.",
+    help="A C library that needs nothing, or a Relax executable for TVM's virtual machine.",
 )
 @click.option(
     "--libc",
