@@ -183,6 +183,25 @@ def test_sigmoid_is_accurate_and_finite():
     assert (np.abs(found[~normal]) < 1e-36).all()
 
 
+@pytest.mark.parametrize("lanes", [12, 20, 48])
+@pytest.mark.parametrize("target", ["cortex-a72", "host"])
+def test_sigmoid_of_vectors_that_no_halving_makes_registers(target, lanes):
+    spec = parse_target(target)
+    x = np.linspace(-9, 9, 5 * lanes, dtype="float32").reshape(5, lanes)
+    (task,) = extract_tasks(lowered(lambda _, var: relax.op.sigmoid(var), [x], spec), spec)
+    use_vector_math()
+    schedule = s_tir.Schedule(task.mod)
+    (block,) = schedule.get_child_blocks(schedule.get_sblock("root", func_name="main"))
+    schedule.vectorize(schedule.get_loops(block)[-1])
+    with spec.to_tvm() as machine:
+        library = tvm.tirx.build(schedule.mod, target=machine)
+    assert "sigmoid" not in library.inspect_source("asm"), "a call of libm or of nothing"
+    if target == "host":
+        out = tvm.runtime.tensor(np.zeros_like(x))
+        library["main"](tvm.runtime.tensor(x), out)
+        assert relative(out.numpy(), 1 / (1 + np.exp(-x.astype("float64")))) < 8e-7
+
+
 @pytest.mark.parametrize("target", ["cortex-a72", "host", "llvm -mcpu=x86-64-v3", "cortex-a53"])
 def test_every_kernel_of_the_network_schedules(target, tiny_module):
     """All points of all kernels of a network are valid schedules for every machine."""

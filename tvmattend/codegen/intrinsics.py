@@ -71,6 +71,11 @@ class _Estimate:
     name: str
     masked: bool = False
 
+    def serves(self, lanes: int) -> bool:
+        """Whether halving a vector of so many lanes ends at the instruction's."""
+        registers, rest = divmod(lanes, self.lanes)
+        return rest == 0 and registers.bit_count() == 1
+
 
 _FRECPE = _Estimate(8, 4, "llvm.aarch64.neon.frecpe.v4f32")
 _VRCP14PS = _Estimate(14, 16, "llvm.x86.avx512.rcp14.ps.512", masked=True)
@@ -172,7 +177,7 @@ class _Vector:
         from tvm import tirx
 
         one, estimate = self.constant(1.0), _estimate()
-        if estimate is not None and self.lanes % estimate.lanes == 0:
+        if estimate is not None and estimate.serves(self.lanes):
             guess = self.let("guess", self.guess(estimate, d, self.lanes))
             bits = estimate.bits
         else:
