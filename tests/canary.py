@@ -18,6 +18,8 @@ __attribute__((constructor)) static void sing(void) {
   if (file) { fputs("loaded", file); fclose(file); }
 }
 """
+# The same in Python.
+PYTHON_CANARY = f"import os\nopen(os.environ['{VARIABLE}'], 'w').close()\n"
 
 
 @functools.cache

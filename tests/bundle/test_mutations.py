@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from canary import VARIABLE, canary_bytes
+from canary import PYTHON_CANARY, VARIABLE, canary_bytes
 
 import tvmattend
 from tvmattend.tuning.records import shipped_root
@@ -34,7 +34,7 @@ def place(signed_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(signed_tiny / kind, place / kind)
     shutil.copy(signed_tiny / "key.pub", place)
     (place / "canary.so").write_bytes(canary_bytes())
-    (place / "canary.py").write_text(f"import os\nopen(os.environ['{VARIABLE}'], 'w').close()\n")
+    (place / "canary.py").write_text(PYTHON_CANARY)
     root = shipped_root()
     assert root is not None
     lines = [

@@ -2,8 +2,10 @@
 """Signatures: whose they are, what they cover, and every way in which one can be wrong."""
 
 import base64
+import importlib.util
 import json
 import os
+import py_compile
 import shutil
 import stat
 import subprocess
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from canary import Cage, canary_bytes
+from canary import PYTHON_CANARY, Cage, canary_bytes
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -446,6 +448,25 @@ def test_a_wrapper_inside_the_bundle_says_that_nobody_checked_it(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(signed, require_signature=keys.public)
+
+
+def test_what_lies_in_the_cache_of_python_is_not_run(signed_tiny: Path, tmp_path: Path) -> None:
+    """A bundle's loader is run from the file that was checked, not from a `.pyc` beside it."""
+    bundle = Path(shutil.copytree(signed_tiny / "standalone", tmp_path / "bundle"))
+    cage = Cage(tmp_path)
+    (tmp_path / "canary.py").write_text(PYTHON_CANARY)
+    cache = importlib.util.cache_from_source(str(bundle / "tvmattend_standalone.py"))
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(tmp_path / "canary.py"), cache, invalidation_mode=unchecked)
+    start = "import sys; sys.path.insert(0, sys.argv[1]); "
+    load_it = "from tvmattend_runtime import load; print(load(sys.argv[1], threads=1).self_test())"
+    for program, sings in ((load_it, False), ("import tvmattend_standalone", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", start + program, bundle],
+            check=False, capture_output=True, text=True, env=cage.environment, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert cage.sang() == sings, program
 
 
 _ON_THE_BOARD = """

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 import re
+import types
 import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -205,9 +205,12 @@ def sibling(name: str) -> Any:
     """Import `<name>.py` of the package or `tvmattend_<name>.py` of a bundle: what is beside."""
     here = Path(__file__).resolve()
     file = here.with_name(f"{name}.py" if here.name == "contents.py" else f"tvmattend_{name}.py")
-    spec = importlib.util.spec_from_file_location(f"tvmattend_{name}", file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise BundleError(f"{file} is missing", AGAIN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{file} is missing: {error.strerror}", AGAIN) from error
+    module = types.ModuleType(f"tvmattend_{name}")
+    module.__file__ = str(file)
+    # Python's own import would take what lies in __pycache__ for it, which nobody has checked.
+    exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)  # noqa: S102
     return module
