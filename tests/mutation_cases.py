@@ -28,7 +28,7 @@ from tvmattend.errors import TargetError, TvmattendError
 from tvmattend.runtime import network
 
 Case = Callable[[random.Random], str]
-# A case that takes longer is a hang, or near to one.
+# A case that computes for longer is a hang, or near to one; who waits instead is noticed outside.
 SLOW_SECONDS = 10.0
 
 
@@ -365,14 +365,14 @@ def main() -> int:
     case, ends, finds, worst = cases(kind, place), Counter[str](), 0, 0.0
     for number in range(first, first + count):
         print("case", number, flush=True)  # noqa: T201
-        start = time.monotonic()
+        start = time.process_time()  # other programs may be busy as well
         try:
             ends[case(random.Random(f"{kind} {seed} {number}"))] += 1
         except Exception:  # noqa: BLE001  (that is what is looked for)
             finds += 1
             text = traceback.format_exc().encode(errors="backslashreplace").decode()
             print(f"FIND {kind} {seed} {number}\n{text}", flush=True)  # noqa: T201
-        worst = max(worst, time.monotonic() - start)
+        worst = max(worst, time.process_time() - start)
     print("slowest", round(worst, 2), "s; ends", json.dumps(ends.most_common()))  # noqa: T201
     return 1 if finds or worst > SLOW_SECONDS else 0
 

@@ -20,8 +20,8 @@ from tvmattend.tuning.records import shipped_root
 KINDS = ("manifest", "files", "forged", "signature", "records", "target")
 SEED = 6
 _TESTS = Path(__file__).resolve().parents[1]
-# A process that says nothing for so long hangs.
-_SILENCE_SECONDS = 60
+# A process that is not done by then hangs: so long, and that much for each case.
+_START_SECONDS, _CASE_SECONDS = 120, 2
 # Of one process: TVM keeps every library that it has loaded.
 _BATCH = 1000
 
@@ -59,7 +59,7 @@ def run(kind: str, place: Path, first: int, count: int) -> str:
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
-            said, errors = process.communicate(timeout=_SILENCE_SECONDS + 0.5 * count)
+            said, errors = process.communicate(timeout=_START_SECONDS + _CASE_SECONDS * count)
         except subprocess.TimeoutExpired:
             process.kill()
             said, errors = process.communicate()
