@@ -65,9 +65,12 @@ def choose_slab(
             # Cost relative to perfect lanes: waste, a cold cache, the halo that is copied twice,
             # and a prime number of vectors, for which no register block has more than one.
             cost = slab.waste(width, machine.lanes)
-            cost += 0.3 if size > machine.l1_bytes // 2 and rows > 1 else 0.0
+            # A pointwise convolution reads each pixel in one place: it may have all of the cache.
+            share = machine.l1_bytes // (1 if kernel_width == 1 else 2)
+            cost += 0.3 if size > share and rows > 1 else 0.0
             cost += 0.02 * (kernel_width - 1) / rows
-            cost += 0.0 if vectors % 2 == 0 or vectors % 3 == 0 or vectors == 1 else 0.1
+            blocked = vectors == 1 or any(vectors % part == 0 for part in (2, 3, 5, 7))
+            cost += 0.0 if blocked else 0.1
             if best is None or cost < best[0] - 1e-9:
                 best = (cost, slab)
     assert best is not None  # noqa: S101  (a height has at least the divisor 1)

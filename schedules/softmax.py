@@ -21,8 +21,8 @@ from schedules.stages import Softmax, Stage
 
 NAME = "softmax"
 
-# Pixels; of two hundred channels these are 26 KB.
-_TILE = 32
+# Registers of a tile: as many sums run side by side as hide the latency of an addition.
+_SIDE_BY_SIDE = 8
 
 
 def softmax(x: Any, axis: int) -> Any:
@@ -134,9 +134,8 @@ def straighten(sch: Any, out: Any, axis: int = 1) -> None:
 
 
 def split_line(sch: Any, line: Any, machine: Machine) -> tuple[Any, Any]:
-    """Cut a line of pixels into tiles whose channels fit the first-level cache."""
-    extent = int(sch.get(line).extent)
-    length = blocks.tile_length(extent, machine.lanes, max(1, _TILE // machine.lanes))
+    """Cut a line of pixels into tiles of a few vectors."""
+    length = blocks.tile_length(int(sch.get(line).extent), machine.lanes, _SIDE_BY_SIDE)
     tile, lane = sch.split(line, [None, length])
     return tile, lane
 
