@@ -2,20 +2,39 @@
 """How often something is tried again, whose fault a failure was, and what is never sent again."""
 
 import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from sample_records import RECORD
-from sample_tasks import FakeMeasurer, lost, matmul
-from test_tuning_run import Bench
+from sample_tasks import FakeMeasurer, FakeRanker, lost, matmul, seconds_of
+from test_tuning_run import HOST, Bench
 
 from tvmattend.device.asking import BoardStatus
-from tvmattend.tuning.bench import Artifact, BoardLostError, LinkBrokenError, Outcome
-from tvmattend.tuning.events import BoardGone, BoardHot, Repeated
+from tvmattend.device.endpoint import Endpoint
+from tvmattend.tuning.bench import (
+    Artifact,
+    BoardLostError,
+    LinkBrokenError,
+    Outcome,
+    Repetition,
+)
+from tvmattend.tuning.board_bench import BoardBench
+from tvmattend.tuning.events import BoardGone, BoardHot, Repeated, TuneOptions
+from tvmattend.tuning.fleet import Fleet
 from tvmattend.tuning.patience import BOARD_LOST, BoardAwayError, Patience, back_off
 from tvmattend.tuning.record_file import RecordFile, prune, read_records
 from tvmattend.tuning.records import RecordSet
+from tvmattend.tuning.run import TuningRun
+from tvmattend.tuning.tally import Tally
 from tvmattend.tuning.verdict import judge
+from tvmattend.tuning.workplace import open_workplace
 
 OK = Outcome("ok", (1e-3,))
 HOT = Outcome("ok", disturbed="throttled", rest=True)
@@ -235,3 +254,107 @@ def test_repairing(tmp_path):
     file.path.write_bytes(whole[:40])
     file.repair()
     assert not file.path.exists(), "nothing was in it"
+
+
+class FakeShop:
+    """Builds at once; its benches know every time."""
+
+    origin = "measured"
+    machine: Mapping[str, object] = MappingProxyType({"core": "fake"})
+
+    def __init__(self):
+        self.sent = []
+
+    def build(self, candidates):
+        return [Artifact("unused", candidate) for candidate in candidates]
+
+    def discard(self, artifact):
+        assert artifact.path == "unused"
+
+    def open_bench(self, roster):
+        assert roster is None
+        return FakeBoard(self.sent)
+
+
+class FakeBoard(Script):
+    board = Endpoint("pi4", 9090)
+
+    def __init__(self, sent):
+        super().__init__()
+        self.sent = sent
+
+    def run(self, artifact, hot_too=False):
+        del hot_too
+        item = artifact.args_info
+        self.sent.append((item.task.name, tuple(sorted(item.point.items()))))
+        time.sleep(random.uniform(0, 0.01))
+        return Outcome("ok", (seconds_of(item.task, item.point),))
+
+    def wake(self):
+        pass
+
+    take_seat = leave_seat = end = lambda *_: None
+
+
+def test_with_one_board_the_same_seed_and_records_give_the_same_plan(tmp_path):
+    plans = []
+    for number in range(3):
+        path = tmp_path / f"{number}.jsonl"
+        sent = []
+        for total in (9, 30):  # the second goes on from the records of the first
+            shop = FakeShop()
+            tally = Tally(lambda _: None)
+            with Fleet(shop, Endpoint("pi4", 9090), Patience(tally), tally, 10.0) as fleet:
+                report = TuningRun(
+                    model="net",
+                    target=HOST,
+                    tasks=[matmul(), matmul(32, name="small"), matmul(48, name="other")],
+                    file=RecordFile(path),
+                    earlier=read_records(path)[0] if path.exists() else [],
+                    found=RecordSet(),
+                    options=TuneOptions(trials=total, seed=3),
+                    crew=fleet,
+                    ranker=FakeRanker(),
+                    observer=tally,
+                ).run()
+            assert report.trials == total
+            sent.append(shop.sent)
+        plans.append(sent)
+    assert plans[0] == plans[1] == plans[2]
+    assert [len(part) for part in plans[0]] == [9, 21]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "flops"),
+    [
+        ((5.0, 5.0), 0.0),  # longer than the trial took: the board's clock was set
+        ((-1e-3, 1e-3), 0.0),
+        ((float("nan"), 1e-3), 0.0),
+        ((float("inf"), 1e-3), 0.0),
+        ((1e-300, 1e-3), 0.0),
+        ((1e-6, 1e-6), 1e9),  # a thousand TFLOP/s
+    ],
+)
+def test_figures_that_cannot_be_are_taken_again(tmp_path, seconds, flops):
+    bench = BoardBench(
+        Endpoint("pi4", 9090), Repetition(1, 2, 0, 1.0), HOST, tmp_path / "probe", tmp_path
+    )
+    result = {"seconds": seconds, "before": {}, "after": {}}
+    with pytest.raises(LinkBrokenError, match="cannot be"):
+        bench._times(result, 1.0, flops)
+    good = bench._times({**result, "seconds": (1e-3, 2e-3)}, 1.0, 1e6)
+    assert (good.run_secs, good.disturbed) == ((1e-3, 2e-3), "")
+    odd = bench._times({**result, "seconds": (1e-5, 2e-3)}, 1.0, 1e6)
+    assert (odd.disturbed, odd.rest) == ("the figures do not agree", False)
+
+
+def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = (f"tvmattend-tune-{dead.pid}-abc", "tvmattend-tune-1-abc", "tvmattend-tune-mine")
+    for name in names:
+        (tmp_path / name).mkdir()
+    with open_workplace() as place:
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {*names[1:], Path(place).name}

@@ -2,7 +2,6 @@
 """Candidates -> times: MetaSchedule's builder, and benches to measure on, here or on a board."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from tvmattend.tuning.bench import Artifact, Bench, Candidate, Ending, Outcome, 
 from tvmattend.tuning.board_bench import BoardBench
 from tvmattend.tuning.builder import KernelBuilder
 from tvmattend.tuning.record import Origin
+from tvmattend.tuning.workplace import open_workplace
 
 if TYPE_CHECKING:
     from tvmattend.tuning.roster import Roster
@@ -53,7 +53,7 @@ class KernelMeasurer:
         self._cross_compiler = cross_compiler
         self._benches: list[Ending] = []
         self._before = set(_workers())
-        self._directory = tempfile.TemporaryDirectory(prefix="tvmattend-tune-")
+        self._directory = open_workplace()
         self._importable = ExitStack()
         self._importable.enter_context(importable())
         try:

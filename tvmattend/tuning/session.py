@@ -5,8 +5,8 @@ The order is the user's: what can be refused without torch, or without compiling
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from tvmattend.storage import require_room, temporary_directory
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.chatter import chatter_to
 from tvmattend.tuning.events import Note, Observer, Planned, Stage, TuneOptions, ignore
+from tvmattend.tuning.hire import hire
 from tvmattend.tuning.record import Origin, Record
 from tvmattend.tuning.record_file import Fault, RecordFile, read_records, record_path
 from tvmattend.tuning.records import RecordSet, find_records, own_records, records_directory
@@ -27,9 +28,7 @@ from tvmattend.tuning.tally import Tally
 
 if TYPE_CHECKING:
     from tvmattend.transform import FusionReport
-    from tvmattend.tuning.crew import Crew
     from tvmattend.tuning.estimated import Model
-    from tvmattend.tuning.measure import KernelMeasurer
 
 # Seconds a trial where no record says: building on two cores, then measuring.
 _TRIAL_SECS: Mapping[Origin | None, float] = {
@@ -38,9 +37,6 @@ _TRIAL_SECS: Mapping[Origin | None, float] = {
     "emulated": 3.0,
     None: 1.5,
 }
-
-# After a session's limit, for the server to end it.
-_SERVER_SECONDS = 10.0
 
 # Of $TMPDIR: the kernels of a batch, their objects, and what the worker processes keep there.
 _TRIAL_BYTES = 64 << 20
@@ -299,7 +295,17 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
         observer(Note(f"all {plan.done} trials are recorded; raise --trials to go on"))
     observer(Stage("starting the builder and the runner"))
     tally = Tally(observer)
-    with _crew(order, board, tally) as crew:
+    hired = hire(
+        order.target,
+        options,
+        board.endpoint,
+        board.origin,
+        board.machine,
+        order.cross_compiler,
+        order.model,
+        tally,
+    )
+    with hired as crew:
         if start.earlier:
             observer(Stage(f"learning from {len(start.earlier)} recorded trials"))
         run = TuningRun(
@@ -317,42 +323,6 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
         )
         observer(Planned(plan))
         return run.run()
-
-
-@contextmanager
-def _crew(order: _Order, board: _Board, observer: Observer) -> Iterator["Crew"]:
-    """Who does the trials; their processes end with the context."""
-    from tvmattend.tuning.crew import Alone
-    from tvmattend.tuning.patience import Patience, back_off
-
-    # Not before the server itself has given up on a session whose client it cannot see any more.
-    wait = max(order.options.board_wait, order.options.timeout + _SERVER_SECONDS)
-    patience = Patience(observer, back_off(wait))
-    with _measurer(order, board) as measurer:
-        if board.endpoint is None:
-            yield Alone(measurer, patience)
-            return
-        from tvmattend.tuning.fleet import Fleet
-
-        with Fleet(measurer, board.endpoint, patience, observer, wait) as fleet:
-            yield fleet
-
-
-def _measurer(order: _Order, board: _Board) -> "KernelMeasurer":
-    options = order.options
-    if order.model is not None:
-        from tvmattend.tuning.estimated import EstimatingMeasurer
-
-        return EstimatingMeasurer(
-            order.model, order.target, options.timeout, board.machine, order.cross_compiler
-        )
-    from tvmattend.tuning.bench import Repetition
-    from tvmattend.tuning.measure import KernelMeasurer
-
-    repetition = Repetition(options.number, options.repeat, options.min_repeat_ms, options.timeout)
-    return KernelMeasurer(
-        order.target, repetition, board.endpoint, board.origin, board.machine, order.cross_compiler
-    )
 
 
 def _plan(start: _Start) -> TunePlan:
