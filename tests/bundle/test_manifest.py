@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tvmattend.bundle.fields import number
 from tvmattend.bundle.kernels import KernelLaunch, KernelSchedule, RecordCounts
 from tvmattend.bundle.manifest import (
     FileEntry,
@@ -144,3 +145,12 @@ def test_a_newer_schema_asks_for_a_newer_tvmattend() -> None:
     with pytest.raises(BundleError) as caught:
         Manifest.from_json({**MANIFEST.to_json(), "schema": 2, "invented": "later"})
     assert "newer" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), float("nan"), float("inf"), True, "1", None]
+)
+def test_what_no_float_can_hold_is_no_number(value: Any) -> None:
+    with pytest.raises(BundleError, match="`field` is not a number"):
+        number(value, "field")
+    assert number(10**300, "field") == 1e300

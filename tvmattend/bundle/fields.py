@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fields of a JSON object, read one by one: what is not as it should be is refused by its name."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
-
-import numpy as np
 
 from tvmattend.errors import BundleError
 
@@ -70,8 +69,8 @@ def words(value: Any, where: str) -> tuple[str, ...]:
 
 
 def number(value: Any, where: str) -> float:
-    """Give a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    """Give a finite number; JSON's integers may be larger than any of Python's floats."""
+    if type(value) not in {int, float} or not abs(value) <= sys.float_info.max:
         raise malformed(where, "a number")
     return float(value)
 
