@@ -10,6 +10,7 @@
 Known gaps, all of which make the estimate differ from silicon: write streaming (a Cortex-A72 that
 stores whole lines in a row stops fetching them, so a large memcpy takes half of what is estimated;
 modelled after the reference manual's thresholds it made every network too fast, see
-benchmarks/NOTES.md); TLBs and the order of stores (modelled, they bought nothing and went); values (a division's time depends on its operands; the longest is assumed); code misses; the
-operating system; parallel regions are as long as the share of the thread that starts them.
+benchmarks/NOTES.md); TLBs and the order of stores (modelled, they bought nothing and went); values
+(a division's time depends on its operands; the longest is assumed); code misses; the operating
+system; parallel regions are as long as the share of the thread that starts them.
 """
