@@ -77,7 +77,7 @@ def main(
     stem = results / f"a72-network-{threads}"
     data = {**found.to_json(), "records": ours["records"], "slowest": ours["slowest"]}
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    command = f"$ python benchmarks/a72_network.py --threads {threads}"
+    command = f"$ python benchmarks/a72_network.py --threads {threads} --against {against}"
     stem.with_suffix(".txt").write_text("\n".join([command, *text]) + "\n", encoding="utf-8")
 
 
