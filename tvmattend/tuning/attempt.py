@@ -21,7 +21,7 @@ from tvmattend.device.endpoint import Endpoint, close_session, open_session
 from tvmattend.device.probe_kernel import ProbeModule
 from tvmattend.device.serving.conditions import read_conditions
 from tvmattend.device.serving.wire import CONDITIONS_FUNCTION, SESSION_FUNCTION
-from tvmattend.errors import BoardMismatchError
+from tvmattend.errors import BoardMismatchError, TvmattendError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 
@@ -75,15 +75,16 @@ def attempt(job: Job) -> dict[str, Any]:
         `phase`, the session's `server` and `session` where the server tells them, and either
         `seconds` with the conditions `before` and `after`; or `hot`, a throttled board that
         nothing was run on; or `error` with `alive`, whether the session survived it; or `unfit`,
-        a board that cannot run code for the target. `info` describes a board that was examined.
-
-    Raises:
-        BoardUnreachableError: There is no session to be had.
+        a board that cannot run code for the target; or `unreached`, why there is no session.
+        `info` describes a board that was examined.
     """
     _die_with_parent()
     note = _Notes(Path(job.progress))
     note(phase=CONNECT)
-    session = open_session(job.board, job.match_key, session_timeout=job.session_timeout)
+    try:
+        session = open_session(job.board, job.match_key, session_timeout=job.session_timeout)
+    except TvmattendError as error:
+        return {"unreached": f"{type(error).__name__}: {error}", **note.known}
     try:
         return {**_measure(job, session, note), **note.known}
     except BoardMismatchError as error:

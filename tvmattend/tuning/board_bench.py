@@ -191,13 +191,13 @@ class BoardBench:
                 **read_notes(Path(job.progress)),
                 "error": "ChildProcessError: TVM's RPC client crashed",
             }
-        except TvmattendError as error:  # no session: it is not the kernel's fault
-            status = ask_board(seat.board.host, seat.board.port)
-            if status is not None and status.server and not status.busy:
-                raise LinkBrokenError(str(error)) from error
-            raise BoardLostError(str(error), during_kernel=False) from error
         finally:
             Path(job.progress).unlink(missing_ok=True)
+        if "unreached" in result:  # no session: it is not the kernel's fault
+            status = ask_board(seat.board.host, seat.board.port)
+            if status is not None and status.server and not status.busy:
+                raise LinkBrokenError(result["unreached"])
+            raise BoardLostError(result["unreached"], during_kernel=False)
         return self._outcome(result, seat, artifact, time.monotonic() - begun)
 
     def _job(self, artifact: Artifact, seat: Seat, hot_too: bool, known: bool) -> Job:

@@ -12,6 +12,7 @@ from typing import Any
 from tvmattend.codegen.link import Linker
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
+from tvmattend.tuning.pools import end_pool
 
 _KERNELS_PER_PROCESS = 64
 
@@ -73,13 +74,9 @@ class KernelBuilder:
         mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
         workers.make_kernel(mod, self._target, self._directory, self._linker)
 
-    def stop(self) -> None:
-        """Begin nothing new: a worker that is killed now stays dead."""
-        self._pool._threadpool.shutdown(wait=False, cancel_futures=True)  # noqa: SLF001
-
     def close(self) -> None:
-        """Forget the workers, which the caller has killed."""
-        self._pool.shutdown(wait=False)
+        """End the workers, whatever they are doing."""
+        end_pool(self._pool)
 
 
 def _make(job: tuple[Any, Any, str, Linker]) -> str:

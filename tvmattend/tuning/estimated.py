@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Artifact, Candidate, Outcome, Repetition
 from tvmattend.tuning.measure import KernelMeasurer
+from tvmattend.tuning.pools import end_pool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,8 +201,8 @@ class _Processes:
         )
 
     def end(self) -> None:
-        """Forget the processes, which the measurer has killed."""
-        self.pool.shutdown(wait=False)
+        """Kill the processes, whatever they run."""
+        end_pool(self.pool)
 
 
 def _run_here(

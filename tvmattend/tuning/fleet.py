@@ -57,6 +57,10 @@ class Shop(Protocol):
         """A bench for another board."""
 
 
+class _StoppedError(Exception):
+    """The run is over: ends a thread that waits for something."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """A kernel on its way: built, or known not to build."""
@@ -143,9 +147,9 @@ class Fleet:
         for bench in list(self._benches):
             bench.end()
         deadline = time.monotonic() + _JOIN_SECONDS
-        for lane in self._lanes:
+        for lane in list(self._lanes):  # the builder ends when the shop kills its processes
             lane.join(max(0.0, deadline - time.monotonic()))
-        for bench in self._benches:  # one may have started its process meanwhile
+        for bench in list(self._benches):  # one may have started its process meanwhile
             bench.end()
 
     def __enter__(self) -> "Fleet":  # noqa: PYI034  (Self came with Python 3.11)
@@ -154,7 +158,7 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, action: Callable[[], None], name: str) -> None:
+    def _start(self, action: Callable[[], None], name: str) -> threading.Thread:
         def run() -> None:
             try:
                 action()
@@ -163,11 +167,12 @@ class Fleet:
                     self._told.put(error)
 
         thread = threading.Thread(target=run, daemon=True, name=f"tvmattend-{name}")
-        self._lanes.append(thread)
         thread.start()
+        return thread
 
     def _sleep(self, seconds: float) -> None:
-        self._stop.wait(seconds)
+        if self._stop.wait(seconds):
+            raise _StoppedError
 
     def _build(self) -> None:
         while not self._stop.is_set():
@@ -185,7 +190,7 @@ class Fleet:
     def _open_lane(self) -> None:
         bench = self._shop.open_bench(self._roster)
         self._benches.append(bench)
-        self._start(lambda: self._lane(bench), f"lane-{len(self._benches)}")
+        self._lanes.append(self._start(lambda: self._lane(bench), f"lane-{len(self._benches)}"))
 
     def _lane(self, bench: BoardBench) -> None:
         with self._occupied():

@@ -5,6 +5,8 @@ TVM's own limit is kept by a thread inside the worker, which cannot be relied up
 there hangs or is out of its mind.
 """
 
+import contextlib
+import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -46,3 +48,5 @@ class KillableWorker(PopenWorker):  # type: ignore[misc]  # TVM has no types
         process = self._proc
         if process is not None:
             process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # no zombie stays
+                process.wait(1.0)

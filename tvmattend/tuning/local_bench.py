@@ -12,6 +12,7 @@ from tvmattend.device.conditions import conditions_from, disturbance
 from tvmattend.device.serving.conditions import file_reader, read_conditions, vcgencmd
 from tvmattend.tuning import workers
 from tvmattend.tuning.bench import CRASHED, Artifact, Outcome, Repetition
+from tvmattend.tuning.pools import end_pool
 
 
 class LocalBench:
@@ -76,5 +77,5 @@ class LocalBench:
         return True
 
     def end(self) -> None:
-        """Forget the worker, which the caller has killed."""
-        self._runner.pool.shutdown(wait=False)
+        """Kill the worker, whatever it runs."""
+        end_pool(self._runner.pool)

@@ -16,6 +16,7 @@ from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Artifact, Bench, Candidate, Ending, Outcome, Repetition
 from tvmattend.tuning.board_bench import BoardBench
 from tvmattend.tuning.builder import KernelBuilder
+from tvmattend.tuning.pools import kill_tree
 from tvmattend.tuning.record import Origin
 from tvmattend.tuning.workplace import open_workplace
 
@@ -150,17 +151,14 @@ class KernelMeasurer:
     def close(self) -> None:
         """Kill the workers this object started, then remove what was built.
 
-        The processes go first and by force: MetaSchedule's own shutdown closes a pipe that another
-        thread reads, and would wait for a kernel that hangs.
+        By force: a kernel that hangs is not waited for.
         """
         if hasattr(self, "_builder"):  # a failed start leaves it out
-            self._builder.stop()
-        for worker in set(_workers()) - self._before:
-            _kill_tree(worker)
-        if hasattr(self, "_builder"):
             self._builder.close()
         for bench in self._benches:
             bench.end()
+        for worker in set(_workers()) - self._before:  # one that was just starting
+            kill_tree(worker)
         self._importable.close()
         self._directory.cleanup()
 
@@ -191,13 +189,3 @@ def _workers() -> list[Any]:
             return False
 
     return [child for child in psutil.Process().children() if is_worker(child)]
-
-
-def _kill_tree(process: Any) -> None:
-    import psutil
-
-    try:
-        for each in [*process.children(recursive=True), process]:
-            each.kill()
-    except psutil.NoSuchProcess:
-        return
