@@ -6,6 +6,7 @@ package is missing.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ from tvmattend.codegen import build
 from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, prepare
 from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.target import host_target
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and what ignores a signal
+# passes that on: the programs that the tests interrupt would never end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
