@@ -4,8 +4,8 @@
 Reads the unpruned records of one long run, in the order of its trials (the same seed gives the same
 plan, so a shorter run is the longer one's beginning), and prints
 
-- for every kernel, the best of its first 16 trials against the best of its first 256, as a share of
-  the speed; where a design space has fewer points than 256, that is all of them;
+- for every kernel, the best of its first 16 trials against the best of its first 256 (of all that
+  the run gave it, where those are fewer), as a share of the speed;
 - for the network, the sum of its kernels' best times after a quarter of the run against the end's.
 
     tvmattend tune --target host --threads 1 --trials 1040 --tuning-records DIR
@@ -79,10 +79,11 @@ def main(file: Path, model: str, results: Path) -> None:
     ]
     shares = sorted(row["share"] for row in rows if row["trials"])
     behind = totals[0] / totals[1] - 1
+    most = min(MANY, max(row["trials"] for row in rows))
     print(
-        f"{FEW} trials reach {shares[0]:.1%} of {MANY}'s speed or more (median "
-        f"{shares[len(shares) // 2]:.1%}); {len(quarter)} trials end {behind:.1%} behind "
-        f"{len(records)} ({len(begun)} of {len(tasks)} kernels begun)"
+        f"{FEW} trials of a kernel reach {shares[0]:.1%} of the speed of up to {most} or more "
+        f"(median {shares[len(shares) // 2]:.1%}); {len(quarter)} trials of all end {behind:.1%} "
+        f"behind {len(records)} ({len(begun)} of {len(tasks)} kernels begun)"
     )
     results.mkdir(exist_ok=True)
     path = results / f"search-{model}-{target.name}-{first.origin}-{target.num_cores}.json"
