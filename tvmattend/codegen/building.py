@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Observer = Callable[[str], None]
 
 ARTIFACTS = "artifacts"
-# The same outputs bit for bit, not slower (benchmarks/standalone_overhead.py), and the device needs
+# The same outputs bit for bit, not slower (benchmarks/formats.py), and the device needs
 # no TVM. Whatever the importer takes has static shapes and kernels alone, hence a C form; `vm` is
 # for who wants TVM's own runtime and tools on the board.
 DEFAULT_FORMAT = "standalone"
