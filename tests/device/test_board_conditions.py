@@ -137,7 +137,8 @@ def test_a_served_board_tells_its_conditions_also_while_it_is_busy(
         assert mine == {"server": status.server, "session": 1}
     finally:
         close_session(session)
-    assert ended(board) == {1: "closed"}
+    # The client says that it goes and goes; the server may see the second before the first.
+    assert ended(board) in ({1: "closed"}, {1: "client left"})
 
 
 def ended(board: Endpoint) -> dict[int, str]:
