@@ -119,6 +119,24 @@ def test_the_waits_make_up_what_the_user_gave(seconds, waits):
     assert back_off(seconds) == waits
 
 
+def test_a_silent_board_is_waited_for_no_longer_than_the_user_gave():
+    """Each look at it takes ten seconds: they count, and only the last may end too late."""
+    now, events = [0.0], []
+
+    def spend(seconds):
+        now[0] += seconds
+
+    class Silent(Script):
+        def answers(self):
+            spend(10.0)
+            return False
+
+    asked = Patience(events.append, waits=back_off(31.0), sleep=spend, clock=lambda: now[0])
+    assert not asked.wait_for(Silent(), "no answer")
+    assert now[0] <= 31.0 + 10.0
+    assert len(events) == 3
+
+
 def test_a_throttled_sample_is_measured_again_after_a_rest():
     outcome, events, slept = measure(HOT, replace(OK, disturbed="throttled", rest=True), OK)
     assert outcome == replace(OK, sent=3)

@@ -49,6 +49,7 @@ class Patience:
         link_waits: Seconds before each new attempt after a broken connection.
         rests: Seconds that a throttled board rests, before each new attempt.
         sleep: Waits.
+        clock: Tells seconds; a silent board takes its time for each attempt, too.
     """
 
     observer: Observer
@@ -56,6 +57,7 @@ class Patience:
     link_waits: Sequence[float] = LINK_WAITS
     rests: Sequence[float] = RESTS
     sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
 
     def measure(self, bench: Bench, artifact: Artifact) -> Outcome:
         """Measure a kernel, again after what passes.
@@ -96,8 +98,14 @@ class Patience:
                 self.sleep(wait)
 
     def wait_for(self, bench: Bench, reason: str) -> bool:
-        """Wait until the board answers; give whether it did."""
+        """Wait until the board answers, no longer than all waits together; give whether it did.
+
+        The attempt that is under way when that time is over is the last.
+        """
+        end = self.clock() + sum(self.waits)
         for attempt, wait in enumerate(self.waits, start=1):
+            if attempt > 1 and self.clock() >= end:
+                return False
             line = one_line(reason)
             self.observer(BoardGone(wait, attempt, len(self.waits), line, bench.name))
             self.sleep(wait)
