@@ -12,7 +12,7 @@ from typing import Any
 
 from schedules import blocks
 from schedules.machines import Machine
-from schedules.space import Choose, Part
+from schedules.space import Choose, Part, Placed
 from schedules.stages import Stage
 
 NAME = "average_pool"
@@ -67,24 +67,27 @@ def average_pool(
 
 def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """One point: a job is a channel, whose sums stay in the first-level cache."""
-    del sch
+    assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
+    iters = sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars
+    channels = int(iters[1].dom.extent)
 
-    def schedule(sch: Any, choose: Choose) -> None:
+    def place(sch: Any, choose: Choose, columns: int) -> Placed:
         del choose
         out, pool = (sch.get_sblock(name, func_name="main") for name in (stage.out, stage.anchor))
-        job = sch.fuse(*sch.get_loops(out)[:2])
+        n, c, *_ = sch.get_loops(out)
+        g, job = sch.split(c, [columns, None])
+        column = sch.fuse(n, g)
         if stage.out != stage.anchor:
             sch.compute_at(pool, job, preserve_unit_loops=True)
             blocks.vectorize_innermost(sch, out, machine.lanes)
         for name in stage.pads:
             slab = sch.get_sblock(name, func_name="main")
             sch.compute_at(slab, job, preserve_unit_loops=True)
-            if sch.can_decompose_padding(slab, sch.get_loops(slab)[1]):
-                zeros = sch.decompose_padding(slab, sch.get_loops(slab)[1])
+            if sch.can_decompose_padding(slab, sch.get_loops(slab)[2]):
+                zeros = sch.decompose_padding(slab, sch.get_loops(slab)[2])
                 blocks.vectorize_innermost(sch, zeros, machine.lanes)
             blocks.vectorize_innermost(sch, slab, machine.lanes)
-        sch.parallel(job)
         # Its loop over pixels is left to LLVM, which makes interleaved loads of it.
-        sch.unroll(sch.get_loops(pool)[-1])
+        return Placed(column, job, lambda: sch.unroll(sch.get_loops(pool)[-1]))
 
-    return Part((), schedule)
+    return Part((), place=place, columns=tuple(blocks.divisors(channels)), groups=channels)

@@ -67,8 +67,7 @@ def tile_length(extent: int, lanes: int, widest: int = 4) -> int:
 def whole(extent: int, lanes: int) -> int:
     """Elements computed at once: a vector, else the longest divisor of an axis up to four vectors.
 
-    LLVM splits an odd vector into whole ones; several at once cost a Cortex-A72 spills, 14 % of a
-    Winograd kernel.
+    LLVM splits an odd vector into whole ones; several at once cost a Cortex-A72 spills.
     """
     return lanes if extent % lanes == 0 else max(divisors(extent, 4 * lanes))
 

@@ -14,13 +14,14 @@ Strided convolutions split the map into s x s phases. A job is a slab of R rows 
 padded input fits the first-level cache.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from schedules import blocks
 from schedules.machines import Machine
 from schedules.softmax import place_rows, split_line, straighten
-from schedules.space import Choose, Knob, Part
+from schedules.space import Choose, Knob, Part, Placed
 from schedules.stages import Stage
 
 NAME = "conv2d_pixels"
@@ -157,7 +158,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """Register blocks of features x vectors, and which taps are unrolled: none, a row's, all."""
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
-    batch, groups, chunks, features, vectors = (int(var.dom.extent) for var in iters[:5])
+    _, groups, chunks, features, vectors = (int(var.dom.extent) for var in iters[:5])
     kernel_width = int(iters[-1].dom.extent)
     tiles = [
         (f, v)
@@ -179,62 +180,65 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         Knob("unroll_taps", taps, min(1, taps[-1])),
     )
 
-    def schedule(sch: Any, choose: Choose) -> None:
-        plan = (code[choose("tile")], choose("unroll_taps"))
-        _schedule(sch, stage, machine, (groups, chunks), plan, batch * groups * chunks > 1)
+    def place(sch: Any, choose: Choose, columns: int) -> Placed:
+        f, v = code[choose("tile")]
+        tile = (math.gcd(f, groups * features // columns), v)
+        return _place(sch, stage, machine, (columns, chunks), (tile, choose("unroll_taps")))
 
-    return Part(knobs, schedule)
+    # The features of one column read the same pixels: they may be cut anywhere.
+    columns = (groups,) if groups > 1 else tuple(blocks.divisors(features))
+    return Part(knobs, place=place, columns=columns, groups=groups)
 
 
-def _schedule(
+def _place(
     sch: Any,
     stage: Stage,
     machine: Machine,
     cut: tuple[int, int],
     plan: tuple[tuple[int, int], int],
-    parallel: bool,
-) -> None:
-    (groups, chunks), (tile, unroll_taps) = cut, plan
+) -> Placed:
+    (columns, chunks), (tile, unroll_taps) = cut, plan
     conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
     finish_softmax = None
     if stage.softmax is None:
         n, c, y, x = sch.get_loops(out)
-        g, f = sch.split(c, [groups, None])
+        g, f = sch.split(c, [columns, None])
         chunk, row = sch.split(y, [chunks, None])
         sch.reorder(n, g, chunk, f, row, x)
     else:
         straighten(sch, out)
         n, c, q = sch.get_loops(out)
-        g, f = sch.split(c, [groups, None])
+        g, f = sch.split(c, [columns, None])
         chunk, line = sch.split(q, [chunks, None])
         line, lane = split_line(sch, line, machine)
         sch.reorder(n, g, chunk, line, f, lane)
         finish_softmax = place_rows(sch, stage.softmax, line, machine, innermost=False)
-    job = sch.fuse(n, g, chunk)
-    sch.compute_at(conv, job, preserve_unit_loops=True)
+    column = sch.fuse(n, g)
+    sch.compute_at(conv, chunk, preserve_unit_loops=True)
     for pad in stage.pads:
         slab = sch.get_sblock(pad, func_name="main")
-        sch.compute_at(slab, job, preserve_unit_loops=True)
+        sch.compute_at(slab, chunk, preserve_unit_loops=True)
         _fill_slab(sch, slab, machine)
-    if parallel:
-        sch.parallel(job)
     blocks.vectorize_innermost(sch, out, machine.lanes)
-    if finish_softmax is not None:
-        finish_softmax()
 
-    *_, f, vector, lane, rc, ry, rx = sch.get_loops(conv)
-    f_out, f_in = sch.split(f, [None, tile[0]])
-    v_out, v_in = sch.split(vector, [None, tile[1]])
-    sch.reorder(v_out, f_out, rc, ry, rx, f_in, v_in, lane)
-    for loop in (rx, ry)[:unroll_taps]:
-        sch.unroll(loop)
-    # In registers: written back once, after the whole reduction.
-    registers = sch.cache_write(conv, 0, blocks.REGISTERS)
-    sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
-    blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
-    init = sch.decompose_reduction(conv, rc)
-    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
-    blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
+    def finish() -> None:
+        if finish_softmax is not None:
+            finish_softmax()
+        *_, f, vector, lane, rc, ry, rx = sch.get_loops(conv)
+        f_out, f_in = sch.split(f, [None, tile[0]])
+        v_out, v_in = sch.split(vector, [None, tile[1]])
+        sch.reorder(v_out, f_out, rc, ry, rx, f_in, v_in, lane)
+        for loop in (rx, ry)[:unroll_taps]:
+            sch.unroll(loop)
+        # In registers: written back once, after the whole reduction.
+        registers = sch.cache_write(conv, 0, blocks.REGISTERS)
+        sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
+        blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
+        init = sch.decompose_reduction(conv, rc)
+        blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
+        blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
+
+    return Placed(column, chunk, finish)
 
 
 def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
@@ -246,11 +250,12 @@ def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
         sch.reorder(channel, row, down, column, across)
         sch.unroll(across)
         return
-    if not sch.can_decompose_padding(slab, loops[1]):
+    # Around the slab's own loops are those over columns and jobs.
+    if not sch.can_decompose_padding(slab, loops[2]):
         blocks.vectorize_innermost(sch, slab, machine.lanes)
         return
-    zeros = sch.decompose_padding(slab, loops[1])
+    zeros = sch.decompose_padding(slab, loops[2])
     blocks.vectorize_innermost(sch, slab, machine.lanes)
-    _, *inner = sch.get_loops(zeros)[1:]
+    _, *inner = sch.get_loops(zeros)[2:]
     _, lane = sch.split(sch.fuse(*inner), [None, machine.lanes])
     sch.vectorize(lane)

@@ -11,6 +11,7 @@ class Machine:
 
     Attributes:
         lanes: fp32 elements in one vector register.
+        registers: Vector registers.
         accumulators: Vector registers that may hold accumulators; the others feed them.
         l1_bytes: First-level data cache of one core.
         weights_a_load: Consecutive scalars that one load brings to multiply-adds: a vector of them
@@ -20,6 +21,7 @@ class Machine:
     """
 
     lanes: int
+    registers: int
     accumulators: int
     l1_bytes: int
     weights_a_load: int = 1
@@ -29,12 +31,14 @@ class Machine:
 
 # 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6) and
 # the L2 gives one core 8 bytes a cycle, an eighth of what Zen 5's does.
-AARCH64 = Machine(lanes=4, accumulators=24, l1_bytes=32 * 1024, weights_a_load=4, spill=0.07)
+AARCH64 = Machine(
+    lanes=4, registers=32, accumulators=24, l1_bytes=32 * 1024, weights_a_load=4, spill=0.07
+)
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
-X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024)
-X86_64_V3 = Machine(lanes=8, accumulators=12, l1_bytes=32 * 1024)
+X86_64_V4 = Machine(lanes=16, registers=32, accumulators=28, l1_bytes=32 * 1024)
+X86_64_V3 = Machine(lanes=8, registers=16, accumulators=12, l1_bytes=32 * 1024)
 # SSE has no fused multiply-add and 16 registers of 4 lanes.
-X86_64 = Machine(lanes=4, accumulators=12, l1_bytes=32 * 1024)
+X86_64 = Machine(lanes=4, registers=16, accumulators=12, l1_bytes=32 * 1024)
 
 # LLVM cores beyond the psABI levels whose vectors are 512 bits wide.
 _AVX512_CORES = ("x86-64-v4", "znver4", "znver5", "skylake-avx512", "icelake", "sapphirerapids")

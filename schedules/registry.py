@@ -10,6 +10,7 @@ from typing import Any
 from schedules import (
     average_pool,
     blocks,
+    columns,
     conv2d_channels,
     conv2d_pixels,
     dense,
@@ -63,7 +64,7 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
     numbered = len(found) > 1
     parts = [_part(sch, stage, machine) for stage in found]
     if numbered:
-        parts = [Part(tuple(map(_fewer, part.knobs)), part.schedule) for part in parts]
+        parts = [replace(part, knobs=tuple(map(_fewer, part.knobs))) for part in parts]
     counts = Counter(_family(stage) for stage in found)
     names = [name if count == 1 else f"{count}*{name}" for name, count in counts.items()]
 
@@ -76,10 +77,22 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
         for knob in part.knobs
     )
 
+    runs = columns.runs(sch, found, parts, machine)
+    if runs:
+        knobs = (*knobs, columns.knob(runs, machine))
+
     def schedule(sch: Any, choose: Choose) -> None:
         stages.cut(sch)
+        together = runs if runs and choose(columns.KNOB) else []
+        placed = {}
         for index, part in enumerate(parts):
-            part.schedule(sch, _within(choose, partial(label, index)))
+            own = _within(choose, partial(label, index))
+            if part.place is not None:
+                count = next((run.columns for run in together if index in run.stages), None)
+                placed[index] = part.place(sch, own, count or part.columns[0])
+            elif part.schedule is not None:
+                part.schedule(sch, own)
+        columns.make_parallel(sch, placed, together)
 
     return DesignSpace("+".join(names), knobs, schedule)
 

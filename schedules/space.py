@@ -41,11 +41,42 @@ class Knob:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A stage that is cut into columns, each of which is cut into jobs, and not yet parallel.
+
+    Attributes:
+        column: The outer loop, over the columns of all images.
+        job: The loop in it.
+        finish: Schedules what is left. Called after the jobs are made parallel, since TVM makes no
+            loop parallel over a reduction whose start is a block of its own.
+    """
+
+    column: Any
+    job: Any
+    finish: Callable[[], None]
+
+
+Place = Callable[[Any, Choose, int], Placed]
+
+
+@dataclass(frozen=True)
 class Part:
-    """The decisions of one stage of a kernel, and the function that schedules that stage."""
+    """The decisions of one stage of a kernel, and the function that schedules that stage.
+
+    Attributes:
+        knobs: The decisions.
+        schedule: Schedules the stage, or
+        place: cuts its features into so many columns (its last argument), and leaves it to the
+            kernel what runs in parallel.
+        columns: Numbers of columns that `place` can cut the features into, its own first.
+        groups: Columns of the input that no two columns of features share.
+    """
 
     knobs: tuple[Knob, ...]
-    schedule: Callable[[Any, Choose], None]
+    schedule: Callable[[Any, Choose], None] | None = None
+    place: Place | None = None
+    columns: tuple[int, ...] = ()
+    groups: int = 1
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schedules import blocks
+
 TAPS = 3
 
 _G2 = ((1.0, 0.0, 0.0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0.0, 0.0, 1.0))
@@ -175,3 +177,25 @@ def transformed_rows(
     zero, one = tirx.const(0.0, dtype), tirx.const(1.0, dtype)
     first, last = tirx.Select(y >= 0, one, zero), tirx.Select(bottom < height, one, zero)
     return algorithm.transform_inputs([read(row) for row in rows], first, last)
+
+
+def fill_slab(sch: Any, slab: Any, lanes: int, depth: int = 1) -> None:
+    """Zero the slab, then transform what lies inside the map, all points of a vector at once.
+
+    Args:
+        sch: The schedule.
+        slab: The block, whose innermost loops are the points, two more, and the vectors' axis.
+        lanes: Of a register.
+        depth: Loops around the slab's own.
+    """
+    zeros = sch.decompose_padding(slab, sch.get_loops(slab)[depth])
+    *_, points, outer, inner, axis = sch.get_loops(slab)
+    across, lane = sch.split(axis, [None, blocks.whole(int(sch.get(axis).extent), lanes)])
+    sch.reorder(outer, inner, across, points, lane)
+    sch.unroll(points)
+    sch.vectorize(lane)
+    # Of one line; TVM does not find out that indices of more axes are contiguous.
+    fused = sch.fuse(*sch.get_loops(zeros)[-2:])
+    length = blocks.vector_length(int(sch.get(fused).extent), lanes)
+    _, lane = sch.split(fused, [None, length])
+    sch.vectorize(lane)

@@ -148,7 +148,7 @@ def _schedule(
     sch.compute_at(conv, job, preserve_unit_loops=True)
     (slab,) = (sch.get_sblock(pad, func_name="main") for pad in stage.pads)
     sch.compute_at(slab, job, preserve_unit_loops=True)
-    _fill_slab(sch, slab, machine)
+    winograd.fill_slab(sch, slab, machine.lanes)
     sch.parallel(job)
     if finish_softmax is not None:
         finish_softmax()
@@ -166,17 +166,3 @@ def _schedule(
     sch.vectorize(lane)
     for loop in tile_loops[-4:]:
         sch.unroll(loop)
-
-
-def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
-    """Zero the slab, then transform what lies inside the map, all points of a pixel at once."""
-    zeros = sch.decompose_padding(slab, sch.get_loops(slab)[1])
-    *_, k, t, q, c = sch.get_loops(slab)
-    channels, lane = sch.split(c, [None, blocks.whole(int(sch.get(c).extent), machine.lanes)])
-    sch.reorder(t, q, channels, k, lane)
-    sch.unroll(k)
-    sch.vectorize(lane)
-    fused = sch.fuse(*sch.get_loops(zeros)[-2:])
-    length = blocks.vector_length(int(sch.get(fused).extent), machine.lanes)
-    _, lane = sch.split(fused, [None, length])
-    sch.vectorize(lane)

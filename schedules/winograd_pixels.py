@@ -18,7 +18,7 @@ from schedules import blocks, winograd
 from schedules.conv2d_pixels import Slab
 from schedules.machines import Machine
 from schedules.softmax import place_rows
-from schedules.space import Choose, Knob, Part
+from schedules.space import Choose, Knob, Part, Placed
 from schedules.stages import Stage
 
 NAME = "winograd_pixels"
@@ -130,7 +130,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """Register blocks of features x vectors, and whether the three taps are unrolled."""
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
-    batch, groups, chunks, points, features, vectors = (int(var.dom.extent) for var in iters[:6])
+    _, groups, chunks, points, features, vectors = (int(var.dom.extent) for var in iters[:6])
     tiles = [
         (f, v)
         for f in blocks.divisors(features)
@@ -148,22 +148,20 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     code = {f * 100 + v: (f, v) for f, v in sorted(tiles, key=cost)[:8]}
     knobs = (Knob("tile", tuple(code), next(iter(code))), Knob("unroll_taps", (0, 1), 0))
 
-    def schedule(sch: Any, choose: Choose) -> None:
+    def place(sch: Any, choose: Choose, columns: int) -> Placed:
         plan = (code[choose("tile")], bool(choose("unroll_taps")))
-        cut = (groups, chunks, points - winograd.TAPS + 1)
-        _schedule(sch, stage, machine, cut, plan, batch * groups * chunks > 1)
+        return _place(sch, stage, machine, (columns, chunks, points - winograd.TAPS + 1), plan)
 
-    return Part(knobs, schedule)
+    return Part(knobs, place=place, columns=(groups,), groups=groups)
 
 
-def _schedule(
+def _place(
     sch: Any,
     stage: Stage,
     machine: Machine,
     cut: tuple[int, int, int],
     plan: tuple[tuple[int, int], bool],
-    parallel: bool,
-) -> None:
+) -> Placed:
     (groups, chunks, outputs), (tile, unroll_taps) = cut, plan
     conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
     n, c, y, x = sch.get_loops(out)
@@ -173,47 +171,36 @@ def _schedule(
     if stage.softmax is None:
         # The rows of a tile side by side: they share most of their sums.
         across, lane = sch.split(x, [None, blocks.whole(int(sch.get(x).extent), machine.lanes)])
-        sch.reorder(n, g, chunk, f, row, across, m, lane)
+        pairs = machine.registers == 32 and int(sch.get(across).extent) % 2 == 0
+        across, pair = sch.split(across, [None, 2 if pairs else 1])
+        sch.reorder(n, g, chunk, f, row, across, pair, m, lane)
+        sch.unroll(pair)
         sch.unroll(m)
         sch.vectorize(lane)
     else:
         sch.reorder(n, g, chunk, row, m, f, x)
         finish_softmax = place_rows(sch, stage.softmax, m, machine, innermost=False)
         blocks.vectorize_innermost(sch, out, machine.lanes)
-    job = sch.fuse(n, g, chunk)
-    sch.compute_at(conv, job, preserve_unit_loops=True)
+    column = sch.fuse(n, g)
+    sch.compute_at(conv, chunk, preserve_unit_loops=True)
     (slab,) = (sch.get_sblock(pad, func_name="main") for pad in stage.pads)
-    sch.compute_at(slab, job, preserve_unit_loops=True)
-    _fill_slab(sch, slab, machine)
-    if parallel:
-        sch.parallel(job)
-    if finish_softmax is not None:
-        finish_softmax()
+    sch.compute_at(slab, chunk, preserve_unit_loops=True)
+    winograd.fill_slab(sch, slab, machine.lanes, depth=2)
 
-    *_, k, f, vector, lane, rc, rx = sch.get_loops(conv)
-    f_out, f_in = sch.split(f, [None, tile[0]])
-    v_out, v_in = sch.split(vector, [None, tile[1]])
-    sch.reorder(k, v_out, f_out, rc, rx, f_in, v_in, lane)
-    if unroll_taps:
-        sch.unroll(rx)
-    registers = sch.cache_write(conv, 0, blocks.REGISTERS)
-    sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
-    blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
-    init = sch.decompose_reduction(conv, rc)
-    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
-    blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
+    def finish() -> None:
+        if finish_softmax is not None:
+            finish_softmax()
+        *_, k, f, vector, lane, rc, rx = sch.get_loops(conv)
+        f_out, f_in = sch.split(f, [None, tile[0]])
+        v_out, v_in = sch.split(vector, [None, tile[1]])
+        sch.reorder(k, v_out, f_out, rc, rx, f_in, v_in, lane)
+        if unroll_taps:
+            sch.unroll(rx)
+        registers = sch.cache_write(conv, 0, blocks.REGISTERS)
+        sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
+        blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
+        init = sch.decompose_reduction(conv, rc)
+        blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
+        blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
 
-
-def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
-    """Zero the slab, then transform what lies inside the map, all points of a pixel at once."""
-    zeros = sch.decompose_padding(slab, sch.get_loops(slab)[1])
-    *_, k, c, t, q = sch.get_loops(slab)
-    across, lane = sch.split(q, [None, blocks.whole(int(sch.get(q).extent), machine.lanes)])
-    sch.reorder(c, t, across, k, lane)
-    sch.unroll(k)
-    sch.vectorize(lane)
-    # Of one line; TVM does not find out that indices of more axes are contiguous.
-    fused = sch.fuse(*sch.get_loops(zeros)[-2:])
-    length = blocks.vector_length(int(sch.get(fused).extent), machine.lanes)
-    _, lane = sch.split(fused, [None, length])
-    sch.vectorize(lane)
+    return Placed(column, chunk, finish)

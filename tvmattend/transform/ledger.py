@@ -40,7 +40,7 @@ def keep_account(mod: Any, threads: int) -> Ledger:
     flow = Dataflow(mod["main"])
     launches = [call for _, call in _launches(flow)]
     kernels = {call.args[0] for call in launches}
-    scratch = max((_scratch_bytes(mod[kernel], threads) for kernel in kernels), default=0)
+    scratch = max((scratch_bytes(mod[kernel], threads) for kernel in kernels), default=0)
     return Ledger(len(launches), _traffic(flow), _arena_bytes(mod) + scratch)
 
 
@@ -112,7 +112,7 @@ def _arena_bytes(mod: Any) -> int:
     return total
 
 
-def _scratch_bytes(func: Any, threads: int) -> int:
+def scratch_bytes(func: Any, threads: int) -> int:
     """Bytes of a kernel's own buffers; what is inside a parallel loop counts for every thread."""
     import tvm
     import tvm_ffi
