@@ -10,6 +10,9 @@ one stream each: the pixels of a tile lie side by side for one channel after the
 NHWC they are T streams, which meet in the two ways of a Cortex-A72's cache. Elsewhere V = 1, and
 the slab is the padded map. A column's features are padded with zero weights to whole vectors
 (93 -> 96), and the padding is never written.
+
+With AVX2's sixteen registers the pixels of a pointwise convolution are one line, filled up to whole
+blocks of T: rows of 7 or 14 admit no block of twelve accumulators that does not wait for its loads.
 """
 
 from typing import Any
@@ -23,6 +26,7 @@ from schedules.stages import Stage
 NAME = "conv2d_channels"
 
 _ARM_LANES = 4  # also SSE's, for which no rule of its own is worth while
+_AVX2_LANES = 8
 # Pixels of a register block, in the maps of 7, 14 and 28 pixels where channels are innermost.
 _PIXELS = 7
 
@@ -58,6 +62,18 @@ def tile_columns(width: int) -> int:
     return blocks.divisors(width, _PIXELS + 1)[-1]
 
 
+def line_block(outer: int, pixels: int) -> int:
+    """T of a pointwise convolution in one line; one that divides the pixels if it is long enough.
+
+    With three vectors, else two, else one, twelve accumulators; eight hide the latency of a
+    multiply-add on two ports.
+    """
+    vectors = next(count for count in (3, 2, 1) if outer % count == 0)
+    longest = 12 // vectors
+    exact = [step for step in range(longest, 0, -1) if pixels % step == 0 and step * vectors >= 8]
+    return exact[0] if exact else longest
+
+
 def conv2d(
     x: Any,
     weight: Any,
@@ -87,6 +103,9 @@ def conv2d(
     zero = tirx.const(0.0, x.dtype)
     panels = lanes == _ARM_LANES
     columns = tile_columns(out_w)
+    pointwise = (kh, kw, down, across) == (1, 1, 1, 1) and not any(padding)
+    if pointwise and lanes == _AVX2_LANES:
+        return _pointwise(x, weight, features)
 
     def inside(y: Any, xx: Any) -> Any:
         return tirx.all(y >= top, y < height + top, xx >= left, xx < width + left)
@@ -132,6 +151,35 @@ def conv2d(
     return te.compute((batch, out_h, out_w, groups * features), pick, name="columns")
 
 
+def _pointwise(x: Any, weight: Any, features: int) -> Any:
+    """1x1, the pixels of a map one line."""
+    from tvm import te, tirx
+
+    batch, height, width, _ = (int(extent) for extent in x.shape)
+    groups, outer, _, _, per_group, _, lanes = (int(extent) for extent in weight.shape)
+    pixels = height * width
+    step = line_block(outer, pixels)
+    line = -(-pixels // step) * step
+    ry = te.reduce_axis((0, 1), "ry")
+    rx = te.reduce_axis((0, 1), "rx")
+    rc = te.reduce_axis((0, per_group), "rc")
+
+    def product(n: Any, y: Any, q: Any, g: Any, o: Any, lane: Any) -> Any:
+        del y
+        # Beyond the map the last pixel once more, whose results nobody reads.
+        at = q if line == pixels else tirx.min(q, pixels - 1)
+        pixel = x[n, at // width, at % width, g * per_group + rc]
+        return te.sum(pixel * weight[g, o, ry, rx, rc, 0, lane], axis=[ry, rx, rc])
+
+    acc = te.compute((batch, 1, line, groups, outer, lanes), product, name=NAME)
+
+    def pick(n: Any, y: Any, xx: Any, c: Any) -> Any:
+        feature = c % features
+        return acc[n, 0, y * width + xx, c // features, feature // lanes, feature % lanes]
+
+    return te.compute((batch, height, width, groups * features), pick, name="columns")
+
+
 def pack(weight: Any, groups: int, machine: Machine) -> Any:
     """OIHW array [G * F, C / G, KH, KW] -> [G, O / V, KH, KW, C / G, V, L]; zeros behind F."""
     import numpy as np
@@ -154,15 +202,20 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     block = sch.get(sch.get_sblock(stage.anchor, func_name="main"))
-    _, out_h, out_w, groups, outer, lanes, kh, kw, per_group = (
+    _, rows_of_block, out_w, groups, outer, lanes, kh, kw, per_group = (
         int(var.dom.extent) for var in block.iter_vars
     )
+    _, out_h, width, _ = (
+        int(var.dom.extent)
+        for var in sch.get(sch.get_sblock(stage.out, func_name="main")).iter_vars
+    )
+    line = rows_of_block < out_h  # of all pixels; a job is some rows of the map all the same
     tiles = [
         (rows, cols, vectors)
-        for rows in blocks.divisors(out_h, 2)
+        for rows in blocks.divisors(rows_of_block, 2)
         for cols in blocks.divisors(tile_columns(out_w) if lanes == _ARM_LANES else out_w, 14)
         for vectors in blocks.divisors(outer, 4)
-        if rows * cols * vectors <= machine.accumulators and (rows == 1 or cols * 2 > out_w)
+        if machine.holds(rows * cols, vectors) and (rows == 1 or cols * 2 > out_w)
     ]
 
     # A step loads `vectors` of weights and one broadcast a pixel for their product of FMAs.
@@ -173,7 +226,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     ranked = sorted(tiles, key=cost)[:8]
     code = {rows * 10000 + cols * 100 + v: (rows, cols, v) for rows, cols, v in ranked}
     weights = groups * outer * lanes * kh * kw * per_group
-    pixels = out_h * out_w * groups * per_group
+    pixels = out_h * width * groups * per_group
     by_rows = out_h if groups >= machine.threads or machine.threads == 1 else ranked[0][0]
     unrolls = tuple(blocks.divisors(per_group, 4))
     knobs = (
@@ -187,6 +240,8 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         if rows:
             # A job holds whole tiles; where its rows do not, it is the whole map.
             rows = rows if rows % tile[0] == 0 else out_h
+            if line and rows * width % tile[1]:
+                rows = 0
         _schedule(sch, stage, machine, groups, (tile, rows, choose("unroll")))
 
     return Part(knobs, schedule)

@@ -164,7 +164,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         (f, v)
         for f in blocks.divisors(features)
         for v in blocks.divisors(vectors, 8)
-        if f * v <= machine.accumulators
+        if machine.holds(f, v)
     ]
 
     # Each step of the reduction loads v vectors and f weights for f * v multiply-adds.

@@ -13,6 +13,8 @@ class Machine:
         lanes: fp32 elements in one vector register.
         registers: Vector registers.
         accumulators: Vector registers that may hold accumulators; the others feed them.
+        broadcasts: Registers for the scalar that is multiplied with several vectors; none where a
+            multiply-add broadcasts its operand from memory.
         l1_bytes: First-level data cache of one core.
         weights_a_load: Consecutive scalars that one load brings to multiply-adds: a vector of them
             where these take an element of a register, one where they broadcast from memory.
@@ -24,9 +26,16 @@ class Machine:
     registers: int
     accumulators: int
     l1_bytes: int
+    broadcasts: int = 1
     weights_a_load: int = 1
     spill: float = 0.01
     threads: int = 1
+
+    def holds(self, scalars: int, vectors: int) -> bool:
+        """Whether a block of scalars x vectors fits: accumulators, the vectors, a broadcast."""
+        block = scalars * vectors
+        fed = block + vectors + self.broadcasts
+        return block <= self.accumulators and (fed <= self.registers or block == 1)
 
 
 # 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6) and
@@ -35,8 +44,8 @@ AARCH64 = Machine(
     lanes=4, registers=32, accumulators=24, l1_bytes=32 * 1024, weights_a_load=4, spill=0.07
 )
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
-X86_64_V4 = Machine(lanes=16, registers=32, accumulators=28, l1_bytes=32 * 1024)
-X86_64_V3 = Machine(lanes=8, registers=16, accumulators=12, l1_bytes=32 * 1024)
+X86_64_V4 = Machine(lanes=16, registers=32, accumulators=28, l1_bytes=32 * 1024, broadcasts=0)
+X86_64_V3 = Machine(lanes=8, registers=16, accumulators=14, l1_bytes=32 * 1024)
 # SSE has no fused multiply-add and 16 registers of 4 lanes.
 X86_64 = Machine(lanes=4, registers=16, accumulators=12, l1_bytes=32 * 1024)
 

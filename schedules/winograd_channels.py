@@ -96,7 +96,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         (cols, vectors)
         for cols in blocks.divisors(width, 14)
         for vectors in blocks.divisors(outer, 4)
-        if cols * vectors <= machine.accumulators
+        if machine.holds(cols, vectors)
     ]
 
     # A step loads `vectors` of weights and one scalar a pixel for their product of FMAs.

@@ -80,6 +80,25 @@ def test_panels(groups, channels, features, size, kernel, stride):
         assert relative(found, wanted) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("channels", "features", "height", "width", "batch"),
+    [(84, 176, 4, 7, 1), (16, 372, 7, 7, 2), (5, 744, 5, 3, 1), (9, 8, 2, 5, 3), (7, 40, 1, 1, 1)],
+)
+def test_pixels_in_one_line(channels, features, height, width, batch):
+    """The form of pointwise convolutions for AVX2, run here."""
+    eight_lanes = parse_target("llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v3")
+    random = np.random.default_rng(0)
+    x = random.standard_normal((batch, channels, height, width)).astype("float32")
+    weight = random.standard_normal((features, channels, 1, 1)).astype("float32")
+    array, mod, wanted = convolution(CHANNELS, x, weight, (1, 1), (0, 0), 1, eight_lanes)
+    (task,) = extract_tasks(mod, eight_lanes)
+    assert int(task.mod["main"].body.block.alloc_buffers[0].shape[1]) == 1
+    (packed,) = constants(mod)
+    for point in list(task.space.points(seed=1))[:8]:
+        found = run_point(task, point, [array, packed, np.zeros_like(wanted)])
+        assert relative(found, wanted) < TOLERANCE
+
+
 @pytest.mark.parametrize("layout", [PIXELS, CHANNELS])
 def test_wrong_weights_are_seen(layout):
     """The comparison above can fail: a swapped pair of channels is far outside the tolerance."""
