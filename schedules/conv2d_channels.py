@@ -270,9 +270,12 @@ def _schedule(
         sch.compute_at(conv, job, preserve_unit_loops=True)
         for pad in stage.pads:
             sch.compute_at(sch.get_sblock(pad, func_name="main"), job, preserve_unit_loops=True)
-    blocks.vectorize_innermost(sch, out, machine.lanes)
+    if stage.softmax is None:
+        blocks.finish_side_by_side(sch, out, machine.lanes)
+    else:
+        blocks.vectorize_innermost(sch, out, machine.lanes)
     for pad in stage.pads:
-        _fill_slab(sch, sch.get_sblock(pad, func_name="main"), machine)
+        _fill_slab(sch, sch.get_sblock(pad, func_name="main"), machine, rows_are_jobs=by_features)
     sch.parallel(job)
     if finish_softmax is not None:
         finish_softmax()
@@ -300,14 +303,27 @@ def _schedule(
         sch.unroll(loop)
 
 
-def _fill_slab(sch: Any, slab: Any, machine: Machine) -> None:
+def _fill_slab(sch: Any, slab: Any, machine: Machine, *, rows_are_jobs: bool) -> None:
     """Copy vectors of channels; into panels, whose channels lie apart, a pixel after the other."""
     if len(sch.get(slab).iter_vars) == 4:
         blocks.vectorize_innermost(sch, slab, machine.lanes)
         return
-    *_, channel, pixel = sch.get_loops(slab)
+    *_, row, tile, channel, pixel = sch.get_loops(slab)
+    if _copies_lines(sch, slab):
+        # One map after the other, as they lie in memory: one row of each would be no stream.
+        sch.reorder(*([row, channel] if rows_are_jobs else [channel, row]), tile, pixel)
+        sch.unroll(tile)
+        sch.vectorize(pixel)
+        return
     extent = int(sch.get(channel).extent)
     channels, lane = sch.split(channel, [None, blocks.vector_length(extent, machine.lanes, 1)])
     sch.reorder(channels, pixel, lane)
     sch.unroll(pixel)
     sch.vectorize(lane)
+
+
+def _copies_lines(sch: Any, slab: Any) -> bool:
+    """Whether a panel without padding is read from NCHW, whose pixels lie side by side too."""
+    store = sch.get(slab).body
+    source = list(getattr(store.value, "indices", ()))
+    return len(source) > 0 and not source[-1].same_as(store.indices[-2])

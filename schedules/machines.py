@@ -19,6 +19,10 @@ class Machine:
         weights_a_load: Consecutive scalars that one load brings to multiply-adds: a vector of them
             where these take an element of a register, one where they broadcast from memory.
         spill: Relative cost of each doubling of a working set beyond the first-level cache.
+        weights_wait: Multiply-adds of vectors that a core does while one vector of weights comes
+            from memory. Decides how much a Winograd transform may enlarge the weights.
+        chains: Registers of an activation that a round of a loop computes side by side behind a
+            Winograd convolution. More than four were measured on a Cortex-A72 only.
         threads: Cores that run a kernel together.
     """
 
@@ -29,6 +33,8 @@ class Machine:
     broadcasts: int = 1
     weights_a_load: int = 1
     spill: float = 0.01
+    weights_wait: float = 12.0
+    chains: int = 4
     threads: int = 1
 
     def holds(self, scalars: int, vectors: int) -> bool:
@@ -39,11 +45,20 @@ class Machine:
 
 
 # 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6) and
-# the L2 gives one core 8 bytes a cycle, an eighth of what Zen 5's does.
+# the L2 gives one core 8 bytes a cycle, an eighth of what Zen 5's does. DRAM gives all cores of a
+# Raspberry Pi 4 together 4 bytes a nanosecond: 16 bytes in 7.3 cycles of 1.8 GHz.
 AARCH64 = Machine(
-    lanes=4, registers=32, accumulators=24, l1_bytes=32 * 1024, weights_a_load=4, spill=0.07
+    lanes=4,
+    registers=32,
+    accumulators=24,
+    l1_bytes=32 * 1024,
+    weights_a_load=4,
+    spill=0.07,
+    weights_wait=7.3,
+    chains=8,
 )
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
+# The wait for weights is fitted: at 7 pixels F(2x2, 3x3) is as fast as F(4x2, 3x3) on a Zen 3 core.
 X86_64_V4 = Machine(lanes=16, registers=32, accumulators=28, l1_bytes=32 * 1024, broadcasts=0)
 X86_64_V3 = Machine(lanes=8, registers=16, accumulators=14, l1_bytes=32 * 1024)
 # SSE has no fused multiply-add and 16 registers of 4 lanes.

@@ -18,8 +18,8 @@ from schedules import (
     reduction,
     softmax,
     stages,
-    winograd_channels,
     winograd_pixels,
+    winograd_tiles,
 )
 from schedules.machines import Machine, machine_of
 from schedules.space import Choose, DesignSpace, Knob, Part
@@ -34,7 +34,7 @@ _BY_ANCHOR: dict[str, Callable[[Any, Stage, Machine], Part]] = {
     conv2d_pixels.NAME: conv2d_pixels.part,
     conv2d_channels.NAME: conv2d_channels.part,
     winograd_pixels.NAME: winograd_pixels.part,
-    winograd_channels.NAME: winograd_channels.part,
+    winograd_tiles.NAME: winograd_tiles.part,
     average_pool.NAME: average_pool.part,
     dense.NAME: dense.part,
 }

@@ -20,6 +20,9 @@ from schedules import blocks
 _PADS = ("slab", "pad_temp")
 # Blocks of `softmax.softmax`, which belong to the stage that finishes it.
 _SOFTMAX = ("softmax_max", "softmax_exp", "softmax_sum", "softmax_inverse")
+# Blocks between a reduction and what finishes it, which the reduction's family schedules.
+_BETWEEN = ("tile_outputs",)
+_OWNED = (*_PADS, *_SOFTMAX, *_BETWEEN)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def cut(sch: Any) -> list[Stage]:
     for name in blocks.names(sch):
         if not _is_kept(sch, name):
             continue
-        producers = _producers(sch, name)
+        producers = _read_by(sch, name)
         softmax = _softmax(sch, producers)
         reductions = [p for p in producers if _reduces(sch, p)]
         if _reduces(sch, name):
@@ -94,16 +97,18 @@ def _inline(sch: Any) -> None:
 
 def _finishes(sch: Any, name: str) -> set[str]:
     """Reductions that a block reads directly."""
-    return {producer for producer in _producers(sch, name) if _reduces(sch, producer)}
+    return {producer for producer in _read_by(sch, name) if _reduces(sch, producer)}
 
 
 def _is_kept(sch: Any, name: str) -> bool:
     """Whether a block ends a stage: its buffer is an output, or is read by another stage."""
-    if name.startswith((*_PADS, *_SOFTMAX)):
+    if name.startswith(_OWNED):
         return False
     if not _reduces(sch, name):
         return True
     consumers = _consumers(sch, name)
+    if any(user.startswith(_BETWEEN) for user in consumers):
+        return False
     return not consumers or any(not _is_map(sch, user) for user in consumers)
 
 
@@ -120,7 +125,7 @@ def _softmax(sch: Any, producers: list[str]) -> Softmax | None:
 
 
 def _is_map(sch: Any, name: str) -> bool:
-    return not _reduces(sch, name) and not name.startswith((*_PADS, *_SOFTMAX))
+    return not _reduces(sch, name) and not name.startswith(_OWNED)
 
 
 def _moves(sch: Any, name: str) -> bool:
@@ -140,6 +145,16 @@ def _reduces(sch: Any, name: str) -> bool:
 def _producers(sch: Any, name: str) -> list[str]:
     found = sch.get_producers(sch.get_sblock(name, func_name="main"))
     return [str(sch.get(block).name_hint) for block in found]
+
+
+def _read_by(sch: Any, name: str) -> list[str]:
+    """What a block reads, directly or through a block that its reduction's family owns."""
+    found = []
+    for producer in _producers(sch, name):
+        found.append(producer)
+        if producer.startswith(_BETWEEN):
+            found += _producers(sch, producer)
+    return found
 
 
 def _consumers(sch: Any, name: str) -> list[str]:

@@ -4,17 +4,16 @@
     y = A^T [(G w) * (B^T d)],    d: m + 2 inputs, w: three taps, y: m outputs
 
 for m = 2 with the interpolation points 0, 1, -1, infinity and for m = 4 with 2 and -2 as well
-(Lavin and Gray, arXiv 1509.09308, sections 4.1 and 4.3). It is used along one axis, the rows of a
-map: the other axis stays a plain sum over taps, so that vectors along it need no shuffles, a
-transform is a few vector additions, and the weights grow to 6/3, not to 36/9. In fp32 the result is
-within 1e-6 of the direct sum's, relative to the largest output.
+(Lavin and Gray, arXiv 1509.09308, sections 4.1 and 4.3). Where pixels are the vector axis it is
+used along one axis of the map, its rows: the other axis stays a plain sum over taps, so that
+vectors along it need no shuffles, a transform is a few vector additions, and the weights grow to
+6/3, not to 36/9. Where channels are, both axes are transformed (`winograd_tiles`). In fp32 the
+result is within 2e-6 of the direct sum's, relative to the largest output.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from schedules import blocks
 
 TAPS = 3
 
@@ -55,9 +54,14 @@ class Winograd:
         """
         import numpy as np
 
-        matrix = np.array(_G2 if self.outputs == 2 else _G4)
-        transformed = np.einsum("ki,fcij->fckj", matrix, weight.astype("float64"))
+        transformed = np.einsum("ki,fcij->fckj", self.matrix(), weight.astype("float64"))
         return transformed.astype(weight.dtype)
+
+    def matrix(self) -> Any:
+        """G, a float64 array [m + 2, 3]."""
+        import numpy as np
+
+        return np.array(_G2 if self.outputs == 2 else _G4)
 
     def transform_inputs(self, rows: Sequence[Any], first: Any = 1.0, last: Any = 1.0) -> list[Any]:
         """B^T d for m + 2 expressions; sums that several results share are the same expressions.
@@ -100,22 +104,38 @@ class Winograd:
 F2, F4 = Winograd(2), Winograd(4)
 
 
+def transform_tile_weights(rows: Winograd, cols: Winograd, weight: Any) -> Any:
+    """G w G^T, in double precision.
+
+    Args:
+        rows: The algorithm down the kernel.
+        cols: The algorithm across.
+        weight: OIHW array [F, C, 3, 3].
+
+    Returns:
+        Array [F, C, rows.inputs, cols.inputs] of the same dtype.
+    """
+    import numpy as np
+
+    double = weight.astype("float64")
+    transformed = np.einsum("ki,fcij,lj->fckl", rows.matrix(), double, cols.matrix())
+    return transformed.astype(weight.dtype)
+
+
 # Fewer channels a column do not pay for the transforms.
 _FEWEST_CHANNELS = 6
 
 
-def applies(
-    height: int,
+def suits(
     channels: int,
     features: int,
     kernel: tuple[int, int],
     strides: tuple[int, int],
     padding: tuple[int, int, int, int],
 ) -> bool:
-    """Whether a convolution is computed this way.
+    """Whether a convolution can be computed this way, on a map of some size.
 
     Args:
-        height: Rows of the map.
         channels: Of one column.
         features: Of one column.
         kernel: Down, across.
@@ -126,9 +146,13 @@ def applies(
         kernel == (TAPS, TAPS)
         and strides == (1, 1)
         and padding == (1, 1, 1, 1)
-        and height % 2 == 0
         and min(channels, features) >= _FEWEST_CHANNELS
     )
+
+
+def cuts(height: int) -> bool:
+    """Whether tiles of rows cut a map exactly, which vectors of pixels need."""
+    return height % 2 == 0
 
 
 def algorithm(height: int) -> Winograd:
@@ -137,7 +161,7 @@ def algorithm(height: int) -> Winograd:
     Raises:
         ValueError: The number of rows is odd.
     """
-    if height % 2:
+    if not cuts(height):
         raise ValueError(f"no tiles of two or four rows cut a map of {height}")
     return F4 if height % 4 == 0 else F2
 
@@ -160,6 +184,8 @@ def transformed_rows(
 ) -> list[Any]:
     """B^T d of a tile of rows at the edges of a map too, whose padding is one row of zeros.
 
+    The lowest tile may hang over the map: what it reads there is zero.
+
     Args:
         algorithm: Rows of a tile.
         read: Gives the pixel of a row of the map.
@@ -171,31 +197,21 @@ def transformed_rows(
 
     y = tile * algorithm.outputs - 1
     bottom = y + algorithm.inputs - 1
-    rows = [tirx.max(y, 0), *(y + i for i in range(1, algorithm.inputs - 1))]
-    rows.append(tirx.min(bottom, height - 1))
     # A weight of zero, not a branch: LLVM spills odd vectors that a branch carries.
     zero, one = tirx.const(0.0, dtype), tirx.const(1.0, dtype)
+    overhang = -height % algorithm.outputs
+
+    def pixel(i: int) -> Any:
+        if i == 0:
+            return read(tirx.max(y, 0))
+        if i < algorithm.inputs - 1 - overhang:
+            return read(y + i)
+        value = read(tirx.min(y + i, height - 1))
+        # Of the last row the transform itself takes a weight.
+        if i == algorithm.inputs - 1:
+            return value
+        return value * tirx.Select(y + i < height, one, zero)
+
     first, last = tirx.Select(y >= 0, one, zero), tirx.Select(bottom < height, one, zero)
-    return algorithm.transform_inputs([read(row) for row in rows], first, last)
-
-
-def fill_slab(sch: Any, slab: Any, lanes: int, depth: int = 1) -> None:
-    """Zero the slab, then transform what lies inside the map, all points of a vector at once.
-
-    Args:
-        sch: The schedule.
-        slab: The block, whose innermost loops are the points, two more, and the vectors' axis.
-        lanes: Of a register.
-        depth: Loops around the slab's own.
-    """
-    zeros = sch.decompose_padding(slab, sch.get_loops(slab)[depth])
-    *_, points, outer, inner, axis = sch.get_loops(slab)
-    across, lane = sch.split(axis, [None, blocks.whole(int(sch.get(axis).extent), lanes)])
-    sch.reorder(outer, inner, across, points, lane)
-    sch.unroll(points)
-    sch.vectorize(lane)
-    # Of one line; TVM does not find out that indices of more axes are contiguous.
-    fused = sch.fuse(*sch.get_loops(zeros)[-2:])
-    length = blocks.vector_length(int(sch.get(fused).extent), lanes)
-    _, lane = sch.split(fused, [None, length])
-    sch.vectorize(lane)
+    rows = [pixel(i) for i in range(algorithm.inputs)]
+    return algorithm.transform_inputs(rows, first, last)

@@ -171,7 +171,7 @@ def _place(
     if stage.softmax is None:
         # The rows of a tile side by side: they share most of their sums.
         across, lane = sch.split(x, [None, blocks.whole(int(sch.get(x).extent), machine.lanes)])
-        pairs = machine.registers == 32 and int(sch.get(across).extent) % 2 == 0
+        pairs = 2 * outputs <= machine.chains and int(sch.get(across).extent) % 2 == 0
         across, pair = sch.split(across, [None, 2 if pairs else 1])
         sch.reorder(n, g, chunk, f, row, across, pair, m, lane)
         sch.unroll(pair)
@@ -185,7 +185,7 @@ def _place(
     sch.compute_at(conv, chunk, preserve_unit_loops=True)
     (slab,) = (sch.get_sblock(pad, func_name="main") for pad in stage.pads)
     sch.compute_at(slab, chunk, preserve_unit_loops=True)
-    winograd.fill_slab(sch, slab, machine.lanes, depth=2)
+    _fill_slab(sch, slab, machine.lanes)
 
     def finish() -> None:
         if finish_softmax is not None:
@@ -204,3 +204,19 @@ def _place(
         blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
 
     return Placed(column, chunk, finish)
+
+
+def _fill_slab(sch: Any, slab: Any, lanes: int) -> None:
+    """Zero the slab, then transform what lies inside the map, all points of a vector at once."""
+    # Around the slab's own loops are those over columns and jobs.
+    zeros = sch.decompose_padding(slab, sch.get_loops(slab)[2])
+    *_, points, outer, inner, axis = sch.get_loops(slab)
+    across, lane = sch.split(axis, [None, blocks.whole(int(sch.get(axis).extent), lanes)])
+    sch.reorder(outer, inner, across, points, lane)
+    sch.unroll(points)
+    sch.vectorize(lane)
+    # Of one line; TVM does not find out that indices of more axes are contiguous.
+    fused = sch.fuse(*sch.get_loops(zeros)[-2:])
+    length = blocks.vector_length(int(sch.get(fused).extent), lanes)
+    _, lane = sch.split(fused, [None, length])
+    sch.vectorize(lane)

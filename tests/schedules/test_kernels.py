@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from one_kernel import HOST, constants, convolution, lowered, relative, run_point
 from tvm import relax, s_tir
 
-from schedules import winograd, winograd_channels, winograd_pixels
+from schedules import winograd, winograd_pixels, winograd_tiles
+from schedules.machines import machine_of
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.target import TargetSpec, parse_target
 from tvmattend.transform.layout import CHANNELS, PIXELS
@@ -43,9 +44,12 @@ def test_convolutions_of_any_shape(
     array, mod, wanted = convolution(layout, x, weight, stride, padding, columns)
     (task,) = extract_tasks(mod, HOST)
     family = "conv2d_pixels" if layout == PIXELS else "conv2d_channels"
-    shape = (height, per_in, per_out, kernel, stride, (*padding, *padding))
-    if winograd.applies(*shape):
-        family = winograd_pixels.NAME if layout == PIXELS else winograd_channels.NAME
+    tiling = winograd_tiles.tiling_for(height, width, machine_of(HOST.to_tvm()))
+    if winograd.suits(per_in, per_out, kernel, stride, (*padding, *padding)):
+        if layout == PIXELS and winograd.cuts(height):
+            family = winograd_pixels.NAME
+        elif layout == CHANNELS and tiling is not None:
+            family = winograd_tiles.NAME
     assert task.space.kernel == family
     points = list(task.space.points(seed=1))
     point = data.draw(st.sampled_from([points[0], points[len(points) // 2], points[-1]]))

@@ -2,7 +2,7 @@
 """Relax operators -> the TensorIR computations of `schedules/`, with weights packed for them.
 
     relax.nn.conv2d (NCHW) -> schedules.winograd_pixels or conv2d_pixels
-    relax.nn.conv2d (NHWC) -> schedules.winograd_channels or conv2d_channels
+    relax.nn.conv2d (NHWC) -> schedules.winograd_tiles or conv2d_channels
     relax.nn.avg_pool2d (NCHW) -> schedules.average_pool
     relax.matmul(x, const) -> schedules.dense
     everything else        -> TVM's own
@@ -21,8 +21,8 @@ from schedules import (
     dense,
     softmax,
     winograd,
-    winograd_channels,
     winograd_pixels,
+    winograd_tiles,
 )
 from schedules.machines import Machine
 from tvmattend.transform.dataflow import static_shape
@@ -56,10 +56,10 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
         if not ours:
             return _default("relax.nn.conv2d")(builder, call)
         array = weight.value.numpy()
-        rows = int(call.args[0].ty.shape[2 if attrs.data_layout == "NCHW" else 1])
-        shape = (rows, array.shape[1], array.shape[0] // groups, array.shape[2:])
-        choose = _winograd if winograd.applies(*shape, strides, padding) else _direct
-        packed, compute = choose(attrs, array, rows, machine)
+        found, features = None, array.shape[0] // groups
+        if winograd.suits(array.shape[1], features, array.shape[2:], strides, padding):
+            found = _winograd(attrs, array, call.args[0], machine)
+        packed, compute = found or _direct(attrs, array, machine)
         return builder.call_te(
             compute, call.args[0], relax.const(packed), primfunc_name_hint="conv2d"
         )
@@ -86,19 +86,24 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
     }
 
 
-def _winograd(attrs: Any, array: Any, rows: int, machine: Machine) -> tuple[Any, Computation]:
-    """Packed weights, and the computation with them."""
+def _winograd(attrs: Any, array: Any, x: Any, machine: Machine) -> tuple[Any, Computation] | None:
+    """Packed weights, and the computation with them; None where tiles do not suit the map."""
     groups = int(attrs.groups)
     if attrs.data_layout == "NCHW":
+        rows = int(x.ty.shape[2])
+        if not winograd.cuts(rows):
+            return None
         packed = winograd_pixels.pack(array, groups, rows)
         return packed, lambda x, w: winograd_pixels.conv2d(x, w, machine)
-    packed = winograd_channels.pack(array, groups, rows, machine)
-    return packed, lambda x, w: winograd_channels.conv2d(x, w, array.shape[0] // groups)
+    tiling = winograd_tiles.tiling_for(int(x.ty.shape[1]), int(x.ty.shape[2]), machine)
+    if tiling is None:
+        return None
+    packed, features = winograd_tiles.pack(array, groups, tiling, machine), array.shape[0] // groups
+    return packed, lambda x, w: winograd_tiles.conv2d(x, w, features, tiling)
 
 
-def _direct(attrs: Any, array: Any, rows: int, machine: Machine) -> tuple[Any, Computation]:
+def _direct(attrs: Any, array: Any, machine: Machine) -> tuple[Any, Computation]:
     """Packed weights, and the computation with them."""
-    del rows
     groups = int(attrs.groups)
     down, across = (int(step) for step in attrs.strides)
     top, left, bottom, right = (int(step) for step in attrs.padding)

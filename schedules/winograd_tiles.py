@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""3x3 convolution of stride 1 in NHWC by Winograd in both axes, channels as the vector axis.
+
+    d: the (a + 2) x (b + 2) pixels that a tile of a x b outputs reads, zeros outside the map
+    slab[p, t, c]  = (B^T d B)[p]                                 p: one of (a + 2)(b + 2) points
+    acc[g, p, t, o, l] = sum over c of slab[p, t, g*C + c] * u[g, o / V, p, c, o % V, l]
+    tile_outputs[g, y, x, o, l] = (A^T acc[g, :, t, o, l] A)[y % a, x % b]
+
+Each point is a product of matrices of its own, [tiles x channels] x [channels x features], so a
+register block is some tiles by V vectors of features, and both operands are read as streams. The
+tiles of an odd map hang over its lower and right edges; what they compute there is not copied out.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from schedules import blocks, winograd
+from schedules.conv2d_channels import feature_blocks
+from schedules.machines import Machine
+from schedules.softmax import place_rows
+from schedules.space import Choose, Knob, Part
+from schedules.stages import Stage
+from schedules.winograd import TAPS, Winograd
+
+NAME = "winograd_tiles"
+
+# Vectors of features that a register block holds.
+_VECTORS = 3
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A map cut into tiles.
+
+    Attributes:
+        rows: The algorithm down the map.
+        cols: The algorithm across.
+        height: Rows of the map.
+        width: Pixels of a row.
+    """
+
+    rows: Winograd
+    cols: Winograd
+    height: int
+    width: int
+
+    @property
+    def points(self) -> int:
+        """Products of a tile for a channel and a feature."""
+        return self.rows.inputs * self.cols.inputs
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles down and across."""
+        return -(-self.height // self.rows.outputs), -(-self.width // self.cols.outputs)
+
+
+# F(4x4) would have 36 points for 24: on a Cortex-A72 1 % less of a kernel at 14 pixels, half as
+# many weights again, and four times the error (4e-6 to 8e-6 of the largest output).
+_SHAPES = ((winograd.F4, winograd.F2), (winograd.F2, winograd.F4), (winograd.F2, winograd.F2))
+# What the transforms may cost, as a share of a direct convolution.
+_TRANSFORMS = 0.1
+
+
+def tiling_for(height: int, width: int, machine: Machine) -> Tiling | None:
+    """The tiles with the least work, or None where a direct convolution has no more.
+
+    A vector of weights is multiplied with all tiles of a map, once, or with all pixels for each of
+    nine taps. Where these are too few to hide its way from memory, that is what it costs: larger
+    tiles have more weights.
+
+    Args:
+        height: Rows of the map.
+        width: Pixels of a row.
+        machine: What waits for the weights.
+    """
+    wait = machine.weights_wait * machine.threads
+    tilings = [Tiling(rows, cols, height, width) for rows, cols in _SHAPES]
+
+    def cost(tiling: Tiling) -> float:
+        down, across = tiling.grid
+        return tiling.points * max(down * across, wait)
+
+    best = min(tilings, key=cost)
+    direct = TAPS * TAPS * max(height * width, wait)
+    return best if cost(best) < (1 - _TRANSFORMS) * direct else None
+
+
+def conv2d(x: Any, weight: Any, features: int, tiling: Tiling) -> Any:
+    """The computation.
+
+    Args:
+        x: te.Tensor [N, H, W, C].
+        weight: te.Tensor [G, P, O / V, C / G, V, L] from `pack`.
+        features: F, output channels a column before padding to O * L.
+        tiling: Of the map.
+
+    Returns:
+        te.Tensor [N, H, W, G * F].
+    """
+    from tvm import te, tirx
+
+    batch, height, width, channels = (int(extent) for extent in x.shape)
+    groups, points, panels, per_group, vectors, lanes = (int(extent) for extent in weight.shape)
+    rows, cols, (down, across) = tiling.rows, tiling.cols, tiling.grid
+
+    def transformed_rows(n: Any, ty: Any, i: Any, q: Any, c: Any) -> Any:
+        def read(row: Any) -> Any:
+            return x[n, row, q - 1, c]
+
+        values = winograd.transformed_rows(rows, read, ty, height, x.dtype)
+        inside = tirx.all(q >= 1, q < width + 1)
+        return tirx.if_then_else(inside, winograd.pick(i, values), tirx.const(0.0, x.dtype))
+
+    reach = across * cols.outputs + TAPS - 1
+    strip = te.compute(
+        (batch, down, rows.inputs, reach, channels), transformed_rows, name="slab_rows"
+    )
+
+    def transformed(n: Any, p: Any, t: Any, c: Any) -> Any:
+        i, j = p // cols.inputs, p % cols.inputs
+        first = t % across * cols.outputs
+        line = [strip[n, t // across, i, first + k, c] for k in range(cols.inputs)]
+        return winograd.pick(j, cols.transform_inputs(line))
+
+    slab = te.compute((batch, points, down * across, channels), transformed, name="slab")
+    rc = te.reduce_axis((0, per_group), "rc")
+
+    def product(n: Any, g: Any, p: Any, t: Any, o: Any, lane: Any) -> Any:
+        pixel = slab[n, p, t, g * per_group + rc]
+        return te.sum(pixel * weight[g, p, o // vectors, rc, o % vectors, lane], axis=[rc])
+
+    shape = (batch, groups, points, down * across, panels * vectors, lanes)
+    acc = te.compute(shape, product, name=NAME)
+
+    def outputs(n: Any, g: Any, y: Any, xx: Any, o: Any, lane: Any) -> Any:
+        t = y // rows.outputs * across + xx // cols.outputs
+        # Along the rows of points first: one output row of each column of points.
+        lines = [
+            rows.transform_outputs([
+                acc[n, g, i * cols.inputs + j, t, o, lane] for i in range(rows.inputs)
+            ])
+            for j in range(cols.inputs)
+        ]
+        found = [
+            winograd.pick(xx % cols.outputs, cols.transform_outputs([line[i] for line in lines]))
+            for i in range(rows.outputs)
+        ]
+        return winograd.pick(y % rows.outputs, found)
+
+    area = (down * rows.outputs, across * cols.outputs)
+    untiled = te.compute(
+        (batch, groups, *area, panels * vectors, lanes), outputs, name="tile_outputs"
+    )
+
+    def pick(n: Any, y: Any, xx: Any, c: Any) -> Any:
+        feature = c % features
+        return untiled[n, c // features, y, xx, feature // lanes, feature % lanes]
+
+    return te.compute((batch, height, width, groups * features), pick, name="columns")
+
+
+def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
+    """OIHW array [G * F, C / G, 3, 3] -> transformed [G, P, O / V, C / G, V, L]; zeros behind F."""
+    import numpy as np
+
+    out, per_group = weight.shape[:2]
+    features, lanes = out // groups, machine.lanes
+    outer = feature_blocks(features, lanes)
+    vectors = _vectors(outer)
+    transformed = winograd.transform_tile_weights(tiling.rows, tiling.cols, weight)
+    shape = (groups, features, per_group, tiling.points)
+    padded = np.zeros((groups, outer * lanes, *shape[2:]), dtype=weight.dtype)
+    padded[:, :features] = transformed.reshape(shape)
+    shaped = padded.reshape(groups, outer // vectors, vectors, lanes, *shape[2:])
+    return shaped.transpose(0, 5, 1, 4, 2, 3).copy()
+
+
+def _vectors(outer: int) -> int:
+    """V: vectors of a register block, whose weights lie in one stream."""
+    return blocks.divisors(outer, _VECTORS)[-1]
+
+
+def part(sch: Any, stage: Stage, machine: Machine) -> Part:
+    """Tiles of a register block, channels that are unrolled, and what a job is.
+
+    `by_column` makes a column of the network a job, from its transform to its outputs; otherwise
+    each step is cut for itself.
+    """
+    assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
+    iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
+    batch, groups, _, tiles, outer, _, per_group = (int(var.dom.extent) for var in iters)
+    vectors = _vectors(outer)
+    fitting = [
+        step
+        for step in blocks.divisors(tiles, machine.accumulators)
+        if machine.holds(step, vectors)
+    ]
+    unrolls = tuple(blocks.divisors(per_group, 4))
+    knobs = (
+        Knob("tiles", tuple(fitting[-4:]), fitting[-1]),
+        Knob("unroll", unrolls, unrolls[-1]),
+        Knob("by_column", (0, 1), int(batch * groups >= machine.threads)),
+    )
+
+    def schedule(sch: Any, choose: Choose) -> None:
+        block = (choose("tiles"), vectors, choose("unroll"))
+        _schedule(sch, stage, machine, block, by_column=bool(choose("by_column")))
+
+    return Part(knobs, schedule)
+
+
+def _schedule(
+    sch: Any, stage: Stage, machine: Machine, block: tuple[int, int, int], *, by_column: bool
+) -> None:
+    tiles, vectors, unroll = block
+    conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
+    (slab,) = (sch.get_sblock(pad, func_name="main") for pad in stage.pads)
+    (strip,) = sch.get_producers(slab)
+    (untiled,) = sch.get_consumers(conv)
+
+    n, y, x, _ = sch.get_loops(out)
+    finish_softmax = None
+    if stage.softmax is None:
+        blocks.finish_side_by_side(sch, out, machine.lanes)
+    else:
+        finish_softmax = place_rows(sch, stage.softmax, x, machine, innermost=True)
+        blocks.vectorize_innermost(sch, out, machine.lanes)
+    sch.parallel(sch.fuse(n, y))
+    if finish_softmax is not None:
+        finish_softmax()
+
+    n, g, *_ = sch.get_loops(untiled)
+    job = sch.fuse(n, g)
+    per_group = int(sch.get(conv).iter_vars[-1].dom.extent)
+    within = by_column and per_group % machine.lanes == 0
+    if by_column:
+        sch.compute_at(conv, job, preserve_unit_loops=True)
+        if within:
+            sch.compute_at(slab, job, preserve_unit_loops=True)
+    # Before reductions and padded buffers are cut in two: TVM makes no loop parallel over those.
+    sch.parallel(job)
+    _, points_down, points_across = _tile_shape(sch, strip, slab)
+    _transform_outputs(sch, untiled, (points_down - TAPS + 1, points_across - TAPS + 1))
+    _transform_inputs(sch, slab, strip, machine, parallel=not within)
+    _multiply(sch, conv, (tiles, vectors, unroll), parallel=not by_column)
+
+
+def _tile_shape(sch: Any, strip: Any, slab: Any) -> tuple[int, int, int]:
+    """Tiles across, and the points of a tile down and across."""
+    _, down, points_down, _, _ = (int(var.dom.extent) for var in sch.get(strip).iter_vars)
+    _, points, tiles, _ = (int(var.dom.extent) for var in sch.get(slab).iter_vars)
+    return tiles // down, points_down, points // points_down
+
+
+def _transform_inputs(sch: Any, slab: Any, strip: Any, machine: Machine, *, parallel: bool) -> None:
+    """Rows of pixels, then columns of what came of them, for one vector of channels."""
+    across, points_down, points_across = _tile_shape(sch, strip, slab)
+    n, p, t, c = sch.get_loops(slab)[-4:]
+    i, j = sch.split(p, [points_down, points_across])
+    ty, tx = sch.split(t, [None, across])
+    channels, lane = sch.split(c, [None, blocks.whole(int(sch.get(c).extent), machine.lanes)])
+    sch.reorder(n, ty, channels, i, tx, j, lane)
+    sch.compute_at(strip, channels, preserve_unit_loops=True)
+    if parallel:
+        sch.parallel(sch.fuse(n, ty))
+    sch.unroll(j)
+    sch.vectorize(lane)
+    own = sch.get_loops(strip)[-5:]
+    zeros = sch.decompose_padding(strip, own[0])
+    *_, i, q, lane = sch.get_loops(strip)
+    sch.reorder(q, i, lane)
+    sch.unroll(i)
+    sch.vectorize(lane)
+    sch.vectorize(sch.get_loops(zeros)[-1])
+
+
+def _multiply(sch: Any, conv: Any, block: tuple[int, int, int], *, parallel: bool) -> None:
+    tiles, vectors, unroll = block
+    n, g, p, t, o, lane, rc = sch.get_loops(conv)[-7:]
+    t_out, t_in = sch.split(t, [None, tiles])
+    o_out, o_in = sch.split(o, [None, vectors])
+    c_out, c_in = sch.split(rc, [None, unroll])
+    sch.reorder(n, g, p, o_out, t_out, c_out, c_in, t_in, o_in, lane)
+    sch.unroll(c_in)
+    registers = sch.cache_write(conv, 0, blocks.REGISTERS)
+    sch.reverse_compute_at(registers, t_out, preserve_unit_loops=True)
+    if parallel:
+        sch.parallel(sch.fuse(n, g, p))
+    blocks.unroll_and_vectorize(sch, [t_in, o_in, lane])
+    init = sch.decompose_reduction(conv, c_out)
+    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
+    *loops, lane = sch.get_loops(registers)
+    sch.vectorize(lane)
+    for loop in loops[-5:]:
+        sch.unroll(loop)
+
+
+def _transform_outputs(sch: Any, untiled: Any, tile: tuple[int, int]) -> None:
+    """All outputs of a tile at once: they share their sums."""
+    y, x, o, lane = sch.get_loops(untiled)[-4:]
+    ty, i = sch.split(y, [None, tile[0]])
+    tx, j = sch.split(x, [None, tile[1]])
+    sch.reorder(ty, tx, o, i, j, lane)
+    blocks.unroll_and_vectorize(sch, [i, j, lane])
