@@ -11,10 +11,9 @@ class Machine:
 
     Attributes:
         lanes: fp32 elements in one vector register.
-        registers: Vector registers.
         accumulators: Vector registers that may hold accumulators; the others feed them.
-        broadcasts: Registers for the scalar that is multiplied with several vectors; none where a
-            multiply-add broadcasts its operand from memory.
+        registers: What a block's accumulators, its vectors and a scalar to multiply them with must
+            fit in together. None for 32 registers, where the accumulators alone are the limit.
         l1_bytes: First-level data cache of one core.
         weights_a_load: Consecutive scalars that one load brings to multiply-adds: a vector of them
             where these take an element of a register, one where they broadcast from memory.
@@ -27,10 +26,9 @@ class Machine:
     """
 
     lanes: int
-    registers: int
     accumulators: int
     l1_bytes: int
-    broadcasts: int = 1
+    registers: int | None = None
     weights_a_load: int = 1
     spill: float = 0.01
     weights_wait: float = 12.0
@@ -38,10 +36,10 @@ class Machine:
     threads: int = 1
 
     def holds(self, scalars: int, vectors: int) -> bool:
-        """Whether a block of scalars x vectors fits: accumulators, the vectors, a broadcast."""
+        """Whether a register block of scalars x vectors fits."""
         block = scalars * vectors
-        fed = block + vectors + self.broadcasts
-        return block <= self.accumulators and (fed <= self.registers or block == 1)
+        fed = block + vectors + 1
+        return block <= self.accumulators and (self.registers is None or fed <= self.registers)
 
 
 # 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6) and
@@ -49,7 +47,6 @@ class Machine:
 # Raspberry Pi 4 together 4 bytes a nanosecond: 16 bytes in 7.3 cycles of 1.8 GHz.
 AARCH64 = Machine(
     lanes=4,
-    registers=32,
     accumulators=24,
     l1_bytes=32 * 1024,
     weights_a_load=4,
@@ -59,10 +56,10 @@ AARCH64 = Machine(
 )
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
 # The wait for weights is fitted: at 7 pixels F(2x2, 3x3) is as fast as F(4x2, 3x3) on a Zen 3 core.
-X86_64_V4 = Machine(lanes=16, registers=32, accumulators=28, l1_bytes=32 * 1024, broadcasts=0)
-X86_64_V3 = Machine(lanes=8, registers=16, accumulators=14, l1_bytes=32 * 1024)
+X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024)
+X86_64_V3 = Machine(lanes=8, accumulators=14, l1_bytes=32 * 1024, registers=16)
 # SSE has no fused multiply-add and 16 registers of 4 lanes.
-X86_64 = Machine(lanes=4, registers=16, accumulators=12, l1_bytes=32 * 1024)
+X86_64 = Machine(lanes=4, accumulators=12, l1_bytes=32 * 1024, registers=16)
 
 # LLVM cores beyond the psABI levels whose vectors are 512 bits wide.
 _AVX512_CORES = ("x86-64-v4", "znver4", "znver5", "skylake-avx512", "icelake", "sapphirerapids")
