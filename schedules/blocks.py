@@ -101,16 +101,14 @@ def finish_side_by_side(sch: Any, block: Any, lanes: int) -> None:
     Like `vectorize_innermost`, but where no round of several registers divides the channels (372
     are 93 registers), pixels are computed beside each other. All are computed before the first is
     stored: LLVM starts no load behind a store that may be to the same place, so that the chains
-    would run one after the other (44 cycles for a register of SiLU, 27 so).
+    would run one after the other (44 cycles for a register of SiLU, 21 so).
     """
     pixels, channels = sch.get_loops(block)[-2:]
     extent, count = (int(sch.get(loop).extent) for loop in (channels, pixels))
     beside = divisors(count, _SIDE_BY_SIDE)[-1]
-    if (
-        extent % lanes
-        or beside == 1
-        or divisors(extent // lanes, _SIDE_BY_SIDE)[-1] >= _SIDE_BY_SIDE // 2
-    ):
+    together = 0 if extent % lanes else divisors(extent // lanes, _SIDE_BY_SIDE)[-1]
+    # Two registers a round stay: seven pixels beside them cost a Zen 3 core 7 % of a kernel.
+    if beside == 1 or together not in {1, 3}:
         vectorize_innermost(sch, block, lanes)
         return
     outer, inner = sch.split(pixels, [None, beside])
