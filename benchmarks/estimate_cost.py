@@ -14,7 +14,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import psutil
@@ -30,37 +30,53 @@ from tvmattend.tuning.events import TrialDone
 _FIRST = 8  # trials of the first batch, which are not timed
 
 
-def cpu_seconds() -> float:
-    """Of this process and all that it started, those that have ended included."""
-    total = 0.0
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        with suppress(psutil.Error):  # it has just ended: its parent counts it
-            total += sum(process.cpu_times()[:4])
-    return total
+class Busy(NamedTuple):
+    """Seconds of a core, since the start: here, in worker processes, and in what those started."""
+
+    here: float
+    workers: float
+    tools: float
+
+    def since(self, before: "Busy") -> "Busy":
+        """What came since then."""
+        return Busy(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+def busy() -> Busy:
+    """Of all processes under this one; a parent counts those of its children that have ended."""
+    here = psutil.Process().cpu_times()
+    workers, tools = here.children_user + here.children_system, 0.0
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            workers += times.user + times.system
+            tools += times.children_user + times.children_system
+            tools += sum(sum(child.cpu_times()[:4]) for child in process.children(recursive=True))
+    return Busy(here.user + here.system, workers, tools)
 
 
 def one_estimate(bundle: Path, *options: str) -> tuple[float, float]:
     """Seconds by the clock and of all cores, of `tvmattend estimate` from its start to its end."""
-    began, before = time.monotonic(), cpu_seconds()
+    began, before = time.monotonic(), busy()
     command = [sys.executable, "-m", "tvmattend", "estimate", str(bundle), "--json", *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.monotonic() - began, cpu_seconds() - before
+    return time.monotonic() - began, sum(busy().since(before))
 
 
-def candidates(model: str, trials: int, place: Path) -> tuple[int, float, float]:
+def candidates(model: str, trials: int, place: Path) -> tuple[int, float, Busy]:
     """Candidates that were timed, seconds by the clock, and of all cores."""
-    marks: list[tuple[int, float, float]] = []
+    marks: list[tuple[int, float, Busy]] = []
 
     def watch(event: Any) -> None:
         if isinstance(event, TrialDone) and (not marks or event.done in {_FIRST, trials}):
-            marks.append((event.done, time.monotonic(), cpu_seconds()))
+            marks.append((event.done, time.monotonic(), busy()))
 
     options = TuneOptions(trials=trials)
     target = parse_target("cortex-a72", 1)
     tune(model, target, options=options, output=place, model=KernelModel(),
          log=place / "tune.log", observer=watch)  # fmt: skip
     first, last = marks[-2], marks[-1]
-    return last[0] - first[0], last[1] - first[1], last[2] - first[2]
+    return last[0] - first[0], last[1] - first[1], last[2].since(first[2])
 
 
 @click.command()
@@ -78,15 +94,17 @@ def main(model: str, trials: int, bundle: Path | None) -> None:
                 build(ModelRequest(model), parse_target("cortex-a72"), output=bundle)
             print(f"one estimate of {model:<16}{'seconds':>9}{'of cores':>10}")
             for name, options in (("with caches", ()), ("without", ("--no-caches",))):
-                wall, busy = one_estimate(bundle, *options)
-                print(f"{name:<32}{wall:>7.1f}{busy:>10.1f}", flush=True)
-            count, wall, busy = candidates(model, trials, Path(place))
+                wall, cores = one_estimate(bundle, *options)
+                print(f"{name:<32}{wall:>7.1f}{cores:>10.1f}", flush=True)
+            count, wall, each = candidates(model, trials, Path(place))
     except TvmattendError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    print(f"\n{count} candidates in {wall:.0f} s: {count / wall:.2f} a second, "
-          f"{busy / count:.2f} s of a core each")  # fmt: skip
-    print(f"(alone on two cores: {2 * count / busy:.2f} a second)")
+    print(f"\n{count} candidates in {wall:.0f} s: {count / wall:.2f} a second; of cores "
+          f"{sum(each) / count:.2f} s each")  # fmt: skip
+    print(f"  search {each.here / count:.2f}, building and the model {each.workers / count:.2f}, "
+          f"QEMU, LLVM's tools and linker {each.tools / count:.2f}")  # fmt: skip
+    print(f"  alone on two cores: {2 * count / sum(each):.2f} a second")
 
 
 if __name__ == "__main__":
