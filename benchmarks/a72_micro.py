@@ -171,16 +171,17 @@ class Traffic(NamedTuple):
     measured: str
 
 
+# TM: tinymembench on a Raspberry Pi 4 at 1.5 GHz, ThomasKaiser/sbc-bench results/1MFf.txt;
 # G110: geerlingguy/sbc-reviews#110, tinymembench; SB32: ThomasKaiser/sbc-bench#32 (overclocked);
 # ST: sci-pi.org.uk/bench/stream.html; CC: chipsandcheese.com on the Graviton 1, an L2 of 2 MB.
 TRAFFIC = (
-    Traffic("copy, 32 MB", "c", 32768, True, "2.8 (G110)"),
-    Traffic("fill, 32 MB", "f", 32768, True, "4.5 (SB32)"),
-    Traffic("read a word of each line, 32 MB", "r", 32768, True, "4.8-5.5 (ST)"),
-    Traffic("read a word of each line, 256 KB", "r", 256, False, "8 (CC)"),
+    Traffic("copy, 32 MB", "c", 32768, True, "2.5-2.8 (TM, G110)"),
+    Traffic("fill, 32 MB", "f", 32768, True, "3.2-4.5 (TM, SB32)"),
+    Traffic("read a word of each line, 32 MB", "r", 32768, True, "3.9-5.5 (TM, ST)"),
+    Traffic("read a word of each line, 256 KB", "r", 256, False, "8 (CC), <16 (TM)"),
     Traffic("read a word of every 5th line, 512 KB", "s", 512, False, "-"),
     Traffic("chase pointers, 8 KB", "p", 8, False, "4 (CC)"),
-    Traffic("chase pointers, 256 KB", "p", 256, False, "21 and more (CC)"),
+    Traffic("chase pointers, 256 KB", "p", 256, False, "21, 22 (CC, TM)"),
     Traffic("chase pointers, 32 MB", "p", 32768, False, "180-270"),
 )
 

@@ -13,6 +13,7 @@ import argparse
 import csv
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ _GUEST = Path(__file__).with_name("ncnn_guest.py")
 # fifth of that the noise of the samples is as large as the errors that are fitted.
 _FIT_BYTES = 3_000_000
 ONE_THREAD = ("l2_latency", "l2_line", "dram_latency_ns", "dram_bytes_per_ns")
+_COLUMNS = {1: "one_thread_ms", 4: "four_threads_ms"}
 _FOUR_THREADS = ("dram_shared_bytes_per_ns", "fork_ns")
 
 
@@ -51,19 +53,50 @@ class Network:
 
 
 def read_published(directory: Path) -> list[Network]:
-    """Read `published.csv`."""
+    """Read `published.csv`, and see that each network's `.param` file is there.
+
+    A time may be left out; the network then takes no part in that number of threads.
+
+    Raises:
+        InputError: Something is missing or cannot be understood.
+    """
     table = directory / "published.csv"
     if not table.is_file():
         raise InputError(f"there is no {table}", "--published is the folder with published.csv")
+    networks = []
     with table.open(encoding="utf-8", newline="") as rows:
-        return [
-            Network(
-                row["network"],
-                tuple(int(size) for size in row["input_whc"].split("x")),
-                {1: float(row["one_thread_ms"]) / 1e3, 4: float(row["four_threads_ms"]) / 1e3},
-            )
-            for row in csv.DictReader(rows)
-        ]
+        for number, row in enumerate(csv.DictReader(rows), 2):
+            try:
+                width, height, channels = (int(size) for size in row["input_whc"].split("x"))
+                published = {
+                    threads: float(row[column]) / 1e3
+                    for threads, column in _COLUMNS.items()
+                    if (row.get(column) or "").strip()
+                }
+                network = Network(row["network"], (width, height, channels), published)
+            except (KeyError, ValueError, AttributeError, TypeError) as error:
+                raise InputError(
+                    f"line {number} of {table} cannot be understood: {error!r}",
+                    "columns: network, input_whc (224x224x3), one_thread_ms, four_threads_ms",
+                ) from error
+            param = directory / f"{network.name}.param"
+            if not param.is_file():
+                raise InputError(f"there is no {param}", f"{table.name} names it in line {number}")
+            networks.append(network)
+    if not networks:
+        raise InputError(f"{table} names no network", "one a line, below the line of the columns")
+    return networks
+
+
+def chosen(networks: list[Network], names: str | None) -> list[Network]:
+    """Those of `--networks`."""
+    if names is None:
+        return networks
+    known = {network.name: network for network in networks}
+    unknown = [name for name in names.split(",") if name not in known]
+    if unknown:
+        raise InputError(f"published.csv has no {unknown[0]}", f"it has {', '.join(known)}")
+    return [known[name] for name in names.split(",")]
 
 
 def say(text: str) -> None:
@@ -120,13 +153,15 @@ def model(
 
 
 def report(networks: list[Network], threads: int, found: Fit, fitted: bool) -> dict[str, object]:
-    """Put the figures of one thread count together."""
+    """Put the figures of one thread count together; nan for what needs more networks."""
     published = [network.published[threads] for network in networks]
     plain = [not network.name.endswith("_int8") for network in networks]
 
     def error(times: tuple[float, ...], only: list[bool]) -> float:
-        chosen = [i for i, take in enumerate(only) if take]
-        return 100 * mean_error([times[i] for i in chosen], [published[i] for i in chosen])
+        taken = [i for i, take in enumerate(only) if take]
+        if not taken:
+            return math.nan
+        return 100 * mean_error([times[i] for i in taken], [published[i] for i in taken])
 
     judged = found.left_out if fitted else found.estimated
     rows = {
@@ -149,7 +184,7 @@ def report(networks: list[Network], threads: int, found: Fit, fitted: bool) -> d
         "mape_in_sample": error(found.estimated, every),
         "mape_fp32_in_sample": error(found.estimated, plain),
         "worst": 100 * max(abs(s / p - 1) for s, p in zip(judged, published, strict=True)),
-        "spearman": spearman(judged, published),
+        "spearman": spearman(judged, published) if len(networks) > 1 else math.nan,
         "kendall": kendall(judged, published),
     }
 
@@ -208,16 +243,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     try:
-        networks = read_published(given.published)
-        if given.networks:
-            networks = [n for n in networks if n.name in given.networks.split(",")]
+        every = chosen(read_published(given.published), given.networks)
         parameters, results = SHIPPED, []
         for threads in given.threads or (1, 4):
+            networks = [network for network in every if threads in network.published]
+            if not networks:
+                say(f"nothing was published for {threads} thread(s)")
+                continue
             programs = traced(networks, threads, given.published, given.traces)
             rounds = given.rounds if given.fit else None
             found = judge(networks, programs, threads, parameters, rounds)
             parameters = found.parameters
             results.append(report(networks, threads, found, given.fit))
+        if not results:
+            raise InputError(
+                "nothing to compare with", "published.csv has times for 1 or 4 threads"
+            )
     except TvmattendError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
@@ -225,7 +266,8 @@ def main() -> None:
     if given.json:
         first = results[0]
         summary = {key: first[key] for key in ("mape", "mape_fp32", "spearman", "kendall")}
-        print(json.dumps({**summary, "runs": results, "parameters": numbers}))
+        data = {**summary, "runs": results, "parameters": numbers}
+        print(json.dumps(data).replace("NaN", "null"))
         return
     for result in results:
         show(result, given.fit)

@@ -137,6 +137,7 @@ def test_the_same_kernel_is_estimated_the_same_again(matmul):
     shapes, estimator = [Argument((SIZE, SIZE))] * 3, kernel_estimator()
     first, second = (estimator(matmul, shapes).seconds for _ in range(2))
     assert second == pytest.approx(first, rel=0.02)
+    assert estimator.seconds(matmul, shapes) == pytest.approx(first, rel=0.02)
 
 
 @pytest.mark.emulated

@@ -37,6 +37,30 @@ def test_llvm_alone_is_pessimistic_where_the_corrections_say_so():
     assert micro.modelled(chain, corrected=False) > 2 * micro.modelled(chain)
 
 
+def test_what_stands_before_an_instruction_does_not_decide_its_cost(monkeypatch):
+    """An FP division keeps one pipeline; what follows it still has the choice of two."""
+    lines = ("fdiv v0.4s, v1.4s, v2.4s", "add v3.4s, v3.4s, v4.4s", "fcvtzs s5, s5")
+    words = struct.unpack("<3I", micro.assemble(lines))
+    for cache in ("_plain", "_shapes"):
+        monkeypatch.setattr(instructions, cache, {})
+    together = instructions.costs_of(words, corrected=False)
+    instructions._cost.cache_clear()
+    for word in words:
+        for cache in ("_plain", "_shapes"):
+            monkeypatch.setattr(instructions, cache, {})
+        assert instructions.costs_of([word], corrected=False)[word] == together[word]
+    assert together[words[1]].ports == (("V", 1),)
+    instructions._cost.cache_clear()
+
+
+def test_texts_of_a_shape_share_a_cost_and_keep_their_registers():
+    words = struct.unpack("<2I", micro.assemble(["ldr q1, [x2, #16]", "ldr q30, [x7, #4080]"]))
+    first, second = (instructions.costs_of(words)[word] for word in words)
+    assert (first.ports, first.latency) == (second.ports, second.latency)
+    assert second.operands.reads == (7,)
+    assert second.operands.writes == (32 + 30,)
+
+
 def chase(fate: int, times: int = 300) -> float:
     """Cycles of a load that waits for the one before, each with the same fate."""
     block = Block(0x10000, micro.assemble(["ldr x0, [x0]"]), {0: times})

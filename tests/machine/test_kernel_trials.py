@@ -15,8 +15,8 @@ class Failing:
         self.error = error
         self.timeout = None
 
-    def __call__(self, *_, timeout, **__):
-        self.timeout = timeout
+    def seconds(self, *given):
+        self.timeout = given[3]
         raise self.error
 
 

@@ -2,6 +2,7 @@
 """Programs under QEMU with the plugin: what is counted, what the caches do, what is refused."""
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,26 @@ def test_what_fits_l2_misses_l1_once_a_line_and_is_covered(passes):
 def test_what_fits_neither_comes_from_dram(passes):
     events = counted(passes, 8192).events()
     assert events["dram_stream"] + events["dram_lone"] == pytest.approx(131072, rel=0.02)
+
+
+def windows(run) -> list[int]:
+    """Sizes of the samples, in blocks."""
+    found, at = [], 0
+    words = struct.unpack(f"<{len(run.samples) // 4}I", run.samples)
+    while at < len(words):
+        inside = words[at + 3 : at + 3 + words[at + 2]]
+        found.append(sum(word >> 31 for word in inside))
+        at += 3 + words[at + 2]
+    return found
+
+
+def test_however_long_a_program_is_it_leaves_as_many_samples(passes):
+    short = windows(counted(passes, 64, Settings(window=32, most=64)))
+    long = windows(counted(passes, 8192, Settings(window=32, most=64)))
+    assert sum(short) >= 1000  # all of its thousand blocks
+    assert 32 <= len(long) <= 64
+    assert all(blocks == 32 for blocks in long[:-1])
+    assert not counted(passes, 64, Settings(most=0)).samples
 
 
 def test_only_what_is_marked_counts(passes):

@@ -9,11 +9,14 @@
  * n = 3 "stop counting". The call fails with EBADF, which is harmless. A guest that says nothing is
  * counted from its first instruction to its last.
  *
- * Samples: of every `period` blocks that a thread executes, `window` in a row are written down, from
- * a random one on, with the fate of each access that missed. The pipeline model replays them.
+ * Samples: stretches of `window` blocks in a row, from random places on, with the fate of each access
+ * that missed. The pipeline model replays them. At first nearly all of a thread's blocks are kept; when
+ * there are `most` windows, one of each two neighbours goes (by lot), and from then on they are taken
+ * half as often. So a short program is sampled densely, a long one takes no more room, and every
+ * block has the same chance.
  *
  * Arguments: out=FILE, cache=on|off, frames=hashed|identity, markers=on|off (off: count all),
- * window=BLOCKS, period=BLOCKS.
+ * window=BLOCKS, most=WINDOWS (of a thread).
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -60,58 +63,95 @@ static unsigned record_of(unsigned vcpu) { return vcpu < THREADS ? vcpu : THREAD
 
 /* ---- samples --------------------------------------------------------------------------------- */
 #define BLOCK_WORD 0x80000000u
-enum { WINDOWS = 32 }; /* at least, if the program warms up first */
 
-static struct sample {
+struct window {
     uint32_t *words;
     size_t used, size;
-    uint64_t phase, start, random, warmed;
+};
+
+static struct sample {
+    struct window *windows; /* `most` of them; those before `kept` are complete */
+    uint64_t kept, period, at, start, random;
     bool open;
     char pad[64];
 } samples[THREADS];
-static uint64_t window = 1024, period = 16384;
-static FILE *sample_file;
-static volatile int sample_lock;
+static uint64_t window = 512, most = 4096;
 
 static void push(struct sample *sample, uint32_t word)
 {
-    if (sample->used == sample->size) {
-        sample->size = sample->size ? 2 * sample->size : 8192;
-        sample->words = realloc(sample->words, sample->size * sizeof *sample->words);
-        if (!sample->words)
+    struct window *last = &sample->windows[sample->kept];
+    if (last->used == last->size) {
+        last->size = last->size ? 2 * last->size : window + window / 4 + 16;
+        last->words = realloc(last->words, last->size * sizeof *last->words);
+        if (!last->words)
             _exit(70);
     }
-    sample->words[sample->used++] = word;
+    last->words[last->used++] = word;
 }
 
-static void close_window(unsigned thread)
+static uint64_t draw(struct sample *sample)
 {
-    struct sample *sample = &samples[thread];
-    sample->open = false;
-    if (!sample->used || !sample_file)
-        return;
-    uint32_t header[3] = {0xFFFFFFFFu, thread, (uint32_t)sample->used};
-    lock(&sample_lock);
-    fwrite(header, sizeof *header, 3, sample_file);
-    fwrite(sample->words, sizeof *sample->words, sample->used, sample_file);
-    unlock(&sample_lock);
-    sample->used = 0;
+    sample->random = sample->random * 6364136223846793005ull + 1442695040888963407ull;
+    return sample->random >> 33;
 }
 
-static void sample_block(unsigned thread, uint32_t id)
+/* Of each two neighbours one stays; what stays is spread as evenly as it was. */
+static void thin(struct sample *sample)
 {
-    struct sample *sample = &samples[thread];
-    uint64_t at = sample->phase++ % period;
-    if (at == 0) { /* anywhere in the period: loops are as regular as the windows would be */
-        sample->random = sample->random * 6364136223846793005ull + 1442695040888963407ull;
-        sample->start = sample->phase == 1 ? 0 : (sample->random >> 33) % (period - window + 1);
+    for (uint64_t i = 0; i < most / 2; i++) {
+        uint64_t lucky = 2 * i + (draw(sample) & 1);
+        struct window kept = sample->windows[lucky];
+        sample->windows[lucky].words = NULL;
+        free(sample->windows[2 * i].words);
+        free(sample->windows[2 * i + 1].words);
+        sample->windows[2 * i] = sample->windows[2 * i + 1] = (struct window){0};
+        sample->windows[i] = kept;
     }
-    if (sample->open && (at == 0 || at == sample->start + window))
-        close_window(thread);
-    if (at == sample->start)
+    sample->kept = most / 2;
+    sample->period *= 2;
+}
+
+static void close_window(struct sample *sample)
+{
+    sample->open = false;
+    if (!sample->windows || !sample->windows[sample->kept].used)
+        return;
+    if (++sample->kept == most)
+        thin(sample);
+}
+
+static void sample_block(struct sample *sample, uint32_t id)
+{
+    if (sample->at == sample->period || !sample->windows) { /* another period */
+        if (!sample->windows) {
+            sample->windows = calloc(most, sizeof *sample->windows);
+            sample->period = window;
+            if (!sample->windows)
+                _exit(70);
+        }
+        if (sample->open)
+            close_window(sample);
+        sample->at = 0;
+        /* Anywhere in the period: loops are as regular as the windows would be. */
+        sample->start = draw(sample) % (sample->period - window + 1);
+    } else if (sample->open && sample->at == sample->start + window) {
+        close_window(sample);
+    }
+    if (sample->at++ == sample->start)
         sample->open = true;
     if (sample->open)
         push(sample, BLOCK_WORD | id);
+}
+
+static void write_samples(FILE *out, unsigned thread)
+{
+    const struct sample *sample = &samples[thread];
+    for (uint64_t i = 0; i < sample->kept; i++) {
+        const struct window *each = &sample->windows[i];
+        uint32_t header[3] = {0xFFFFFFFFu, thread, (uint32_t)each->used};
+        fwrite(header, sizeof *header, 3, out);
+        fwrite(each->words, sizeof *each->words, each->used, out);
+    }
 }
 
 /* ---- accesses ----------------------------------------------------------------------------- */
@@ -139,14 +179,12 @@ static void on_memory(unsigned vcpu, meminfo info, uint64_t address, void *data)
 static void on_block(unsigned vcpu, void *data)
 {
     unsigned thread = record_of(vcpu);
-    if (!active) {
-        samples[thread].warmed += warm;
+    if (!active)
         return;
-    }
     struct block *block = data;
     block->count[thread]++;
-    if (sample_file)
-        sample_block(thread, block->id);
+    if (most)
+        sample_block(&samples[thread], block->id);
 }
 
 static struct block *find(uint64_t address, uint32_t instructions, const uint8_t *code,
@@ -226,10 +264,6 @@ static void on_syscall(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1,
     if (number != AARCH64_CLOSE || (a1 & ~0xFull) != MARKER || !markers)
         return;
     switches++;
-    /* The warming pass was as long: a short program needs windows closer together. */
-    uint64_t apart = samples[record_of(vcpu)].warmed / WINDOWS;
-    if ((a1 & 0xF) == 2 && apart && apart < period)
-        period = apart > window ? apart : window;
     warm = (a1 & 0xF) == 1 || (a1 & 0xF) == 2;
     active = (a1 & 0xF) == 2;
 }
@@ -267,10 +301,17 @@ static void on_end(plugin_id id, void *data)
     if (getpid() != owner) /* a forked child */
         return;
     active = false;
-    for (unsigned t = 0; t < THREADS; t++)
-        close_window(t);
-    if (sample_file)
-        fclose(sample_file);
+    char name[sizeof out_path + 16];
+    snprintf(name, sizeof name, "%s.samples", out_path);
+    FILE *words = most ? fopen(name, "w") : NULL;
+    for (unsigned t = 0; words && t < THREADS; t++) {
+        close_window(&samples[t]);
+        write_samples(words, t);
+    }
+    if (most && (!words || fclose(words))) {
+        perror(name);
+        return;
+    }
     FILE *out = fopen(out_path, "w");
     if (!out) {
         perror(out_path);
@@ -310,8 +351,8 @@ int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, 
             markers = !strcmp(argv[i] + 8, "on");
         else if (!strncmp(argv[i], "window=", 7))
             window = strtoull(argv[i] + 7, NULL, 10);
-        else if (!strncmp(argv[i], "period=", 7))
-            period = strtoull(argv[i] + 7, NULL, 10);
+        else if (!strncmp(argv[i], "most=", 5))
+            most = strtoull(argv[i] + 5, NULL, 10) & ~1ull;
         else {
             fprintf(stderr, "a72_plugin: unknown argument %s\n", argv[i]);
             return -1;
@@ -321,12 +362,8 @@ int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, 
         fputs("a72_plugin: out=FILE is missing\n", stderr);
         return -1;
     }
-    char name[sizeof out_path + 16];
-    snprintf(name, sizeof name, "%s.samples", out_path);
-    if (window && period >= window)
-        sample_file = fopen(name, "w");
-    if (window && !sample_file) {
-        perror(name);
+    if (!window) {
+        fputs("a72_plugin: window=0 samples nothing; most=0 says so\n", stderr);
         return -1;
     }
     /* With markers expected, nothing counts before the first. */

@@ -28,7 +28,7 @@ def estimate_bundle(
     caches: bool = True,
     progress: Progress = lambda _: None,
 ) -> Estimate:
-    """Estimate one inference, the one before it having warmed the caches.
+    """Estimate one inference; where caches are modelled, the one before it has warmed them.
 
     Args:
         bundle: A directory that `tvmattend build --target cortex-a72` made.
@@ -66,7 +66,7 @@ def estimate_bundle(
     own = _ENTRY if vm else f"{library.stem.removeprefix('lib')}_kernel_"
     progress(f"one inference of {manifest['model']} under QEMU, {threads} thread(s)")
     found = estimate_script(
-        Script(_GUEST, [str(bundle.absolute()), str(threads)]),
+        Script(_GUEST, [str(bundle.absolute()), str(threads), str(int(caches))]),
         threads,
         parameters,
         caches,

@@ -171,8 +171,7 @@ def estimate(
         part = parts.setdefault(label, Part(label))
         if first:
             part.calls += mine
-        for target in (part, whole):
-            _add(target, block, cycles, mine, program.costs)
+        _add((part, whole), block, cycles, mine, program.costs)
     if threads > 1:
         whole.cycles += regions * parameters.fork_ns * 1e-9 * parameters.clock_hz
     for part in (*parts.values(), whole):
@@ -197,17 +196,22 @@ def seconds(program: Program, parameters: Parameters, threads: int = 1) -> float
     return total / parameters.clock_hz
 
 
-def _add(part: Part, block: Block, cycles: float, mine: int, costs: Mapping[int, Cost]) -> None:
-    part.cycles += cycles
-    executed = sum(block.counts.values())
+def _add(
+    parts: tuple[Part, ...], block: Block, cycles: float, mine: int, costs: Mapping[int, Cost]
+) -> None:
     words = block.words
-    part.instructions += executed * len(words)
-    for name, need in _needs(costs[word] for word in words).items():
-        part.resources[name] = part.resources.get(name, 0.0) + mine * need
-    part.fma += executed * sum(_fma(costs[word].text) for word in words)
-    for counts in block.events.values():
-        for name, count in zip(EVENTS, counts, strict=True):
-            part.events[name] = part.events.get(name, 0) + count
+    executed = sum(block.counts.values())
+    needs = _needs(costs[word] for word in words)
+    fma = executed * sum(_fma(costs[word].text) for word in words)
+    for part in parts:
+        part.cycles += cycles
+        part.instructions += executed * len(words)
+        part.fma += fma
+        for name, need in needs.items():
+            part.resources[name] = part.resources.get(name, 0.0) + mine * need
+        for counts in block.events.values():
+            for name, count in zip(EVENTS, counts, strict=True):
+                part.events[name] = part.events.get(name, 0) + count
 
 
 def _needs(costs: Iterable[Cost]) -> dict[str, float]:

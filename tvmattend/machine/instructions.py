@@ -24,9 +24,12 @@ _PORTS = {
     "A57UnitW": "F0", "A57UnitX": "F1",
 }  # fmt: skip
 
+_BEGIN, _END = "# LLVM-MCA-BEGIN", "# LLVM-MCA-END"
+
 # What LLVM has said in this process: kernels of a tuning run are made of the same instructions.
 _texts: dict[int, str] = {}
 _plain: dict[str, "Cost"] = {}
+_shapes: dict[str, "Cost"] = {}
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,37 @@ def costs_of(
     """
     _texts.update(_disassemble(sorted(set(words) - _texts.keys())))
     texts = {word: _texts[word] for word in set(words)}
-    _plain.update(_analyse(sorted(set(texts.values()) - _plain.keys())))
-    plain = {text: _plain[text] for text in texts.values()}
-    costs = {text: correct(cost) if corrected else cost for text, cost in plain.items()}
-    if quick_divide:
-        costs = {text: _quick(cost) for text, cost in costs.items()}
-    return {word: costs[text] for word, text in texts.items()}
+    _learn(set(texts.values()) - _plain.keys())
+    return {word: _cost(text, corrected, quick_divide) for word, text in texts.items()}
+
+
+@cache
+def _cost(text: str, corrected: bool, quick_divide: bool) -> Cost:
+    """Of a text that LLVM was asked about."""
+    cost = correct(_plain[text]) if corrected else _plain[text]
+    return _quick(cost) if quick_divide else cost
+
+
+def _learn(texts: Collection[str]) -> None:
+    """Ask LLVM about one instruction of each shape, and give the others of that shape its cost."""
+    shapes = {text: _shape(text) for text in texts}
+    asked = {shape: text for text, shape in sorted(shapes.items()) if shape not in _shapes}
+    found = _analyse(sorted(asked.values()))
+    _shapes.update({shape: found[text] for shape, text in asked.items()})
+    for text, shape in shapes.items():
+        _plain[text] = replace(_shapes[shape], text=text, operands=operands_of(text))
+
+
+def _shape(text: str) -> str:
+    """The text without the numbers of its registers and, where it is only an address, without it.
+
+    LLVM's numbers of an A57 depend on neither; on a shift's distance they may.
+    """
+    name, _, rest = text.partition("\t")
+    rest = _REGISTER.sub(r"\1", rest)
+    if "[" in rest or name.startswith(("b", "cb", "tb", "adr")):
+        rest = _OFFSET.sub("#", rest)
+    return f"{name}\t{rest}"
 
 
 def _run(tool: str, arguments: list[str], text: str) -> tuple[str, str]:
@@ -149,10 +177,16 @@ def _analyse(texts: list[str]) -> dict[str, Cost]:
 
 
 def _part(texts: list[str]) -> dict[str, Cost]:
-    """Two copies of each, in a row. One unknown instruction spoils a report, so it is halved."""
-    lines = "\n".join(line for text in texts for line in (text, text)) + "\n"
+    """Two copies of each, in a region of their own.
+
+    What stands before an instruction in its region decides which of two pipelines it takes. One
+    unknown instruction spoils a report, so it is halved.
+    """
+    regions = ("\n".join((_BEGIN, *_independent(text), _END)) for text in texts)
     output, message = _run(
-        "llvm-mca", ["-iterations=1", "-json", "-instruction-info", "-resource-pressure"], lines
+        "llvm-mca",
+        ["-iterations=1", "-json", "-instruction-info", "-resource-pressure"],
+        "\n".join(regions) + "\n",
     )
     if output:
         return _read(texts, json.loads(output))
@@ -164,19 +198,39 @@ def _part(texts: list[str]) -> dict[str, Cost]:
     return {**_part(texts[:middle]), **_part(texts[middle:])}
 
 
+def _independent(text: str) -> tuple[str, str]:
+    """Two copies with destinations of their own: the second must not wait for the first.
+
+    One that waits goes where the first went, and an operation of either FP pipeline looks as if it
+    had only one. Register lists stay: their numbers must follow each other.
+    """
+    first = _REGISTER.search(text)
+    if first is None or "{" in text:
+        return text, text
+    taken = {first[2], "6", "7"}
+
+    def copy(number: str) -> str:
+        def other(match: re.Match[str]) -> str:
+            if match.start() == first.start():
+                return match[1] + number
+            return match[1] + ("8" if match[2] in taken else match[2])
+
+        return _REGISTER.sub(other, text)
+
+    return copy("6"), copy("7")
+
+
 def _read(texts: list[str], report: dict[str, Any]) -> dict[str, Cost]:
-    region = report["CodeRegions"][0]
     resources = [name.split(".")[0] for name in report["TargetInfo"]["Resources"]]
-    ports: list[dict[str, float]] = [{} for _ in range(2 * len(texts))]
-    for row in region["ResourcePressureView"]["ResourcePressureInfo"]:
-        port = _PORTS.get(resources[row["ResourceIndex"]])
-        if port and row["InstructionIndex"] < len(ports):  # the row after the last is the sum
-            mine = ports[row["InstructionIndex"]]
-            mine[port] = mine.get(port, 0) + row["ResourceUsage"]
-    infos = region["InstructionInfoView"]["InstructionList"]
     costs = {}
-    for at, text in enumerate(texts):
-        info, used = infos[2 * at], _either(ports[2 * at], ports[2 * at + 1])
+    for text, region in zip(texts, report["CodeRegions"], strict=True):
+        ports: tuple[dict[str, float], ...] = ({}, {})
+        for row in region["ResourcePressureView"]["ResourcePressureInfo"]:
+            port = _PORTS.get(resources[row["ResourceIndex"]])
+            if port and row["InstructionIndex"] < 2:  # the row after the last is the sum
+                mine = ports[row["InstructionIndex"]]
+                mine[port] = mine.get(port, 0) + row["ResourceUsage"]
+        info, used = region["InstructionInfoView"]["InstructionList"][0], _either(*ports)
         costs[text] = Cost(
             text=text,
             slots=max(1, int(info["NumMicroOpcodes"])),
@@ -196,6 +250,9 @@ def _either(first: dict[str, float], second: dict[str, float]) -> dict[str, floa
         return {**others, "V": sum(n for port, n in first.items() if port in vector)}
     return first
 
+
+_REGISTER = re.compile(r"\b([xwvqdshb])(\d+)\b")
+_OFFSET = re.compile(r"#-?(0x)?[0-9a-f]+\b")
 
 # (pattern of the mnemonic, of the operands, what silicon does). `.` in the second: any.
 _Q = re.compile(r"v\d+\.(16b|8h|4s|2d)|\bq\d+")

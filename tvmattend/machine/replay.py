@@ -5,7 +5,7 @@ import ctypes
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 from tvmattend.machine.instructions import Cost, costs_of
 from tvmattend.machine.native import native
@@ -102,6 +102,7 @@ def _core() -> ctypes.CDLL:
     return library
 
 
+@cache
 def _encode(cost: Cost) -> bytes:
     operands, ports = cost.operands, dict(cost.ports)
     reads, writes = operands.reads[:8], operands.writes[:6]

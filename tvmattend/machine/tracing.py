@@ -44,8 +44,9 @@ class Settings:
         caches: Whether accesses go through the caches.
         markers: Whether only what the program marks is counted.
         window: Blocks in a row that are sampled.
-        period: Out of how many.
+        most: Windows of a thread that are kept, spread evenly over what it did; 0 for none.
         sysroot: Where the guest's `/lib` is; other files are this machine's.
+        board: What `write_board_files` made of both; made anew for a run if None.
         clock_hz: That the board says it has.
         timeout: Seconds that the program may take, or None.
         keep: Where to leave a copy of what the plugin wrote, for `read_trace`.
@@ -54,8 +55,9 @@ class Settings:
     caches: bool = True
     markers: bool = True
     window: int = 512
-    period: int = 4096
+    most: int = 4096
     sysroot: Path | None = None
+    board: Path | None = None
     clock_hz: float = CLOCK_HZ
     timeout: float | None = None
     keep: Path | None = None
@@ -95,15 +97,17 @@ def trace(
             f"cache={'on' if settings.caches else 'off'}",
             f"markers={'on' if settings.markers else 'off'}",
             f"window={settings.window}",
-            f"period={settings.period}",
+            f"most={settings.most}",
         ]
         if "," in str(out) + plugin[0]:
             raise InputError(
                 f"QEMU cannot take a path with a comma: {place}", "set TMPDIR or TVMATTEND_CACHE"
             )
-        board = Path(place) / "board"
-        board.mkdir()
-        write_board_files(board, settings.sysroot, settings.clock_hz)
+        board = settings.board
+        if board is None:
+            board = Path(place) / "board"
+            board.mkdir()
+            write_board_files(board, settings.sysroot, settings.clock_hz)
         root = ["-L", str(board)]
         done = subprocess.run(
             [qemu, "-cpu", "cortex-a72", "-plugin", ",".join(plugin), *root, executable,

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that `benchmarks/a72_validation.py --published` reads: any networks, refusals."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from tvmattend.errors import InputError
+
+HEAD = "network,input_whc,one_thread_ms,four_threads_ms\n"
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[2] / "benchmarks" / "a72_validation.py"
+    spec = importlib.util.spec_from_file_location("a72_validation", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["a72_validation"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["a72_validation"]
+
+
+def folder(place: Path, table: str, *networks: str) -> Path:
+    (place / "published.csv").write_text(table)
+    for network in networks:
+        (place / f"{network}.param").write_text("7767517\n0 0\n")
+    return place
+
+
+def test_any_folder_is_read_and_a_time_may_be_missing(script, tmp_path):
+    table = HEAD + "first,224x192x3,10.5,4\nsecond,32x32x1,2,\n"
+    first, second = script.read_published(folder(tmp_path, table, "first", "second"))
+    assert (first.shape, first.published) == ((224, 192, 3), {1: 0.0105, 4: 0.004})
+    assert second.published == {1: 0.002}
+    assert script.chosen([first, second], "second") == [second]
+    with pytest.raises(InputError, match="has no third"):
+        script.chosen([first, second], "first,third")
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (HEAD, "names no network"),
+        (HEAD + "first,224x224,1,1\n", "line 2 of .* cannot be understood"),
+        (HEAD + "first,224x224x3,fast,1\n", "line 2 of .*fast"),
+        ("name,ms\nfirst,1\n", "cannot be understood: KeyError"),
+        (HEAD + "first,224x224x3,1,1\nabsent,8x8x1,1,1\n", r"there is no .*absent\.param"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(script, tmp_path, table, reason):
+    with pytest.raises(InputError, match=reason):
+        script.read_published(folder(tmp_path, table, "first"))
+
+
+def test_one_network_has_no_rank_and_int8_no_fp32_error(script, tmp_path):
+    (only,) = script.read_published(folder(tmp_path, HEAD + "x_int8,8x8x1,2,1\n", "x_int8"))
+    found = script.Fit(script.SHIPPED, (0.0021,), (0.0021,))
+    result = script.report([only], 1, found, False)
+    assert result["mape"] == pytest.approx(5.0)
+    assert result["mape_fp32"] != result["mape_fp32"]
+    assert result["spearman"] != result["spearman"]
+
+
+def test_no_folder(script, tmp_path):
+    with pytest.raises(InputError, match=r"no .*published\.csv"):
+        script.read_published(tmp_path / "absent")
