@@ -134,7 +134,7 @@ def test_a_server_that_is_killed_in_a_kernel_is_a_lost_board():
         port = int(free.getsockname()[1])
     with serve_here(ServerOptions(port=port)) as server, machine_at(port) as machine:
         kernel = built(machine, hanging())
-        machine.answers()
+        machine.answers(5)
         threading.Timer(2.0, os.kill, (server.pid, signal.SIGKILL)).start()
 
         def run_until_it_is_gone():

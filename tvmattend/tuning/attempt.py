@@ -6,9 +6,7 @@ that was killed, or that TVM's client crashed, tells nothing any more.
 """
 
 import contextlib
-import ctypes
 import json
-import signal
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,8 +25,6 @@ from tvmattend.tuning import workers
 
 # How far an attempt got. Only what happens in `RUN` may be the kernel's fault.
 CONNECT, PREPARE, RUN, FINISH = "connect", "prepare", "run", "finish"
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,6 @@ def attempt(job: Job) -> dict[str, Any]:
         a board that cannot run code for the target; or `unreached`, why there is no session.
         `info` describes a board that was examined.
     """
-    _die_with_parent()
     note = _Notes(Path(job.progress))
     note(phase=CONNECT)
     try:
@@ -185,8 +180,3 @@ def read_notes(path: Path) -> Mapping[str, Any]:
         told = json.loads(path.read_text(encoding="utf-8"))
         return told if isinstance(told, dict) else {}
     return {}
-
-
-def _die_with_parent() -> None:
-    """A tuner that is killed outright leaves no process behind that waits for a board."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
