@@ -195,11 +195,13 @@ class Manifest:
             BundleError: It is not one of this schema; the message names the field.
         """
         schema = whole(data, "schema", "manifest")
-        if schema != SCHEMA:
+        if schema > SCHEMA:
             raise BundleError(
                 f"manifest.json is of schema {schema}; this tvmattend knows {SCHEMA}",
-                "use a newer tvmattend" if schema > SCHEMA else REMEDY,
+                "use a newer tvmattend",
             )
+        if schema < 1:
+            raise BundleError(f"manifest.json is of schema {schema}, but they begin with 1", REMEDY)
         where = "manifest"
         only(data, cls, where)
         manifest = cls(

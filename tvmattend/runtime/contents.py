@@ -47,6 +47,8 @@ def read_manifest(directory: Path, require_signature: Any = None) -> dict[str, A
             f"{path} is of schema {schema}; this runtime knows {SCHEMA}",
             "use the bundle's own tvmattend_runtime.py, or a newer tvmattend",
         )
+    if schema < 1:
+        raise BundleError(f"{path} is of schema {schema}, but they begin with 1", AGAIN)
     for name, holds in FIELDS.items():
         if name not in manifest or not holds(manifest[name]):
             raise BundleError(f"{path}: `{name}` is missing or malformed", AGAIN)
