@@ -41,7 +41,7 @@ def read_manifest(directory: Path, require_signature: Any = None) -> dict[str, A
         raise BundleError(f"{path} is not JSON: {error}", AGAIN) from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if type(schema) is not int:
-        raise BundleError(f"{path} has no `schema`", AGAIN)
+        raise BundleError(f"{path} has no `schema` that is a whole number", AGAIN)
     if schema > SCHEMA:
         raise BundleError(
             f"{path} is of schema {schema}; this runtime knows {SCHEMA}",

@@ -211,7 +211,8 @@ class Fleet:
                 bench.leave_seat()
                 continue
             with self._occupied():
-                self._do(bench, job)
+                if not self._do(bench, job):
+                    return
 
     @contextlib.contextmanager
     def _occupied(self) -> Iterator[None]:
@@ -237,7 +238,8 @@ class Fleet:
             return False
         return True
 
-    def _do(self, bench: BoardBench, job: _Job) -> None:
+    def _do(self, bench: BoardBench, job: _Job) -> bool:
+        """Do a trial; give whether there is any use in another."""
         begun = time.monotonic()
         fatal = ""
         if isinstance(job.product, Outcome):
@@ -249,7 +251,7 @@ class Fleet:
             except BoardRefusedError:
                 with self._changed:
                     self._ready.appendleft(job)
-                return
+                return True
             except BoardAwayError as away:
                 outcome = lost_outcome(away)
                 if self._roster is None:
@@ -263,11 +265,12 @@ class Fleet:
             if self._roster is not None and outcome.machine is None:
                 outcome = replace(outcome, machine=self._roster.machine_of(bench.board))
         if self._stop.is_set():  # its worker was killed: it did not happen
-            return
+            return False
         spent = job.build_secs + time.monotonic() - begun
         self._told.put(Finished(job.candidate, outcome, spent, fatal))
         if outcome.away is not None:
             self._await(bench, one_line(outcome.error), outcome.away)
+        return not fatal
 
     def _await(self, bench: BoardBench, reason: str, away: float) -> None:
         """Wait for a board that went away in a kernel, of which there is a record by now.
