@@ -19,7 +19,7 @@ from tvmattend.device.endpoint import Endpoint, close_session, open_session
 from tvmattend.device.probe_kernel import ProbeModule
 from tvmattend.device.serving.conditions import read_conditions
 from tvmattend.device.serving.wire import CONDITIONS_FUNCTION, SESSION_FUNCTION
-from tvmattend.errors import BoardMismatchError, TvmattendError
+from tvmattend.errors import BoardMismatchError, StorageError, TvmattendError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 
@@ -82,6 +82,8 @@ def attempt(job: Job) -> dict[str, Any]:
         return {"unreached": f"{type(error).__name__}: {error}", **note.known}
     try:
         return {**_measure(job, session, note), **note.known}
+    except StorageError:
+        raise
     except BoardMismatchError as error:
         return {"unfit": str(error), **note.known}
     except Exception as error:  # noqa: BLE001  (whatever TVM raises is the result)
@@ -171,7 +173,13 @@ class _Notes:
 
     def __call__(self, **facts: Any) -> None:
         self.known.update(facts)
-        self._path.write_text(json.dumps(self.known), encoding="utf-8")
+        try:
+            self._path.write_text(json.dumps(self.known), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(
+                f"the notes of a trial could not be written to `{self._path}`: {error.strerror}",
+                "free some space there, or set TMPDIR; earlier records are kept",
+            ) from error
 
 
 def read_notes(path: Path) -> Mapping[str, Any]:

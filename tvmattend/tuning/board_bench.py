@@ -292,7 +292,9 @@ class BoardBench:
             left = end - time.monotonic()
             if left <= 0:  # silence
                 break
-            status = self._ask(min(left, _ASK_SECONDS)) or status
+            answer = self._ask(min(left, _ASK_SECONDS))
+            if answer is not None and (answer.server or status is None):
+                status = answer  # one that was garbled does not replace one that was not
             if status is not None and status.server:
                 mine = status.server == result.get("server")
                 if not mine or int(result["session"]) in status.ended:
