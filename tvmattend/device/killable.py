@@ -26,6 +26,8 @@ from tvmattend.errors import TvmattendError
 ANSWER_SECONDS = 120.0
 
 _PROGRAM = "from tvmattend.device.killable import serve; serve()"
+# A killed process needs a moment to give its memory back, on a busy machine more.
+_END_SECONDS = 5.0
 _LENGTH = struct.Struct("<q")
 _CHUNK = 1 << 20
 _VALUE, _REFUSED, _RAISED = "value", "refused", "raised"
@@ -102,7 +104,7 @@ class KillableWorker:
         with contextlib.suppress(ProcessLookupError):  # with the linker that it may run
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):  # no zombie stays
-            process.wait(1.0)
+            process.wait(_END_SECONDS)
 
     def _started(self) -> socket.socket:
         """The socket to the process, which is started if it is not there."""
