@@ -139,7 +139,7 @@ def test_the_only_board_of_a_fleet_falls_silent(tmp_path: Path, tracker: Endpoin
     assert reason.startswith("left alone for 9 s: ")
 
 
-def test_a_silent_board_of_a_fleet_is_left_alone(tmp_path: Path, tracker: Endpoint) -> None:
+def test_a_silent_board_of_a_fleet_loses_nothing(tmp_path: Path, tracker: Endpoint) -> None:
     path = tmp_path / "r.jsonl"
     with registered(tracker), registered(tracker) as proxy:
 
@@ -156,6 +156,6 @@ def test_a_silent_board_of_a_fleet_is_left_alone(tmp_path: Path, tracker: Endpoi
     # On a busy machine a compiler may take too long.
     failed = [record.error for record in records if not record.ok]
     failed = [error for error in failed if not error.startswith("building")]
-    assert 1 <= len(failed) <= 6, failed  # one each time that it is tried again
+    assert len(failed) <= 6, failed
     assert all(error.startswith((BOARD_LOST, TOOK_IT_DOWN)) for error in failed)
-    assert any(reason.startswith("left alone") for reason in tally.incidents.left.values())
+    assert failed or any(record.sent > 1 for record in records), "repeated on the other board"
