@@ -146,8 +146,8 @@ class FakeMeasurer:
         pass
 
 
-def lost(reason="connection refused"):
-    return BoardLostError(reason)
+def lost(reason="connection refused", during_kernel=True):
+    return BoardLostError(reason, during_kernel)
 
 
 class FakeRanker:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from tvmattend.bundle.fields import (
-    REMEDY,
     each,
     malformed,
     number,
@@ -200,8 +199,6 @@ class Manifest:
                 f"manifest.json is of schema {schema}; this tvmattend knows {SCHEMA}",
                 "use a newer tvmattend",
             )
-        if schema < 1:
-            raise BundleError(f"manifest.json is of schema {schema}, but they begin with 1", REMEDY)
         where = "manifest"
         only(data, cls, where)
         manifest = cls(
