@@ -56,6 +56,8 @@ class FaultProxy:
         self.port = int(self._listener.getsockname()[1])
         self.happened: Counter[str] = Counter()
         self.connections = 0
+        self.silent = threading.Event()  # then nothing is forwarded any more, nor closed
+        self._heard: tuple[bytes, float] | None = None
         self._stop = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -65,6 +67,10 @@ class FaultProxy:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._listener.close()
+
+    def fall_silent_after(self, words: bytes, seconds: float) -> None:
+        """Do so a moment after something was said."""
+        self._heard = words, seconds
 
     def _accept(self) -> None:
         self._listener.settimeout(0.1)
@@ -93,10 +99,16 @@ class FaultProxy:
         passed = 0
         other = {client: server, server: client}
         while not self._stop.is_set():
+            if self.silent.is_set():
+                self._stop.wait(3600)
+                return
             for source in select.select([client, server], [], [], 0.1)[0]:
                 data = source.recv(_CHUNK)
                 if not data:
                     return
+                if self._heard is not None and self._heard[0] in data:
+                    threading.Timer(self._heard[1], self.silent.set).start()
+                    self._heard = None
                 if fault is not None and passed + len(data) > fault.after:
                     self.happened[fault.kind] += 1
                     data = self._spoil(fault, data, fault.after - passed)

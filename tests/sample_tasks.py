@@ -138,15 +138,16 @@ class FakeMeasurer:
         assert artifact.path == "unused"
         self.discarded += 1
 
-    def answers(self):
+    def answers(self, seconds):
+        del seconds
         return self.back.pop(0) if self.back else True
 
     def close(self):
         pass
 
 
-def lost(reason="connection refused"):
-    return BoardLostError(reason)
+def lost(reason="connection refused", during_kernel=True):
+    return BoardLostError(reason, during_kernel)
 
 
 class FakeRanker:

@@ -78,6 +78,7 @@ def _set(data: Any, path: str, value: Any) -> None:
     ("path", "value", "named"),
     [
         ("schema", 2, "schema 2"),
+        ("schema", 0, "`manifest.schema` is not at least 1"),
         ("schema", "1", "schema"),
         ("model", 3, "model"),
         ("surprise", 1, "surprise"),

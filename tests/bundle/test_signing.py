@@ -200,6 +200,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda b: ((b / signature.FILE).unlink(), (b / signature.FILE).mkdir()),
         "Is a directory",
     ),
+    "schema 0": (_field("schema", 0), "of schema 0; this runtime knows 1"),
     "newer": (_field("schema", 2), "of schema 2; this runtime knows 1"),
     "other algorithm": (_field("algorithm", "none"), "not Ed25519"),
     "short": (_field("signature", base64.b64encode(b"x" * 63).decode()), "63 bytes, not 64"),

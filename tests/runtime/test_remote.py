@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle on a board over RPC: this machine's server, and the emulated Cortex-A72."""
 
-import _thread
 import os
 import shutil
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,6 @@ from sample_bundles import INPUT, cortex_a72_bundle, reference, rewrite_manifest
 
 from tvmattend.bundle import write_bundle
 from tvmattend.device.emulated import EmulatedPython
-from tvmattend.device.endpoint import close_session, within
 from tvmattend.errors import (
     BoardMismatchError,
     BoardUnreachableError,
@@ -22,7 +18,7 @@ from tvmattend.errors import (
     BundleMismatchError,
     InputError,
 )
-from tvmattend.runtime import network, remote
+from tvmattend.runtime import network
 from tvmattend.runtime.remote import load_remote
 
 
@@ -34,12 +30,6 @@ def a72_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def x() -> np.ndarray:
     return np.random.default_rng(3).standard_normal(INPUT.shape).astype("float32")
-
-
-def _join_calls() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "tvmattend-board":
-            thread.join()
 
 
 def test_it_is_the_same_network(sound_bundle: Path, host_board: str, x: np.ndarray) -> None:
@@ -109,40 +99,6 @@ def test_a_board_with_another_tvm(bundle: Path, host_board: str) -> None:
         load_remote(bundle, host_board),
     ):
         pytest.fail("loaded")
-
-
-def test_a_board_that_stops_answering(
-    sound_bundle: Path, host_board: str, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with load_remote(sound_bundle, host_board) as net:
-        monkeypatch.setattr(remote, "STEP_SECONDS", 0.0)
-        with pytest.raises(BoardUnreachableError, match="did not answer"):
-            net(x)
-        # A session with a call under way is not closed; the next test needs the board.
-        _join_calls()
-
-
-def test_ctrl_c_during_a_call_does_not_close_the_session_under_it() -> None:
-    """TVM crashes if one thread closes a session in which another waits."""
-    answered = threading.Event()
-    closed = []
-
-    class Session:
-        def get_function(self, name: str) -> Callable[[], None]:
-            return lambda: closed.append(name)
-
-    def call() -> None:
-        _thread.interrupt_main()
-        answered.wait(60)
-
-    with pytest.raises(KeyboardInterrupt):
-        within(60, call)
-    close_session(Session())
-    assert not closed
-    answered.set()
-    _join_calls()
-    close_session(Session())
-    assert closed == ["CloseRPCConnection"]
 
 
 def test_a_bundle_for_another_machine_says_what_it_is_for(

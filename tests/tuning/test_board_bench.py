@@ -14,10 +14,14 @@ import pytest
 from fault_proxy import Fault, FaultProxy
 from sample_tasks import add_one, crashing, hanging, matmul, scheduled
 
+from tvmattend.device.asking import BoardStatus
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.errors import StorageError
 from tvmattend.target import parse_target
+from tvmattend.tuning.attempt import Job, attempt
 from tvmattend.tuning.bench import BoardLostError, LinkBrokenError, Outcome, Repetition
+from tvmattend.tuning.board_bench import BoardBench
 from tvmattend.tuning.measure import KernelMeasurer
 from tvmattend.tuning.record import one_line
 
@@ -134,7 +138,7 @@ def test_a_server_that_is_killed_in_a_kernel_is_a_lost_board():
         port = int(free.getsockname()[1])
     with serve_here(ServerOptions(port=port)) as server, machine_at(port) as machine:
         kernel = built(machine, hanging())
-        machine.answers()
+        machine.answers(5)
         threading.Timer(2.0, os.kill, (server.pid, signal.SIGKILL)).start()
 
         def run_until_it_is_gone():
@@ -151,3 +155,34 @@ def test_a_crash_is_believed_when_it_shows_twice():
         outcome = machine.run(built(machine, crashing()))
     assert (outcome.status, outcome.sent) == ("run-error", 2)
     assert one_line(outcome.error).startswith("CrashError")
+
+
+@pytest.mark.parametrize("later", [BoardStatus(), None])
+def test_an_answer_that_is_garbled_or_missing_does_not_replace_a_good_one(
+    tmp_path, monkeypatch, later
+):
+    good = BoardStatus(server="a", busy=True)
+    answers = [good, later, later]
+    monkeypatch.setattr("tvmattend.tuning.board_bench.ask_board", lambda *_: answers.pop(0))
+    monkeypatch.setattr("tvmattend.tuning.board_bench._ASK_PAUSE", 0.0)
+    bench = BoardBench(Endpoint("pi4", 9090), QUICK, HOST, tmp_path / "probe", tmp_path)
+    assert bench._account({"server": "a", "session": 3}) == good
+    assert answers == []
+
+
+def test_no_room_for_the_notes_of_a_trial_is_not_the_boards_fault(tmp_path):
+    job = Job(
+        board=Endpoint("127.0.0.1", 1),
+        match_key="",
+        session_timeout=1.0,
+        library="unused",
+        arguments=(),
+        threads=1,
+        number=1,
+        repeat=1,
+        min_repeat_ms=0,
+        progress=str(tmp_path / "no" / "such" / "place"),
+        probe="unused",
+    )
+    with pytest.raises(StorageError, match="the notes of a trial could not be written"):
+        attempt(job)

@@ -157,12 +157,12 @@ def test_a_server_that_dies_is_a_lost_board_and_is_found_again():
             built = machine.build([scheduled(add_one())])[0]
             assert machine.run(built).status == "ok"
             server.stop()
-            assert not machine.answers()
+            assert not machine.answers(5)
             with pytest.raises(BoardLostError) as caught:
                 machine.run(built)
             assert "Connection refused" in one_line(str(caught.value))
             server = serve_here(ServerOptions(port=port))
-            assert machine.answers()
+            assert machine.answers(5)
             assert machine.run(built).status == "ok", "the library is still there"
     finally:
         server.stop()

@@ -192,7 +192,7 @@ def test_a_few_failures_at_the_end_of_a_good_run_are_no_error(tmp_path):
     assert (report.new_trials, report.errors, report.tuned) == (2, 2, 1)
 
 
-def _losing(times):
+def _losing(times, during_kernel=False):
     """Loses the board that often at the third run."""
     left, calls = [times], [0]
 
@@ -200,7 +200,7 @@ def _losing(times):
         calls[0] += 1
         if calls[0] >= 3 and left[0]:
             left[0] -= 1
-            raise lost()
+            raise lost(during_kernel=during_kernel)
         return Outcome("ok", (seconds_of(task, point),))
 
     return answer
@@ -212,21 +212,35 @@ def test_a_board_that_comes_back_costs_nothing(tmp_path):
     report = bench.run.run()
     assert report.errors == 0
     assert report.trials == 6
-    assert bench.slept == [1.0, 2.0, 4.0]
+    assert bench.slept[:3] == [1.0, 2.0, 4.0]
     assert [event.attempt for event in bench.of(BoardGone)] == [1, 2, 3]
     assert len(bench.of(BoardBack)) == 1
     assert plan(bench)[2] == plan(bench)[3], "the same point again"
 
 
-def test_a_kernel_that_stops_the_server_twice_is_to_blame(tmp_path):
-    bench = Bench(tmp_path / "r.jsonl", [matmul()], FakeMeasurer(_losing(2)), trials=6)
+def test_a_kernel_that_takes_the_board_along_is_recorded_before_the_board_is_waited_for(tmp_path):
+    measurer = FakeMeasurer(_losing(1, during_kernel=True), back=[False, True])
+    bench = Bench(tmp_path / "r.jsonl", [matmul()], measurer, trials=6)
     report = bench.run.run()
-    assert report.errors == 1
+    assert (report.trials, report.errors) == (6, 1)
     failed = next(record for record in bench.records() if not record.ok)
-    assert (failed.status, failed.error.startswith("the board's server stops at it")) == (
-        "run-error",
-        True,
-    )
+    assert (failed.status, failed.quarantined) == ("run-error", True)
+    assert failed.error == "the board went away while it ran: connection refused"
+    kinds = [
+        (type(event), event.record.quarantined if isinstance(event, TrialDone) else None)
+        for event in bench.events
+        if isinstance(event, (TrialDone, BoardGone, BoardBack))
+    ]
+    told = kinds.index((TrialDone, True))
+    assert [kind for kind, _ in kinds[told + 1 : told + 4]] == [BoardGone, BoardGone, BoardBack]
+
+
+def test_a_board_that_a_kernel_took_for_good_ends_the_run(tmp_path):
+    measurer = FakeMeasurer(_losing(1, during_kernel=True), back=[False] * 9)
+    bench = Bench(tmp_path / "r.jsonl", [matmul()], measurer, trials=6)
+    with pytest.raises(TuningError, match=r"did not come back: .*connection refused"):
+        bench.run.run()
+    assert [record.quarantined for record in bench.records()] == [False, False, True]
 
 
 def test_a_board_that_stays_away_ends_the_run_and_says_how_to_go_on(tmp_path):
@@ -234,7 +248,7 @@ def test_a_board_that_stays_away_ends_the_run_and_says_how_to_go_on(tmp_path):
     bench = Bench(path, tasks, FakeMeasurer(_losing(9), back=[False] * 9), trials=6)
     with pytest.raises(TuningError, match=r"stopped answering.*connection refused") as caught:
         bench.run.run()
-    assert bench.slept == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert bench.slept == pytest.approx([1.0, 2.0, 4.0, 8.0, 16.0], abs=0.5)
     assert "3 trials of this run (3 in all) are in" in caught.value.hint
     assert str(path) in caught.value.hint
     gone = bench.records()[-1]

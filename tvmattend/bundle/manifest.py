@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from tvmattend.bundle.fields import (
-    REMEDY,
     each,
     malformed,
     number,
@@ -195,10 +194,10 @@ class Manifest:
             BundleError: It is not one of this schema; the message names the field.
         """
         schema = whole(data, "schema", "manifest")
-        if schema != SCHEMA:
+        if schema > SCHEMA:
             raise BundleError(
                 f"manifest.json is of schema {schema}; this tvmattend knows {SCHEMA}",
-                "use a newer tvmattend" if schema > SCHEMA else REMEDY,
+                "use a newer tvmattend",
             )
         where = "manifest"
         only(data, cls, where)

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from tvmattend.device.killable import ANSWER_SECONDS
+
 signature_option = click.option(
     "--require-signature",
     type=click.Path(path_type=Path),
@@ -27,3 +29,14 @@ def rpc_option(purpose: str) -> Callable[[Any], Any]:
         help=f"{purpose} ssh://USER@HOST[:SSH_PORT][/RPC_PORT] goes through a tunnel to a server "
         "on the board's loopback.",
     )
+
+
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=ANSWER_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a board may take for each answer: to be looked at, to load, to run. Timed runs "
+    "have three times what the first run makes expect on top.",
+)

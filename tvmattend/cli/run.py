@@ -12,7 +12,8 @@ from zipfile import BadZipFile
 import click
 
 from tvmattend.cli.board_options import board_given, key_option, tracker_option
-from tvmattend.cli.bundle_options import rpc_option, signature_option
+from tvmattend.cli.bundle_options import rpc_option, signature_option, timeout_option
+from tvmattend.device.killable import ANSWER_SECONDS
 from tvmattend.errors import BundleError, InputError, StorageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _ELSEWHERE = "free some space there, or choose another --output"
 @rpc_option("Run on the board that serves there.")
 @tracker_option
 @key_option
+@timeout_option
 @click.option(
     "--top", default=5, show_default=True, type=click.IntRange(1), help="Classes to name."
 )
@@ -55,6 +57,7 @@ def command(
     rpc: str | None,
     rpc_tracker: str | None,
     rpc_key: str | None,
+    timeout: float,
     top: int,
     repeat: int,
     warmup: int,
@@ -70,7 +73,7 @@ def command(
     """
     _check_files(source, output)
     board = board_given(rpc, rpc_tracker, rpc_key)
-    with open_bundle(bundle, board, threads, require_signature) as net:
+    with open_bundle(bundle, board, threads, require_signature, timeout) as net:
         if output is not None and output.suffix == ".npy" and len(net.outputs) > 1:
             raise InputError(
                 f"the network has {len(net.outputs)} outputs", "give --output FILE.npz"
@@ -112,6 +115,7 @@ def open_bundle(
     board: "Endpoint | str | None",
     threads: int | None,
     require_signature: Path | None = None,
+    timeout: float = ANSWER_SECONDS,
 ) -> Any:
     """Give a context with the network: in this process, or on a board.
 
@@ -124,7 +128,7 @@ def open_bundle(
         return nullcontext(load(bundle, threads, require_signature))
     from tvmattend.runtime.remote import load_remote
 
-    return load_remote(bundle, board, threads, require_signature)
+    return load_remote(bundle, board, threads, require_signature, timeout)
 
 
 def describe(net: "Network", bundle: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     default=120.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a board that went away is waited for.",
+    help="How long a board that went away or fell silent is waited for; at least --timeout + 10.",
 )
 @click.option(
     "--number", type=int, default=3, show_default=True, metavar="N", help="Calls in one figure."

@@ -112,7 +112,7 @@ class Progress:
     def _(self, event: BoardGone) -> None:
         self.say(
             f"{event.board} does not answer ({event.reason}); "
-            f"attempt {event.attempt} of {event.attempts} in {event.wait:g} s"
+            f"attempt {event.attempt} of {event.attempts} in {round(event.wait, 1):g} s"
         )
 
     @__call__.register

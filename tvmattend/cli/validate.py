@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from tvmattend.cli.board_options import board_given, key_option, tracker_option
-from tvmattend.cli.bundle_options import rpc_option, signature_option
+from tvmattend.cli.bundle_options import rpc_option, signature_option, timeout_option
 from tvmattend.cli.run import describe, open_bundle, place_of
 from tvmattend.errors import ValidationError
 
@@ -18,6 +18,7 @@ from tvmattend.errors import ValidationError
 @rpc_option("Run on the board that serves there.")
 @tracker_option
 @key_option
+@timeout_option
 @click.option(
     "--threads", type=click.IntRange(1), help="Threads. [default: what the bundle was built for]"
 )
@@ -28,6 +29,7 @@ def command(
     rpc: str | None,
     rpc_tracker: str | None,
     rpc_key: str | None,
+    timeout: float,
     threads: int | None,
     require_signature: Path | None,
     as_json: bool,
@@ -38,7 +40,7 @@ def command(
     is a failure.
     """
     board = board_given(rpc, rpc_tracker, rpc_key)
-    with open_bundle(bundle, board, threads, require_signature) as net:
+    with open_bundle(bundle, board, threads, require_signature, timeout) as net:
         report = describe(net, bundle)
         tolerance = float(net.manifest["tolerance"])
         errors = net.golden_errors()

@@ -4,6 +4,7 @@
 import contextlib
 import socket
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from tvmattend.device.conditions import Conditions, conditions_from
 from tvmattend.device.endpoint import Endpoint, tracker_summary
 from tvmattend.device.serving import wire
 from tvmattend.errors import BoardUnreachableError
+
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,10 @@ def boards_at(tracker: Endpoint, timeout: float = 5.0) -> list[FleetBoard]:
     """
     entries, free = registered(tracker, timeout)
     boards = []
-    for key, host, port in entries:
-        status = ask_board(host, port, timeout)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:  # silent ones are waited for together
+        told = list(threads.map(lambda entry: ask_board(entry[1], entry[2], timeout), entries))
+    for (key, host, port), answer in zip(entries, told, strict=True):
+        status = answer
         if status is not None and status.busy is None:
             # TVM's own server does not tell, but where all or none are free the tracker does.
             count = sum(other == key for other, _, _ in entries)

@@ -7,6 +7,7 @@ import struct
 import tempfile
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,23 @@ from tvmattend.device.endpoint import (
     close_session,
     connect,
     parse_endpoint,
-    within,
 )
+from tvmattend.device.killable import KillableWorker
 from tvmattend.device.probe_kernel import ProbeModule, build_probe
 from tvmattend.device.serving.wire import BOARD_FUNCTION
-from tvmattend.errors import BoardMismatchError, BoardUnreachableError
+from tvmattend.errors import BoardMismatchError, BoardUnreachableError, CompileError
 from tvmattend.target import ARM_CORES, TargetSpec
 
 # e_machine of an ELF header, for the architectures that boards and hosts have.
 _ELF_MACHINES = {3: "i386", 40: "arm (32 bit)", 62: "x86_64", 183: "aarch64", 243: "riscv"}
 
 # How a server ends a session at its limit (the text of the error that the client gets).
-_TIMEOUT = "RPCSessionTimeoutError"
+SESSION_TIMEOUT = "RPCSessionTimeoutError"
+
+# For the first look at a board; an emulated one needs some ten.
+LOOK_SECONDS = 60.0
+# Zig builds its C library the first time.
+_BUILD_SECONDS = 300.0
 
 _CPU = "/sys/devices/system/cpu/cpu0/cpufreq"
 
@@ -109,7 +115,8 @@ def probe(
     endpoint: Endpoint | str,
     target: TargetSpec,
     cross_compiler: str | None = None,
-    timeout: float = 60.0,
+    timeout: float = LOOK_SECONDS,
+    worker: KillableWorker | None = None,
 ) -> BoardInfo:
     """Reach a board, run a tiny kernel built for the target there, and say what the board is.
 
@@ -117,35 +124,71 @@ def probe(
         endpoint: A server or tracker, or `host:port` of a server.
         target: What the board is meant to be.
         cross_compiler: See `link_shared`.
-        timeout: Seconds for the session, once the board is reached.
+        timeout: Seconds for the board; building the kernel, on this machine, comes before.
+        worker: Process to talk to it in; None starts one and ends it.
 
     Raises:
         BoardUnreachableError: Nothing answers there, or it stopped answering.
         NoFreeBoardError: The tracker has no board free.
         BoardMismatchError: The board cannot run code for the target.
         ToolMissingError: There is no linker.
+        CompileError: TVM or the linker refused.
     """
     place = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
-    check_reachable(place)  # before TVM is even imported
-    with tempfile.TemporaryDirectory(prefix="tvmattend-probe-") as directory:
+    check_reachable(place)  # before a process is even started
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="tvmattend-probe-"))
+        worker = worker or stack.enter_context(KillableWorker(quiet=True))
         library = Path(directory) / "probe.so"
-        build_probe(target, library, cross_compiler)
+        try:
+            worker.call(_BUILD_SECONDS, build_probe, (target, library, cross_compiler))
+        except (TimeoutError, ChildProcessError) as error:
+            raise CompileError(
+                f"no probe could be built for {target.describe()}: {error}",
+                "is this machine out of memory, or very busy?",
+            ) from error
         content = bytearray(library.read_bytes())
-    # The server keeps the limit; ours is for a server, or a network, that is gone by then.
-    session = connect(place, session_timeout=timeout)
-    try:
-        return within(timeout + 5, lambda: _examine_and_close(session, content, place, target))
-    except TimeoutError as error:
-        raise _stuck(place) from error
+        arguments = (place, content, target, timeout)
+        found: BoardInfo = ask_of(place, worker, timeout, _reach_and_examine, arguments)
+    return found
 
 
-def _examine_and_close(
-    session: Any, library: bytearray, place: Endpoint, target: TargetSpec
-) -> BoardInfo:
-    """All of it in one thread: TVM 0.27 crashes when one closes a session that another waits in.
+def ask_of(
+    place: Endpoint,
+    worker: KillableWorker,
+    seconds: float,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> Any:
+    """Have a worker process do something with a board, for so long.
 
-    Should this thread be left behind, it closes the session when the server ends that.
+    Raises:
+        BoardUnreachableError: The board was silent, or what it said made no sense.
+        TvmattendError: What the function raised.
     """
+    try:
+        return worker.call(seconds, function, arguments)
+    except TimeoutError as error:
+        raise _stuck(place, seconds) from error
+    except ChildProcessError as error:
+        raise BoardUnreachableError(
+            f"{place}: what the board answered crashed TVM's client",
+            "is it a TVM RPC server of 0.27, and nothing in between that changes what is sent?",
+        ) from error
+    except RuntimeError as error:
+        if SESSION_TIMEOUT in str(error):
+            raise _stuck(place, seconds) from error
+        raise BoardUnreachableError(
+            f"{place}: the session broke: {_reason(error)}",
+            "restart the server on the board, and see whether its disk or memory is full",
+        ) from error
+
+
+def _reach_and_examine(
+    place: Endpoint, library: bytearray, target: TargetSpec, timeout: float
+) -> BoardInfo:
+    """Runs in a worker process; the server keeps the limit as well, and is free again after it."""
+    session = connect(place, session_timeout=timeout)
     try:
         return examine(session, library, place, target)
     finally:
@@ -179,7 +222,7 @@ def _add(kernel: ProbeModule, place: Endpoint, target: TargetSpec) -> None:
     try:
         right = kernel.add()
     except RuntimeError as error:
-        if _TIMEOUT in str(error):
+        if SESSION_TIMEOUT in str(error):
             raise _stuck(place) from error
         raise BoardMismatchError(
             f"{place}: a kernel for {target.name} crashed there ({_reason(error)})",
@@ -280,7 +323,7 @@ def _step(place: Endpoint, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except RuntimeError as error:
-        if _TIMEOUT in str(error):
+        if SESSION_TIMEOUT in str(error):
             raise _stuck(place) from error
         raise BoardUnreachableError(
             f"{place}: the session broke: {_reason(error)}",
@@ -288,9 +331,10 @@ def _step(place: Endpoint, action: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _stuck(place: Endpoint) -> BoardUnreachableError:
+def _stuck(place: Endpoint, seconds: float = 0.0) -> BoardUnreachableError:
+    waited = f" (no answer within {seconds:g} s)" if seconds else ""
     return BoardUnreachableError(
-        f"{place}: the board stopped answering during a probe", "restart the server on the board"
+        f"{place}: the board stopped answering{waited}", "restart the server on the board"
     )
 
 

@@ -28,9 +28,6 @@ _HOW_TO_TRACK = "start a tracker with `python -m tvm.exec.rpc_tracker --host 0.0
 
 _Result = TypeVar("_Result")
 
-# Threads in which a call to a board never came back (see `within`).
-_LEFT_BEHIND: list[threading.Thread] = []
-
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -137,13 +134,8 @@ def open_session(
 def close_session(session: Any) -> None:
     """Close a session now; left to itself, it ends when the last remote object is collected.
 
-    TVM 0.27 crashes when one thread closes a session in which another waits for a call. So nothing
-    is closed while `within` has left such a call behind; the board ends the session by its limit,
-    or when this process ends.
+    TVM 0.27 crashes when one thread closes a session in which another waits for a call.
     """
-    here = threading.current_thread()
-    if any(thread.is_alive() and thread is not here for thread in _LEFT_BEHIND):
-        return
     from tvm.error import RPCError
 
     # A server that is gone, or that ended the session, leaves nothing to close.
@@ -237,7 +229,7 @@ def _wait_for_board(connection: socket.socket, endpoint: Endpoint, count: int) -
 def within(
     seconds: float,
     action: Callable[[], _Result],
-    discard: Callable[[_Result], None] | None = None,
+    discard: Callable[[_Result], None],
 ) -> _Result:
     """Run something that cannot be given a timeout.
 
@@ -247,8 +239,7 @@ def within(
     Args:
         seconds: How long to wait.
         action: What to run.
-        discard: Takes what comes too late. Without it, `action` is taken for a call in a session,
-            which must not be closed before that call is back (see `close_session`).
+        discard: Takes what comes too late.
 
     Raises:
         TimeoutError: It took longer.
@@ -265,7 +256,7 @@ def within(
             with lock:
                 late = abandoned
                 results.append(result)
-            if late and discard is not None:
+            if late:
                 discard(result)
         except BaseException as error:  # noqa: BLE001  (handed to the caller, below)
             errors.append(error)
@@ -278,8 +269,6 @@ def within(
     finally:  # Ctrl-C leaves the call behind as a timeout does
         with lock:
             abandoned = not results and not errors
-        if abandoned and discard is None:
-            _LEFT_BEHIND.append(thread)
     if abandoned:
         raise TimeoutError(f"no answer within {seconds:g} s")
     if errors:

@@ -41,12 +41,14 @@ def read_manifest(directory: Path, require_signature: Any = None) -> dict[str, A
         raise BundleError(f"{path} is not JSON: {error}", AGAIN) from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if type(schema) is not int:
-        raise BundleError(f"{path} has no `schema`", AGAIN)
+        raise BundleError(f"{path} has no `schema` that is a whole number", AGAIN)
     if schema > SCHEMA:
         raise BundleError(
             f"{path} is of schema {schema}; this runtime knows {SCHEMA}",
             "use the bundle's own tvmattend_runtime.py, or a newer tvmattend",
         )
+    if schema < 1:
+        raise BundleError(f"{path} is of schema {schema}, but they begin with 1", AGAIN)
     for name, holds in FIELDS.items():
         if name not in manifest or not holds(manifest[name]):
             raise BundleError(f"{path}: `{name}` is missing or malformed", AGAIN)

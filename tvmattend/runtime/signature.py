@@ -233,7 +233,8 @@ def _read(file: Path) -> tuple[bytes, bytes]:
         raise SignatureFault(f"{file} is no signature: it has no `schema`", again)
     if schema != SCHEMA:
         raise SignatureFault(
-            f"{file} is of schema {schema}; this runtime knows {SCHEMA}", "use a newer tvmattend"
+            f"{file} is of schema {schema}; this runtime knows {SCHEMA}",
+            "use a newer tvmattend" if schema > SCHEMA else again,
         )
     if data.get("algorithm") != ALGORITHM:
         raise SignatureFault(f"{file}: the algorithm is not {ALGORITHM}", again)

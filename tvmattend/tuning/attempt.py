@@ -6,9 +6,7 @@ that was killed, or that TVM's client crashed, tells nothing any more.
 """
 
 import contextlib
-import ctypes
 import json
-import signal
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,14 +19,12 @@ from tvmattend.device.endpoint import Endpoint, close_session, open_session
 from tvmattend.device.probe_kernel import ProbeModule
 from tvmattend.device.serving.conditions import read_conditions
 from tvmattend.device.serving.wire import CONDITIONS_FUNCTION, SESSION_FUNCTION
-from tvmattend.errors import BoardMismatchError, TvmattendError
+from tvmattend.errors import BoardMismatchError, StorageError, TvmattendError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 
 # How far an attempt got. Only what happens in `RUN` may be the kernel's fault.
 CONNECT, PREPARE, RUN, FINISH = "connect", "prepare", "run", "finish"
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,6 @@ def attempt(job: Job) -> dict[str, Any]:
         a board that cannot run code for the target; or `unreached`, why there is no session.
         `info` describes a board that was examined.
     """
-    _die_with_parent()
     note = _Notes(Path(job.progress))
     note(phase=CONNECT)
     try:
@@ -87,6 +82,8 @@ def attempt(job: Job) -> dict[str, Any]:
         return {"unreached": f"{type(error).__name__}: {error}", **note.known}
     try:
         return {**_measure(job, session, note), **note.known}
+    except StorageError:
+        raise
     except BoardMismatchError as error:
         return {"unfit": str(error), **note.known}
     except Exception as error:  # noqa: BLE001  (whatever TVM raises is the result)
@@ -176,7 +173,13 @@ class _Notes:
 
     def __call__(self, **facts: Any) -> None:
         self.known.update(facts)
-        self._path.write_text(json.dumps(self.known), encoding="utf-8")
+        try:
+            self._path.write_text(json.dumps(self.known), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(
+                f"the notes of a trial could not be written to `{self._path}`: {error.strerror}",
+                "free some space there, or set TMPDIR; earlier records are kept",
+            ) from error
 
 
 def read_notes(path: Path) -> Mapping[str, Any]:
@@ -185,8 +188,3 @@ def read_notes(path: Path) -> Mapping[str, Any]:
         told = json.loads(path.read_text(encoding="utf-8"))
         return told if isinstance(told, dict) else {}
     return {}
-
-
-def _die_with_parent() -> None:
-    """A tuner that is killed outright leaves no process behind that waits for a board."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -43,6 +43,7 @@ class Outcome:
         machine: What was measured, where that may differ from trial to trial.
         quarantined: Whether the kernel took the board down.
         sent: How often it was sent.
+        away: Seconds for which the board has been asked in vain since; None if it is there.
     """
 
     status: Status
@@ -54,6 +55,7 @@ class Outcome:
     machine: Mapping[str, Any] | None = None
     quarantined: bool = False
     sent: int = 1
+    away: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,13 @@ class BoardLostError(Exception):
     Args:
         reason: The text.
         during_kernel: Whether that was while the kernel ran, which may be the reason.
+        asked: Seconds for which it has been asked in vain since.
     """
 
-    def __init__(self, reason: str, during_kernel: bool = True) -> None:
+    def __init__(self, reason: str, during_kernel: bool = True, asked: float = 0.0) -> None:
         super().__init__(reason)
         self.during_kernel = during_kernel
+        self.asked = asked
 
 
 class LinkBrokenError(Exception):
@@ -128,8 +132,8 @@ class Bench(Protocol):
             LinkBrokenError: The connection broke; the kernel is not to blame.
         """
 
-    def answers(self) -> bool:
-        """Whether the machine can take another kernel."""
+    def answers(self, seconds: float) -> bool:
+        """Whether the machine can take another kernel; asks no longer than that."""
 
 
 class Ending(Protocol):
@@ -159,8 +163,8 @@ class Measurer(Protocol):
     def discard(self, artifact: Artifact) -> None:
         """Remove a kernel that was measured."""
 
-    def answers(self) -> bool:
-        """Whether the machine can take another kernel."""
+    def answers(self, seconds: float) -> bool:
+        """Whether the machine can take another kernel; see `Bench.answers`."""
 
     def close(self) -> None:
         """End all worker processes and remove what was built."""

@@ -2,10 +2,12 @@
 """A board as a bench: attempts in a process of its own, a deadline on this side, a verdict after.
 
 TVM's client blocks in C++ for as long as the other side is silent, and crashes on some garbage. So
-it lives in a worker process, which is killed at the deadline whatever it is doing.
+it lives in a worker process, which is killed at the deadline whatever it is doing. What is asked of
+the board after that has a deadline too, and its seconds are counted (`BoardLostError.asked`).
 """
 
 import contextlib
+import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,7 +19,9 @@ from tvmattend.device.asking import BoardStatus, ask_board
 from tvmattend.device.board import BoardInfo
 from tvmattend.device.conditions import conditions_from, disturbance
 from tvmattend.device.endpoint import Endpoint, request_board
-from tvmattend.errors import BoardUnreachableError, NoFreeBoardError, TvmattendError
+from tvmattend.device.killable import KillableWorker
+from tvmattend.device.serving import wire
+from tvmattend.errors import BoardUnreachableError, NoFreeBoardError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 from tvmattend.tuning.attempt import CONNECT, RUN, Job, attempt, read_notes
@@ -30,7 +34,6 @@ from tvmattend.tuning.bench import (
     Outcome,
     Repetition,
 )
-from tvmattend.tuning.killable import KillableWorker
 from tvmattend.tuning.record import one_line
 from tvmattend.tuning.verdict import judge
 
@@ -39,9 +42,12 @@ CONNECT_SECONDS = 15.0
 _START_SECONDS = 120.0
 # A failure is believed when it shows twice in the same words, or at the latest by this look.
 _LOOKS = 4
-# After a broken session, the server may take a moment to see its end.
+# After a broken session, the server may take a moment to see its end; and then, for one question.
+_ACCOUNT_SECONDS = 4.0
 _ASK_TIMES = 3
 _ASK_PAUSE = 0.4
+_ASK_SECONDS = 3.0
+_GREET_SECONDS = 6.0
 # Figures further apart than this are taken again; such that no processor reaches were garbled.
 _AGREE = 10.0
 _LEAST_SECONDS = 1e-9
@@ -89,6 +95,7 @@ class BoardBench:
         self._examined = examined
         self._seat: Seat | None = None
         self._last = endpoint
+        self._ours: Endpoint | None = None  # a board whose server is `tvmattend device`
         self._worker = KillableWorker()
 
     @property
@@ -108,7 +115,8 @@ class BoardBench:
         importing TVM may take longer on a busy machine.
         """
         if not self._worker.is_alive():
-            with contextlib.suppress(ChildProcessError, TimeoutError):  # then the attempt tells
+            # A fault here is the attempt's to tell.
+            with contextlib.suppress(ChildProcessError, TimeoutError, RuntimeError):
                 self._worker.call(_START_SECONDS, workers.wake, ())
 
     def take_seat(self, timeout: float) -> None:
@@ -130,8 +138,7 @@ class BoardBench:
         """Give the board back unused: a server offers itself again after any session."""
         seat, self._seat = self._seat, None
         if seat is not None and seat.match_key:
-            with contextlib.suppress(TvmattendError, ChildProcessError, TimeoutError, OSError):
-                self._worker.call(CONNECT_SECONDS, workers.greet, (seat.board, seat.match_key))
+            _greets(seat.board, _GREET_SECONDS, seat.match_key)
 
     def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
         """Time one kernel; a failure counts when it repeats (see `Bench.run`)."""
@@ -146,21 +153,25 @@ class BoardBench:
             if known or len(seen) == _LOOKS:
                 return replace(outcome, sent=len(seen))
 
-    def answers(self) -> bool:
+    def answers(self, seconds: float) -> bool:
         """Whether the board that was used last can take another kernel."""
-        status = ask_board(self._last.host, self._last.port)
-        if self._endpoint.key:  # busy is well: another lane may have it
-            return status is not None
-        if status is None or status.server:
-            return status is not None and not status.busy
-        # TVM's own server accepts connections also when its loop has died: only a session tells.
-        try:
-            self._worker.call(
-                self._repetition.timeout + CONNECT_SECONDS, workers.greet, (self._last, "")
-            )
-        except (TvmattendError, TimeoutError, RuntimeError, OSError, EOFError):
+        end = time.monotonic() + seconds
+        status = self._ask(min(seconds / 2, _ASK_SECONDS))
+        if status is None or (not status.server and self._ours == self._last):
             return False
-        return True
+        if self._endpoint.key:  # busy is well: another lane may have it
+            return True
+        if status.server:
+            return not status.busy
+        # TVM's own server accepts connections also when its loop has died: a greeting tells.
+        return _greets(self._last, end - time.monotonic())
+
+    def _ask(self, seconds: float) -> BoardStatus | None:
+        """The status of the board that was used last; notes whether its server is ours."""
+        status = ask_board(self._last.host, self._last.port, seconds)
+        if status is not None and status.server:
+            self._ours = self._last
+        return status
 
     def end(self) -> None:
         """Kill the worker process, from whatever thread."""
@@ -176,11 +187,11 @@ class BoardBench:
         assert seat is not None  # noqa: S101  (just taken)
         known = self._examined is None or self._examined(seat.board, None)
         job = self._job(artifact, seat, hot_too, known)
+        limit = self._repetition.timeout + CONNECT_SECONDS
         begun = time.monotonic()
         try:
-            result = self._worker.call(self._repetition.timeout + CONNECT_SECONDS, attempt, (job,))
+            result = self._worker.call(limit, attempt, (job,))
         except TimeoutError:
-            limit = self._repetition.timeout + CONNECT_SECONDS
             result = {
                 **read_notes(Path(job.progress)),
                 "error": f"TimeoutError: no answer within {limit:g} s",
@@ -193,12 +204,15 @@ class BoardBench:
             }
         finally:
             Path(job.progress).unlink(missing_ok=True)
+        over = time.monotonic()
+        if "server" in result:
+            self._ours = seat.board
         if "unreached" in result:  # no session: it is not the kernel's fault
-            status = ask_board(seat.board.host, seat.board.port)
+            status = self._ask(_ASK_SECONDS)
             if status is not None and status.server and not status.busy:
                 raise LinkBrokenError(result["unreached"])
-            raise BoardLostError(result["unreached"], during_kernel=False)
-        return self._outcome(result, seat, artifact, time.monotonic() - begun)
+            raise BoardLostError(result["unreached"], False, time.monotonic() - over)
+        return self._outcome(result, seat, artifact, over - begun)
 
     def _job(self, artifact: Artifact, seat: Seat, hot_too: bool, known: bool) -> Job:
         repetition = self._repetition
@@ -231,7 +245,7 @@ class BoardBench:
         if "hot" in result:
             conditions = {"before": conditions_from(result["before"]).to_json()}
             return Outcome("ok", disturbed=str(result["hot"]), rest=True, conditions=conditions)
-        return self._failure(result, seat)
+        return self._failure(result)
 
     def _times(self, result: Mapping[str, Any], elapsed: float, flops: float) -> Outcome:
         seconds = tuple(float(second) for second in result["seconds"])
@@ -252,27 +266,48 @@ class BoardBench:
             rest=bool(disturbed),
         )
 
-    def _failure(self, result: Mapping[str, Any], seat: Seat) -> Outcome:
+    def _failure(self, result: Mapping[str, Any]) -> Outcome:
         error = str(result.get("error", "nothing came back"))
-        status = self._account(result, seat) if not result.get("alive") else None
+        over = time.monotonic()
+        status = self._account(result) if not result.get("alive") else None
         verdict = judge(result, status)
         if verdict == "timeout":
             limit = self._repetition.timeout
             return Outcome("timeout", error=f"measuring took more than {limit:g} s")
-        if verdict == "board" or (status is not None and not status.server and not self.answers()):
-            raise BoardLostError(error, during_kernel=result.get("phase", CONNECT) == RUN)
+        if status is not None and not status.server:  # silent, garbled, or TVM's own server
+            known = self._ours == self._last
+            verdict = verdict if not known and self.answers(_GREET_SECONDS) else "board"
+        if verdict == "board":
+            running = result.get("phase", CONNECT) == RUN
+            raise BoardLostError(error, running, time.monotonic() - over)
         if verdict == "link":
             raise LinkBrokenError(error)
         return Outcome("run-error", error=f"{error}\n{CRASHED}" if verdict == "crash" else error)
 
-    def _account(self, result: Mapping[str, Any], seat: Seat) -> BoardStatus | None:
+    def _account(self, result: Mapping[str, Any]) -> BoardStatus | None:
         """The server's status once it knows how our session ended, or as good as it gets."""
         status = None
+        end = time.monotonic() + _ACCOUNT_SECONDS
         for _ in range(_ASK_TIMES):
-            status = ask_board(seat.board.host, seat.board.port) or status
+            left = end - time.monotonic()
+            if left <= 0:  # silence
+                break
+            answer = self._ask(min(left, _ASK_SECONDS))
+            if answer is not None and (answer.server or status is None):
+                status = answer  # one that was garbled does not replace one that was not
             if status is not None and status.server:
                 mine = status.server == result.get("server")
                 if not mine or int(result["session"]) in status.ended:
                     return status
             time.sleep(_ASK_PAUSE)
         return status
+
+
+def _greets(board: Endpoint, seconds: float, match_key: str = "") -> bool:
+    """Whether a server begins a session, which ends with the connection."""
+    try:
+        with socket.create_connection((board.host, board.port), max(seconds, 0.1)) as connection:
+            wire.greet_server(connection, match_key)
+    except (OSError, wire.ProtocolError):
+        return False
+    return True

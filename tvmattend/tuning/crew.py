@@ -51,7 +51,11 @@ class Crew(Protocol):
         """Take candidates."""
 
     def next(self) -> Finished:
-        """Wait for a trial that was submitted to be over."""
+        """Wait for a trial that was submitted to be over.
+
+        Raises:
+            BoardAwayError: The board went away in the trial before and did not come back.
+        """
 
 
 def lost_outcome(away: BoardAwayError) -> Outcome:
@@ -76,6 +80,7 @@ class Alone:
         self._batch: list[Candidate] = []
         self._built: list[Artifact | Outcome] = []
         self._build_secs = 0.0
+        self._away: tuple[str, float] | None = None  # why, and since when it is asked
 
     @property
     def origin(self) -> Origin:
@@ -92,7 +97,11 @@ class Alone:
         self._batch += batch
 
     def next(self) -> Finished:
-        """Do a trial."""
+        """Do a trial, after a board that went away in the last one came back."""
+        if self._away is not None:
+            (reason, since), self._away = self._away, None
+            if not self._patience.wait_for(self._bench, reason, time.monotonic() - since):
+                raise BoardAwayError(reason)
         begun = time.monotonic()
         if not self._built:
             self._built = self._measurer.build(self._batch)
@@ -108,6 +117,8 @@ class Alone:
             except BoardAwayError as away:
                 outcome, fatal = lost_outcome(away), one_line(str(away))
             self._measurer.discard(product)
+            if outcome.away is not None:
+                self._away = one_line(outcome.error), time.monotonic() - outcome.away
         return Finished(candidate, outcome, self._build_secs + time.monotonic() - begun, fatal)
 
 

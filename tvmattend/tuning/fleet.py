@@ -22,7 +22,7 @@ from tvmattend.tuning.bench import Artifact, BoardRefusedError, Candidate, Outco
 from tvmattend.tuning.board_bench import BoardBench
 from tvmattend.tuning.crew import Finished, lost_outcome
 from tvmattend.tuning.events import Event, Observer
-from tvmattend.tuning.patience import BoardAwayError, Patience
+from tvmattend.tuning.patience import BOARD_LOST, BoardAwayError, Patience
 from tvmattend.tuning.record import Origin, one_line
 from tvmattend.tuning.roster import Roster
 
@@ -104,7 +104,7 @@ class Fleet:
         self._roster = Roster(endpoint, shop.machine, self._told.put) if endpoint.key else None
         self._lanes: list[threading.Thread] = []
         self._benches: list[BoardBench] = []
-        self._served = time.monotonic()  # when a board was last had
+        self._served = time.monotonic()  # when a board was last of use
         self._occupants = 0  # lanes that have one now, or are about to
         self._start(self._build, "builder")
         self._open_lane()
@@ -125,6 +125,7 @@ class Fleet:
 
         Raises:
             NoFreeBoardError: There was no board of the key for too long.
+            BoardAwayError: The only board went away in the trial before and did not come back.
         """
         while True:
             try:
@@ -183,6 +184,8 @@ class Fleet:
             built = self._shop.build(batch)
             each = (time.monotonic() - begun) / len(batch)
             with self._changed:
+                if not self._ready:  # nobody needed a board meanwhile
+                    self._served = time.monotonic()
                 pairs = zip(batch, built, strict=True)
                 self._ready += [_Job(candidate, product, each) for candidate, product in pairs]
                 self._changed.notify_all()
@@ -195,6 +198,7 @@ class Fleet:
     def _lane(self, bench: BoardBench) -> None:
         with self._occupied():
             bench.wake()
+            self._served = time.monotonic()
         while not self._stop.is_set():
             with self._changed:
                 while not self._ready and not self._stop.is_set():
@@ -207,7 +211,8 @@ class Fleet:
                 bench.leave_seat()
                 continue
             with self._occupied():
-                self._do(bench, job)
+                if not self._do(bench, job):
+                    return
 
     @contextlib.contextmanager
     def _occupied(self) -> Iterator[None]:
@@ -219,7 +224,6 @@ class Fleet:
         finally:
             with self._changed:
                 self._occupants -= 1
-                self._served = time.monotonic()
 
     def _seated(self, bench: BoardBench) -> bool:
         """Get a board for the lane; without a free one the kernel stays for the other lanes."""
@@ -234,7 +238,8 @@ class Fleet:
             return False
         return True
 
-    def _do(self, bench: BoardBench, job: _Job) -> None:
+    def _do(self, bench: BoardBench, job: _Job) -> bool:
+        """Do a trial; give whether there is any use in another."""
         begun = time.monotonic()
         fatal = ""
         if isinstance(job.product, Outcome):
@@ -246,18 +251,38 @@ class Fleet:
             except BoardRefusedError:
                 with self._changed:
                     self._ready.appendleft(job)
-                return
+                return True
             except BoardAwayError as away:
                 outcome = lost_outcome(away)
                 if self._roster is None:
                     fatal = one_line(str(away))
+                else:
+                    self._roster.rest(bench.board, self._board_wait, one_line(str(away)))
+            else:
+                if outcome.away is None and not outcome.error.startswith(BOARD_LOST):
+                    self._served = time.monotonic()
             self._shop.discard(job.product)
             if self._roster is not None and outcome.machine is None:
                 outcome = replace(outcome, machine=self._roster.machine_of(bench.board))
         if self._stop.is_set():  # its worker was killed: it did not happen
-            return
+            return False
         spent = job.build_secs + time.monotonic() - begun
         self._told.put(Finished(job.candidate, outcome, spent, fatal))
+        if outcome.away is not None:
+            self._await(bench, one_line(outcome.error), outcome.away)
+        return not fatal
+
+    def _await(self, bench: BoardBench, reason: str, away: float) -> None:
+        """Wait for a board that went away in a kernel, of which there is a record by now.
+
+        Raises:
+            BoardAwayError: It stays away, and there is no other.
+        """
+        if self._patience.wait_for(bench, reason, away):
+            return
+        if self._roster is None:
+            raise BoardAwayError(reason)
+        self._roster.rest(bench.board, self._board_wait, reason)
 
     def _scout(self) -> None:
         assert self._roster is not None  # noqa: S101  (started for a tracker only)

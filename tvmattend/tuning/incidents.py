@@ -60,7 +60,7 @@ class Incidents:
             (self.lost, "a board went away", f", came back {_times(self.back)}"),
             (self.broken, "a connection broke and the trial was repeated", ""),
             (self.timeouts, "a kernel took too long", ""),
-            (self.quarantined, "a kernel took its board down", ", and will not be sent again"),
+            (self.quarantined, "a board went away in a kernel", ", which is never sent again"),
         )
         lines += [f"{text} {_times(count)}{more}" for count, text, more in counted if count]
         lines += [

@@ -144,9 +144,9 @@ class KernelMeasurer:
         """Remove a library that is not needed any more."""
         Path(artifact.path).unlink(missing_ok=True)
 
-    def answers(self) -> bool:
+    def answers(self, seconds: float) -> bool:
         """Whether the machine can take another kernel."""
-        return self._bench.answers()
+        return self._bench.answers(seconds)
 
     def close(self) -> None:
         """Kill the workers this object started, then remove what was built.

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often something is tried again, how long a board is waited for, and when a kernel is blamed.
 
-Everything is bounded: a broken connection by a number of attempts, a board that is away by a time
-that the user gave, a hot board by a number of rests. A kernel that was running twice when its board
-went away goes into quarantine.
+Everything is bounded: a broken connection by a number of attempts, a board that is away, or that no
+attempt gets through to, by a time that the user gave, a hot board by a number of rests.
+
+A kernel that was running when its board went away goes into quarantine at once, before the board is
+waited for (`Outcome.away`): the record is on the disk whatever the user, or the board, does next.
+It may have been the network all the same; but a point of the design space is cheap, and a board is
+not.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,13 +21,15 @@ from tvmattend.tuning.record import one_line
 
 # Begins the error of a trial during which the board went away: it may not be the kernel's fault.
 BOARD_LOST = "board lost"
+# Begins that of a kernel that was running then.
+TOOK_IT_DOWN = "the board went away while it ran"
 
 # Seconds before each new attempt after a broken connection, and of each rest of a hot board.
 LINK_WAITS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 RESTS = (5.0, 15.0, 30.0)
-# So often a kernel may have been running when its board went away.
-_STRIKES = 2
 _LONGEST_WAIT = 16.0
+# The last look at a board that was silent until then takes as long.
+_LAST_LOOK = 1.0
 
 
 def back_off(seconds: float) -> tuple[float, ...]:
@@ -65,24 +72,30 @@ class Patience:
         Raises:
             BoardAwayError: The board did not come back.
         """
-        sent = strikes = breaks = rests = 0
+        sent = breaks = rests = 0
+        broke = math.inf  # when the connection to a board that answers began to break
         while True:
             sent += 1
             try:
                 outcome = bench.run(artifact, rests >= len(self.rests))
             except BoardLostError as lost:
                 reason = str(lost)
-                strikes += lost.during_kernel
-                breaks += not lost.during_kernel
-                if not self.wait_for(bench, reason):
+                if lost.during_kernel:
+                    error = f"{TOOK_IT_DOWN}: {one_line(reason)}"
+                    return Outcome(
+                        "run-error", error=error, quarantined=True, sent=sent, away=lost.asked
+                    )
+                if not self.wait_for(bench, reason, lost.asked):
                     raise BoardAwayError(reason) from lost
-                if strikes >= _STRIKES:
-                    # Twice the same kernel, and the board is back both times: it is the kernel.
-                    error = f"the board's server stops at it: {reason}"
-                    return Outcome("run-error", error=error, quarantined=True, sent=sent)
+                breaks += 1
+                broke = self.clock()
             except LinkBrokenError as broken:
                 reason = str(broken)
                 breaks += 1
+                broke = min(broke, self.clock())
+                # Sessions that fall silent one after another take long to break.
+                if self.clock() - broke >= sum(self.waits):
+                    raise BoardAwayError(reason) from broken
             else:
                 sent += outcome.sent - 1
                 if not outcome.disturbed or rests >= len(self.rests):
@@ -92,24 +105,29 @@ class Patience:
                 continue
             if breaks > len(self.link_waits):
                 return Outcome("run-error", error=f"{BOARD_LOST}: {one_line(reason)}", sent=sent)
-            if breaks:
-                wait = self.link_waits[breaks - 1]
-                self.observer(Repeated(bench.name, one_line(reason), wait))
-                self.sleep(wait)
+            wait = self.link_waits[breaks - 1]
+            self.observer(Repeated(bench.name, one_line(reason), wait))
+            self.sleep(wait)
 
-    def wait_for(self, bench: Bench, reason: str) -> bool:
-        """Wait until the board answers, no longer than all waits together; give whether it did.
+    def wait_for(self, bench: Bench, reason: str, asked: float = 0.0) -> bool:
+        """Wait until the board answers, give whether it did.
 
-        The attempt that is under way when that time is over is the last.
+        No longer than all waits together, and a second for the last look.
+
+        Args:
+            bench: Asks the board, which may take its time not to answer.
+            reason: How it showed that the board is away.
+            asked: Seconds for which it has been away.
         """
-        end = self.clock() + sum(self.waits)
-        for attempt, wait in enumerate(self.waits, start=1):
-            if attempt > 1 and self.clock() >= end:
+        end = self.clock() + sum(self.waits) - asked
+        for attempt, pause in enumerate(self.waits, start=1):
+            wait = max(0.0, min(pause, end - self.clock()))
+            if attempt > 1 and not wait:
                 return False
             line = one_line(reason)
             self.observer(BoardGone(wait, attempt, len(self.waits), line, bench.name))
             self.sleep(wait)
-            if bench.answers():
+            if bench.answers(max(_LAST_LOOK, end - self.clock())):
                 self.observer(BoardBack(bench.name))
                 return True
         return False

@@ -2,6 +2,7 @@
 """The boards of a key: who is there, who differs from the first, and who is not used."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ class Roster:
         self._lock = threading.Lock()
         self._machines: dict[Endpoint, Mapping[str, Any]] = {}
         self._refused: dict[Endpoint, str] = {}
+        self._resting: dict[Endpoint, float] = {}  # until when
         self._present: set[Endpoint] = set()
 
     def look(self) -> int:
@@ -55,7 +57,15 @@ class Roster:
     def welcome(self, board: Endpoint) -> bool:
         """Whether to measure on a board; one that nobody met yet is welcome."""
         with self._lock:
-            return board not in self._refused
+            resting = time.monotonic() < self._resting.get(board, 0.0)
+            return board not in self._refused and not resting
+
+    def rest(self, board: Endpoint, seconds: float, reason: str) -> None:
+        """Leave a board alone that is at the tracker, but that nothing gets through to."""
+        with self._lock:
+            self._resting[board] = time.monotonic() + seconds
+            self._machines.pop(board, None)  # after that it is met anew
+        self._tell(BoardLeft(str(board), f"left alone for {seconds:g} s: {reason}"))
 
     def machine_of(self, board: Endpoint) -> Mapping[str, Any] | None:
         """The description of a board, if it was met."""

@@ -19,6 +19,7 @@ from tvmattend.tuning.events import (
     TuneOptions,
 )
 from tvmattend.tuning.incidents import Incidents
+from tvmattend.tuning.patience import BOARD_LOST, BoardAwayError
 from tvmattend.tuning.record import Record, one_line
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.records import RecordSet, own_records
@@ -35,6 +36,8 @@ _BATCH_PER_TASK = 4
 _WARM = 1 + _BATCH_PER_TASK
 # So many failures and no success: something is wrong that more trials will not cure.
 _HOPELESS = 16
+# So many trials in a row that no connection stood long enough for.
+_CUT_OFF = 8
 
 
 @dataclass
@@ -71,6 +74,7 @@ class TuningRun:
     new: int = field(init=False, default=0)
     succeeded: int = field(init=False, default=0)
     first_failure: Record | None = field(init=False, default=None)
+    cut_off: int = field(init=False, default=0)
     lessons: dict[str, list[tuple[Candidate, Record]]] = field(init=False, default_factory=dict)
     started: float = field(init=False, default_factory=time.monotonic)
 
@@ -109,7 +113,7 @@ class TuningRun:
         try:
             self._order()
             while self._under_way:
-                self._take(self.crew.next())
+                self._take(self._next())
                 self._order()
         except KeyboardInterrupt:
             self.observer(Interrupted(self._report_of_file()))
@@ -170,18 +174,29 @@ class TuningRun:
             self.observer(Building(places, len(batch)))
             self.crew.submit(batch)
 
+    def _next(self) -> Finished:
+        try:
+            return self.crew.next()
+        except BoardAwayError as away:
+            raise self._gone(one_line(str(away))) from away
+
     def _take(self, finished: Finished) -> None:
         record = self._keep(finished.candidate, finished.outcome, finished.wall_secs)
         self.lessons.setdefault(finished.candidate.task.key, []).append((
             finished.candidate,
             record,
         ))
-        if finished.fatal:
-            raise TuningError(
-                f"the board stopped answering and did not come back: {finished.fatal}",
-                f"{self.new} trials of this run ({self.done} in all) are in `{self.file.path}`; "
-                "start the board's server again and repeat the command to go on",
-            )
+        self.cut_off = self.cut_off + 1 if record.error.startswith(BOARD_LOST) else 0
+        fatal = finished.fatal or (record.error if self.cut_off >= _CUT_OFF else "")
+        if fatal:
+            raise self._gone(fatal)
+
+    def _gone(self, reason: str) -> TuningError:
+        return TuningError(
+            f"the board stopped answering and did not come back: {reason}",
+            f"{self.new} trials of this run ({self.done} in all) are in `{self.file.path}`; "
+            "start the board's server again and repeat the command to go on",
+        )
 
     def _pick(self) -> list[Candidate]:
         """The next batch, from one or several tasks."""

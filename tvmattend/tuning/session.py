@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmattend.codegen.link import link_command
+from tvmattend.device.board import probe
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.errors import TargetError, TuningError
 from tvmattend.frontend import ModelRequest
@@ -255,10 +256,8 @@ def _reach(order: _Order, observer: Observer) -> _Board | None:
         return _Board(None, "estimated", order.model.describe())
     if endpoint is None:
         return _Board(None, "measured", host_machine()) if target.is_host else None
-    from tvmattend.tuning.reach import look_at
-
     observer(Stage(f"reaching the board {endpoint}"))
-    info = look_at(endpoint, target, order.cross_compiler)
+    info = probe(endpoint, target, order.cross_compiler)
     machine = board_machine(info)
     observer(Note(f"the board is {describe_machine(machine)}"))
     for note in info.notes:

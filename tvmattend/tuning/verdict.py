@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tvmattend.device.asking import BoardStatus
+from tvmattend.device.board import SESSION_TIMEOUT
 from tvmattend.device.serving.status import LIMIT
 from tvmattend.tuning.attempt import FINISH, RUN
 
 Verdict = Literal["kernel", "crash", "timeout", "link", "board"]
-
-# How a server ends a session at its limit (the text of the error that the client gets).
-SESSION_TIMEOUT = "RPCSessionTimeoutError"
 
 
 def judge(result: Mapping[str, Any], status: BoardStatus | None) -> Verdict:

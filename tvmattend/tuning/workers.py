@@ -12,7 +12,6 @@ from typing import Any
 
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.codegen.link import Linker
-from tvmattend.device.endpoint import Endpoint, close_session, open_session
 
 # Of `threading_backend.h`: as many threads as asked for, on the fastest cores first.
 _BIG_CORES_FIRST = 1
@@ -63,12 +62,3 @@ def allocate_local(device: Any, args_info: Sequence[Any], repeat: int, threads: 
 def wake() -> None:
     """Import what an attempt needs, before it matters how long that takes."""
     import tvm.s_tir.meta_schedule.runner  # noqa: F401
-
-
-def greet(board: Endpoint, match_key: str) -> None:
-    """Open a session and ask something of it, to see whether a board still answers."""
-    session = open_session(board, match_key)
-    try:
-        session.get_function("runtime.config_threadpool")
-    finally:
-        close_session(session)

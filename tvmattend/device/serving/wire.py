@@ -4,6 +4,7 @@
 import json
 import socket
 import struct
+import time
 from typing import Any
 
 RPC_MAGIC = 0xFF271
@@ -37,14 +38,22 @@ class StrangerError(ProtocolError):
 
 
 def receive(connection: socket.socket, count: int) -> bytes:
-    """Receive exactly `count` bytes within the socket's timeout.
+    """Receive exactly `count` bytes within the socket's timeout, all of them together.
 
     Raises:
         ProtocolError: The peer closed the connection first.
+        TimeoutError: It was too slow, or silent.
     """
     data = b""
+    limit = connection.gettimeout()
+    end = None if limit is None else time.monotonic() + limit
     while len(data) < count:
-        chunk = connection.recv(count - len(data))
+        if end is not None:
+            connection.settimeout(max(1e-3, end - time.monotonic()))
+        try:
+            chunk = connection.recv(count - len(data))
+        finally:
+            connection.settimeout(limit)
         if not chunk:
             raise ProtocolError(f"the connection ended after {len(data)} of {count} bytes")
         data += chunk
@@ -131,15 +140,19 @@ def handshake(connection: socket.socket, match_key: str, server_key: str) -> flo
     return None
 
 
-def greet_server(connection: socket.socket) -> None:
+def greet_server(connection: socket.socket, match_key: str = "") -> None:
     """Greet a server as a client does that wants a session; it ends with the connection.
+
+    Args:
+        connection: To the server.
+        match_key: What a tracker gave for it.
 
     Raises:
         StrangerError: Something answers that is none.
         ProtocolError: The connection ended without an answer.
         OSError: It was silent for too long, or vanished.
     """
-    key = b"client:"
+    key = f"client:{match_key}".encode()
     connection.sendall(struct.pack("<ii", RPC_MAGIC, len(key)) + key)
     if receive_int(connection) not in {RPC_SUCCESS, RPC_MISMATCH}:
         raise StrangerError("it is not a TVM RPC server")
