@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real worker processes, here and behind a real RPC server on this machine."""
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -200,3 +203,22 @@ def test_an_unschedulable_candidate_needs_no_builder(here):
     assert here.build([Candidate(task, task.space.default, None, "why")]) == [
         Outcome("build-error", error="schedule: why")
     ]
+
+
+def test_a_builder_ends_with_its_run_however_that_ends():
+    program = (
+        "import os, time\n"
+        "from tvm.support.popen_pool import PopenPoolExecutor\n"
+        "from tvmattend.tuning import workers\n"
+        "start = workers.end_with_parent\n"
+        "pool = PopenPoolExecutor(max_workers=1, timeout=600, initializer=start)\n"
+        "print(pool.submit(os.getpid).result(), flush=True)\n"
+        "pool.submit(time.sleep, 600).result()\n"
+    )
+    home = str(Path(functions.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": home}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        worker = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        worker.wait(20)

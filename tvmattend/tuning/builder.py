@@ -38,6 +38,7 @@ class KernelBuilder:
         self._pool = PopenPoolExecutor(
             max_workers=cpu_count(logical=True),
             timeout=timeout,
+            initializer=workers.end_with_parent,
             maximum_process_uses=_KERNELS_PER_PROCESS,
         )
 

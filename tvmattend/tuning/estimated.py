@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tvmattend.target import TargetSpec
+from tvmattend.tuning import workers
 from tvmattend.tuning.bench import Artifact, Candidate, Outcome, Repetition
 from tvmattend.tuning.measure import KernelMeasurer
 from tvmattend.tuning.pools import end_pool
@@ -197,7 +198,9 @@ class _Processes:
         # The trial itself keeps the limit. This one is for what hangs beside it, and counts from
         # the start of a worker process, which imports TVM for 13 s on a busy machine.
         self.pool = PopenPoolExecutor(
-            max_workers=cpu_count(logical=True), timeout=timeout + _START_SECONDS
+            max_workers=cpu_count(logical=True),
+            timeout=timeout + _START_SECONDS,
+            initializer=workers.end_with_parent,
         )
 
     def end(self) -> None:

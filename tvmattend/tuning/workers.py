@@ -5,7 +5,9 @@ The functions go there by name, so they stand at the top of an importable module
 values; nothing else of the tuner is loaded in a worker.
 """
 
+import ctypes
 import os
+import signal
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.codegen.link import Linker
 
+_PR_SET_PDEATHSIG = 1
 # Of `threading_backend.h`: as many threads as asked for, on the fastest cores first.
 _BIG_CORES_FIRST = 1
 
@@ -57,6 +60,15 @@ def allocate_local(device: Any, args_info: Sequence[Any], repeat: int, threads: 
 
     tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES_FIRST, threads)
     return default_alloc_argument(device, args_info, repeat)
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process with the thread that started it, a pool's, which lives as long.
+
+    TVM's worker waits for ever if its time is over when nobody is left to be told: the thread that
+    tells dies with the lock that the worker needs for its answer.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def wake() -> None:
