@@ -79,7 +79,7 @@ def check(layout, shape, data):
     weight = random.standard_normal((columns * per_out, per_in, 3, 3)).astype("float32")
     array, mod, wanted = convolution(layout, x, weight, (1, 1), (1, 1), columns)
     (task,) = extract_tasks(mod, HOST)
-    tiling = winograd_tiles.tiling_for(height, width, machine_of(HOST.to_tvm()))
+    tiling = winograd_tiles.tiling_for(height, width, weight.nbytes, machine_of(HOST.to_tvm()))
     family = winograd_tiles.NAME if tiling else conv2d_channels.NAME
     assert task.space.kernel == (winograd_pixels.NAME if layout == PIXELS else family)
     points = list(task.space.points(seed=1))
@@ -123,7 +123,14 @@ def test_every_shape_of_tile(tile, height, width, monkeypatch):
     ],
 )
 def test_tiles_of_a_machine(machine, threads, pixels, tile):
-    tiling = winograd_tiles.tiling_for(pixels, pixels, replace(machine, threads=threads))
+    tiling = winograd_tiles.tiling_for(pixels, pixels, 4096, replace(machine, threads=threads))
+    assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
+
+
+@pytest.mark.parametrize(("weights", "tile"), [(300_000, (2, 2)), (1_250_000, None)])
+def test_weights_stay_small(weights, tile):
+    """Tiles are larger for fewer weights: of AttendNeXt's at 14 pixels, of those at 7."""
+    tiling = winograd_tiles.tiling_for(14, 14, weights, AARCH64)
     assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
 
 
