@@ -110,3 +110,14 @@ def test_the_second_process_asks_llvm_nothing_and_knows_the_same(tmp_path, monke
     file.write_bytes(file.read_bytes()[:-5])
     assert instructions.costs_of(words) == asked
     forget()
+
+
+@pytest.mark.skipif(shutil.which("llvm-mca") is None, reason="needs the package `llvm`")
+def test_a_constant_does_not_make_a_shape_but_a_shift_does():
+    texts = ["add\tx1, x2, #8", "add\tx3, x3, #4095", "mov\tw0, #0", "mov\tw5, #65535"]
+    assert len({instructions._shape(text) for text in texts}) == 2
+    answers = instructions._analyse(texts)
+    assert answers[texts[0]] == answers[texts[1]]
+    assert answers[texts[2]] == answers[texts[3]]
+    shifted = ["add\tx1, x2, x3, lsl #2", "add\tx1, x2, x3, lsl #5", "lsl\tx1, x2, #3"]
+    assert len({instructions._shape(text) for text in shifted}) == 3

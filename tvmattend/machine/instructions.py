@@ -138,13 +138,14 @@ def _kept(root: Path) -> Answers:
 
 
 def _shape(text: str) -> str:
-    """The text without the numbers of its registers and, where it is only an address, without it.
+    """The text without the numbers of its registers and, where it does no more, without constants.
 
     LLVM's numbers of an A57 depend on neither; on a shift's distance they may.
     """
     name, _, rest = text.partition("\t")
     rest = _REGISTER.sub(r"\1", rest)
-    if "[" in rest or name.startswith(("b", "cb", "tb", "adr")):
+    address = "[" in rest or name.startswith(("b", "cb", "tb", "adr"))
+    if address or (name in _PLAIN and not _SHIFT.search(rest)):
         rest = _OFFSET.sub("#", rest)
     return f"{name}\t{rest}"
 
@@ -272,6 +273,23 @@ def _either(first: dict[str, float], second: dict[str, float]) -> dict[str, floa
 
 _REGISTER = re.compile(r"\b([xwvqdshb])(\d+)\b")
 _OFFSET = re.compile(r"#-?(0x)?[0-9a-f]+\b")
+# Integer operations that are the same whatever they add, compare or move.
+_PLAIN = {
+    "add",
+    "adds",
+    "and",
+    "ands",
+    "cmn",
+    "cmp",
+    "eor",
+    "mov",
+    "movk",
+    "orr",
+    "sub",
+    "subs",
+    "tst",
+}
+_SHIFT = re.compile(r"\b([al]sl|[al]sr|ror|msl|[su]xt[bhwx])\b")
 
 # (pattern of the mnemonic, of the operands, what silicon does). `.` in the second: any.
 _Q = re.compile(r"v\d+\.(16b|8h|4s|2d)|\bq\d+")

@@ -144,6 +144,12 @@ class KernelTrial:
     timeout: float
     threads: int
 
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The board's libc and libm: which version of a function is called is seen in them."""
+        place = self.estimator.board / "lib" / "aarch64-linux-gnu"
+        return tuple(str(place / name) for name in ("libm.so.6", "libc.so.6"))
+
     def __call__(
         self, library: Path, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: Path
     ) -> tuple[float | None, str]:
