@@ -125,8 +125,10 @@ def test_the_c_guest_finds_the_kernels_as_long_as_python_does(standalone, monkey
     for part in here.parts:
         if part.name in names:
             assert part.instructions == there[part.name].instructions
+            # With several threads, who finds a line where depends on how this machine runs them.
             # Tensors lie at other addresses, so other lines share a set of the caches.
-            assert part.cycles == pytest.approx(there[part.name].cycles, rel=0.05, abs=2000)
+            if threads == 1:
+                assert part.cycles == pytest.approx(there[part.name].cycles, rel=0.05, abs=2000)
     assert here.parts[0].name in names
 
 
