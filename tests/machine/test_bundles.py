@@ -145,7 +145,9 @@ def test_a_library_that_refuses_its_inputs_is_an_error(standalone, tmp_path, mon
     with pytest.raises(ProgramError, match="exit code 66"):
         estimate_bundle(other)
     (other / "libattendnext_tiny.so").rename(other / "libanother.so")
-    rewrite_manifest(other, library="libanother.so")
+    files = json.loads((other / "manifest.json").read_text())["files"]
+    files["libanother.so"] = files.pop("libattendnext_tiny.so")
+    rewrite_manifest(other, library="libanother.so", files=files)
     with pytest.raises(ProgramError, match="exit code 65"):
         estimate_bundle(other)
 
