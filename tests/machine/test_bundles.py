@@ -2,6 +2,7 @@
 """Bundles and kernels on the model: named by kernel, refused for another core."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,72 @@ def test_json_of_a_bundle_with_four_threads(a72_bundle, capsys):
     assert data["clock_hz"] == 1.8e9
     fields = {"name", "modules", "cycles", "fma_utilisation", "bound", "dram_bytes", "l2_misses"}
     assert fields <= set(data["kernels"][0])
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("standalone") / "tiny"
+    target = parse_target("cortex-a72", 1)
+    build("attendnext_tiny", target, output=place, use_records=False, format="standalone")
+    return place
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_c_guest_finds_the_kernels_as_long_as_python_does(standalone, monkeypatch, threads):
+    from tvmattend.machine import bundles, guests
+
+    here = estimate_bundle(standalone, threads)
+
+    def in_python(bundle, _manifest, *rest):
+        caches = rest[2]
+        script = guests.Script(bundles._GUEST, [str(bundle), str(threads), str(int(caches))])
+        return guests.estimate_script(script, *rest)
+
+    monkeypatch.setattr(bundles, "estimate_library", in_python)
+    there = {part.name: part for part in estimate_bundle(standalone, threads).parts}
+    launches = json.loads((standalone / "manifest.json").read_text())["launches"]
+    names = {launch["name"] for launch in launches}
+    assert names
+    for part in here.parts:
+        if part.name in names:
+            assert part.instructions == there[part.name].instructions
+            # With several threads, who finds a line where depends on how this machine runs them.
+            # Tensors lie at other addresses, so other lines share a set of the caches.
+            if threads == 1:
+                assert part.cycles == pytest.approx(there[part.name].cycles, rel=0.05, abs=2000)
+    assert here.parts[0].name in names
+
+
+@pytest.mark.emulated
+def test_a_library_that_refuses_its_inputs_is_an_error(standalone, tmp_path, monkeypatch):
+    import shutil
+
+    from tvmattend.machine import bundles
+
+    monkeypatch.setattr(bundles, "check_files", lambda *_: None)
+    other = tmp_path / "other"
+    shutil.copytree(standalone, other)
+    np.savez(other / "golden.npz", input0=np.zeros((1, 3), "float32"))
+    with pytest.raises(ProgramError, match="exit code 66"):
+        estimate_bundle(other)
+    (other / "libattendnext_tiny.so").rename(other / "libanother.so")
+    files = json.loads((other / "manifest.json").read_text())["files"]
+    files["libanother.so"] = files.pop("libattendnext_tiny.so")
+    rewrite_manifest(other, library="libanother.so", files=files)
+    with pytest.raises(ProgramError, match="exit code 65"):
+        estimate_bundle(other)
+
+
+def test_the_c_guest_knows_the_interface_of_the_header():
+    from tvmattend.machine import libraries
+    from tvmattend.standalone import source
+
+    header = (Path(source.__file__).parent / "c" / "network.h").read_text()
+    guest = libraries._SOURCE.read_text()
+    (abi,) = re.findall(r"#define NETWORK_ABI (\d+)", header)
+    (alignment,) = re.findall(r"#define NETWORK_ALIGNMENT (\d+)", header)
+    assert f"ABI = {abi}, ALIGNMENT = {alignment}," in guest
 
 
 def test_a_bundle_for_another_core_is_refused(a72_bundle, tmp_path):

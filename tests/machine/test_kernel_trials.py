@@ -2,12 +2,16 @@
 """What the tuner gets of a kernel that fails or hangs."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tvmattend.machine.kernels import KernelTrial
+from tvmattend.codegen.link import BareLinker, Linker
+from tvmattend.errors import CompileError
+from tvmattend.machine.kernels import Argument, KernelTrial, kernel_estimator
 from tvmattend.machine.tracing import ProgramError
+from tvmattend.target import parse_target
 
 
 class Failing:
@@ -33,3 +37,36 @@ def test_a_crash_is_an_error_without_the_names_of_files_that_will_be_gone():
     assert seconds is None
     assert "exit code 139" in error
     assert "gone" not in error
+
+
+KERNEL = """
+#include <math.h>
+#include <string.h>
+int __tvm_ffi_main(void *self, const void *arguments, int count, void *result) {
+    volatile float x = 1;
+    char block[100];
+    for (int i = 0; i < 500; i++) x = expf(x * 0.5f) - 1;
+    memset(block, (int)x, sizeof block);
+    return block[count];
+}
+"""
+
+
+@pytest.mark.emulated
+def test_the_quick_linker_changes_no_estimate(tmp_path):
+    """Symbols without a version would find the slow `expf` of glibc 2.17."""
+    source, objects = tmp_path / "kernel.c", tmp_path / "kernel.o"
+    source.write_text(KERNEL)
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.28"]
+    subprocess.run([*command, "-O1", "-fPIC", "-c", "-o", objects, source], check=True)
+    target, estimator = parse_target("cortex-a72", 1), kernel_estimator()
+    quick = BareLinker(target, libraries=KernelTrial(estimator, 9.0, 1).libraries)
+    quick(str(tmp_path / "quick.so"), [str(objects)])
+    Linker(target)(str(tmp_path / "zig.so"), [str(objects)])
+    one, other = (
+        estimator(tmp_path / name, [Argument((4,))]).whole for name in ("quick.so", "zig.so")
+    )
+    assert one.instructions == other.instructions > 500 * 10
+    assert one.cycles == pytest.approx(other.cycles, rel=0.01)
+    with pytest.raises(CompileError, match=r"linking none\.so for aarch64.* failed"):
+        quick(str(tmp_path / "none.so"), [str(tmp_path / "absent.o")])

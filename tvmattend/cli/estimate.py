@@ -41,7 +41,7 @@ class _Clock(click.ParamType[float]):
 )
 @click.option("--clock", default="1.8GHz", show_default=True, type=_Clock(), help="Of the core.")
 @click.option(
-    "--no-caches", is_flag=True, help="Leave the caches out: three times as fast, and too short."
+    "--no-caches", is_flag=True, help="Leave the caches out: twice as fast, and too short."
 )
 @click.option(
     "--baseline",

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Cortex-A72 without a board: execution counts, port model, caches, and what they add up to.
 
+    libraries.py, bundles.py  what is run for a bundle; guest_programs.py compiles it
     tracing.py   a program under QEMU with a72_plugin.c -> trace.py: blocks, misses, samples
-    instructions.py  llvm-mca's ports and latencies, corrected from measurements of silicon
+    instructions.py  llvm-mca's ports and latencies, corrected from measurements of silicon;
+                 answers.py keeps them on disk
     replay.py    the samples through a72_core.c, an out-of-order core -> cycles of each block
     estimate.py  counts times cycles -> the time, in all and by function, with what bounds it
     parameters.py  the memory system's numbers; fitting.py fits them on published latencies

@@ -33,6 +33,15 @@ struct instruction {
     uint8_t cycles[PORTS];
 };
 
+/* The same, without what it does not use: an instruction is replayed thousands of times. */
+struct operation {
+    const struct instruction *is;
+    int uses;
+    struct use {
+        uint8_t port, first, last, cycles;
+    } use[PORTS];
+};
+
 struct block {
     uint64_t address;
     uint32_t first, length; /* its instructions */
@@ -53,7 +62,8 @@ struct parameters {
 struct core {
     int64_t ready[REGISTERS], accumulated[REGISTERS];
     int64_t calendar[UNITS][CALENDAR];
-    int64_t queue[UNITS][QUEUE];
+    int64_t queue[UNITS][QUEUE]; /* a ring, from the soonest on */
+    uint32_t soonest[UNITS];
     int64_t reorder[REORDER];
     uint32_t reorder_at;
     int64_t dispatch, retired, fetch;
@@ -78,13 +88,23 @@ static int64_t first_free(const int64_t *calendar, int64_t from)
     return from;
 }
 
-static int earliest(const int64_t *queue)
+/* When the queue of a unit has a free place. */
+static int64_t soonest(const struct core *core, int unit)
 {
-    int at = 0;
-    for (int i = 1; i < QUEUE; i++)
-        if (queue[i] < queue[at])
-            at = i;
-    return at;
+    return core->queue[unit][core->soonest[unit]];
+}
+
+/* Who was to leave first has left; the new one takes its place among those who leave later. */
+static void enqueue(struct core *core, int unit, int64_t at)
+{
+    int64_t *queue = core->queue[unit];
+    uint32_t place = core->soonest[unit];
+    core->soonest[unit] = (place + 1) % QUEUE;
+    for (int i = 1; i < QUEUE && queue[(place - 1) % QUEUE] > at; i++) {
+        queue[place] = queue[(place - 1) % QUEUE];
+        place = (place - 1) % QUEUE;
+    }
+    queue[place] = at;
 }
 
 /* Issues one cycle on the better of two units; gives the cycle. */
@@ -100,8 +120,7 @@ static int64_t issue(struct core *core, int first, int last, int64_t from)
         }
     }
     core->calendar[unit][at & (CALENDAR - 1)] = at;
-    int64_t *queue = core->queue[unit];
-    queue[earliest(queue)] = at;
+    enqueue(core, unit, at);
     return at;
 }
 
@@ -196,19 +215,15 @@ static void wait_until(struct core *core, int64_t when)
     }
 }
 
-static void wait_for_queues(struct core *core, const struct instruction *op)
+static void wait_for_queues(struct core *core, const struct operation *op)
 {
-    for (int port = 0; port < PORTS; port++) {
-        if (!op->cycles[port])
-            continue;
-        int first, last;
-        units_of(port, &first, &last);
-        int64_t soonest = INT64_MAX;
-        for (int unit = first; unit <= last; unit++) {
-            int64_t at = core->queue[unit][earliest(core->queue[unit])];
-            soonest = at < soonest ? at : soonest;
+    for (int i = 0; i < op->uses; i++) {
+        int64_t least = INT64_MAX;
+        for (int unit = op->use[i].first; unit <= op->use[i].last; unit++) {
+            int64_t at = soonest(core, unit);
+            least = at < least ? at : least;
         }
-        wait_until(core, soonest);
+        wait_until(core, least);
     }
 }
 
@@ -223,22 +238,22 @@ static int64_t sources(const struct core *core, const struct instruction *op)
 }
 
 /* Runs one instruction; `words` points at its accesses' fates, `count` of them. */
-static int64_t step(struct core *core, const struct instruction *op, const struct parameters *p,
-                    const uint32_t *words, size_t count)
+static int64_t step(struct core *core, const struct operation *operation,
+                    const struct parameters *p, const uint32_t *words, size_t count)
 {
-    wait_for_queues(core, op);
+    const struct instruction *op = operation->is;
+    wait_for_queues(core, operation);
     if (op->kind == STORE)
         wait_until(core, (int64_t)core->draining[core->draining_at % (uint32_t)p->stores]);
     take_slots(core, op->slots);
     int64_t ready = sources(core, op), last = ready, load_at[32];
     int loads = 0;
-    for (int port = 0; port < PORTS; port++) {
-        int first, end;
-        units_of(port, &first, &end);
-        for (int i = 0; i < op->cycles[port]; i++) {
-            int64_t at = issue(core, first, end, ready);
+    for (int u = 0; u < operation->uses; u++) {
+        const struct use *use = &operation->use[u];
+        for (int i = 0; i < use->cycles; i++) {
+            int64_t at = issue(core, use->first, use->last, ready);
             last = imax(last, at);
-            if (port == L && loads < 32)
+            if (use->port == L && loads < 32)
                 load_at[loads++] = at;
         }
     }
@@ -296,16 +311,39 @@ static void reset(struct core *core)
     core->l2_free = core->dram_free = core->drain = (double)start;
 }
 
+static void decode(const struct instruction *is, struct operation *operation)
+{
+    operation->is = is;
+    for (int port = 0; port < PORTS; port++) {
+        if (!is->cycles[port])
+            continue;
+        int first, last;
+        units_of(port, &first, &last);
+        operation->use[operation->uses++] = (struct use){
+            (uint8_t)port, (uint8_t)first, (uint8_t)last, is->cycles[port]};
+    }
+}
+
 /* words: the plugin's sample file. Gives, per block, the sum of its cycles and its visits. */
 __attribute__((visibility("default"))) long a72_replay(
     const struct instruction *code, const struct block *blocks, size_t n_blocks,
     const uint32_t *words, size_t n_words, unsigned thread, const struct parameters *p,
     double *cycles, double *visits)
 {
+    size_t length = 0;
+    for (size_t i = 0; i < n_blocks; i++)
+        if (blocks[i].first + blocks[i].length > length)
+            length = blocks[i].first + blocks[i].length;
     struct core *core = calloc(1, sizeof *core);
+    struct operation *operations = calloc(length + 1, sizeof *operations);
     long replayed = 0;
-    if (!core)
+    if (!core || !operations) {
+        free(core);
+        free(operations);
         return -1;
+    }
+    for (size_t i = 0; i < length; i++)
+        decode(&code[i], &operations[i]);
     memset(predicted, 0, sizeof predicted);
     for (size_t at = 0; at + 3 <= n_words;) {
         if (words[at] != WINDOW_WORD)
@@ -333,7 +371,7 @@ __attribute__((visibility("default"))) long a72_replay(
                 while (at < end && !(words[at] & BLOCK_WORD) && words[at] >> 16 <= i)
                     at++;
                 wait_until(core, core->fetch + i / 4);
-                issued = step(core, &code[block->first + i], p, words + from, at - from);
+                issued = step(core, &operations[block->first + i], p, words + from, at - from);
                 replayed++;
             }
             while (at < end && !(words[at] & BLOCK_WORD))
@@ -351,6 +389,7 @@ __attribute__((visibility("default"))) long a72_replay(
         }
         at = end;
     }
+    free(operations);
     free(core);
     return replayed;
 }

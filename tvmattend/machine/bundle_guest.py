@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs inside the emulated board: one inference of a bundle, marked for the machine model.
+"""Runs inside the emulated board: one inference in TVM's virtual machine, marked for the model.
 
 python bundle_guest.py BUNDLE THREADS CACHES     CACHES: 1 if they are modelled, 0 if not
 """

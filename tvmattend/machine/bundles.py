@@ -12,6 +12,7 @@ from tvmattend.cache import Progress
 from tvmattend.errors import BundleMismatchError
 from tvmattend.machine.estimate import Estimate
 from tvmattend.machine.guests import Script, estimate_script
+from tvmattend.machine.libraries import estimate_library
 from tvmattend.machine.parameters import SHIPPED, Parameters
 from tvmattend.runtime.network import check_files, read_manifest
 
@@ -65,15 +66,15 @@ def estimate_bundle(
     vm = manifest["format"] == "vm"
     own = _ENTRY if vm else f"{library.stem.removeprefix('lib')}_kernel_"
     progress(f"one inference of {manifest['model']} under QEMU, {threads} thread(s)")
-    found = estimate_script(
-        Script(_GUEST, [str(bundle.absolute()), str(threads), str(int(caches))]),
-        threads,
-        parameters,
-        caches,
-        group,
-        {str(library): own},
-        progress,
-    )
+    if vm:
+        script = Script(_GUEST, [str(bundle.absolute()), str(threads), str(int(caches))])
+        found = estimate_script(
+            script, threads, parameters, caches, group, {str(library): own}, progress
+        )
+    else:
+        found = estimate_library(
+            bundle, manifest, threads, parameters, caches, group, {str(library): own}, progress
+        )
     launches = Counter(launch["name"] for launch in manifest.get("launches", ()))
     parts = tuple(
         replace(

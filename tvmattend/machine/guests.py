@@ -14,7 +14,7 @@ from tvmattend.machine.replay import Program
 from tvmattend.machine.tracing import Settings, trace
 
 # Windows that are replayed, of 512 blocks each: ten million instructions of AttendNeXt.
-_WINDOWS = 1024
+WINDOWS = 1024
 
 # Threads that wait must not spin: their instructions would look like work.
 _QUIET = {"TVM_THREAD_POOL_SPIN_COUNT": "0", "OMP_WAIT_POLICY": "passive"}
@@ -69,7 +69,7 @@ def estimate_script(
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     command = python.command([str(script.file), *script.arguments])
     settings = Settings(
-        caches=caches, sysroot=python.root, clock_hz=parameters.clock_hz, most=_WINDOWS
+        caches=caches, sysroot=python.root, clock_hz=parameters.clock_hz, most=WINDOWS
     )
     # QEMU's own options are the tracer's.
     command = command[command.index(str(python.executable)) :]

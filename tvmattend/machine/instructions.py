@@ -6,6 +6,7 @@ so, with numbers from the tables of ocxtal/insn_bench_aarch64 for an NXP LX2160A
 (`results/nxp_lx2160a_a72.md`).
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,9 +14,12 @@ import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from tvmattend.cache import cache_root
 from tvmattend.errors import ToolMissingError
+from tvmattend.machine.answers import Answer, Answers
 from tvmattend.machine.operands import Operands, operands_of
 
 # LLVM's names of the A57's pipelines, and ours: branch, integer, load, multi-cycle, store, F0, F1.
@@ -24,12 +28,13 @@ _PORTS = {
     "A57UnitW": "F0", "A57UnitX": "F1",
 }  # fmt: skip
 
+_CORE = "cortex-a72"
 _BEGIN, _END = "# LLVM-MCA-BEGIN", "# LLVM-MCA-END"
 
 # What LLVM has said in this process: kernels of a tuning run are made of the same instructions.
 _texts: dict[int, str] = {}
 _plain: dict[str, "Cost"] = {}
-_shapes: dict[str, "Cost"] = {}
+_shapes: dict[str, Answer] = {}
 
 
 @dataclass(frozen=True)
@@ -108,21 +113,39 @@ def _cost(text: str, corrected: bool, quick_divide: bool) -> Cost:
 def _learn(texts: Collection[str]) -> None:
     """Ask LLVM about one instruction of each shape, and give the others of that shape its cost."""
     shapes = {text: _shape(text) for text in texts}
+    if not set(shapes.values()) <= _shapes.keys():
+        _shapes.update(_kept(cache_root()).news())
     asked = {shape: text for text, shape in sorted(shapes.items()) if shape not in _shapes}
-    found = _analyse(sorted(asked.values()))
-    _shapes.update({shape: found[text] for shape, text in asked.items()})
+    if asked:
+        found = _analyse(sorted(asked.values()))
+        fresh = {shape: found[text] for shape, text in asked.items()}
+        _shapes.update(fresh)
+        _kept(cache_root()).add(fresh)
     for text, shape in shapes.items():
-        _plain[text] = replace(_shapes[shape], text=text, operands=operands_of(text))
+        slots, latency, ports = _shapes[shape]
+        _plain[text] = Cost(text, slots, latency, 0, ports, operands_of(text))
+
+
+@cache
+def _kept(root: Path) -> Answers:
+    """The answers on disk of this LLVM, asked as this file asks."""
+    shown, message = _run("llvm-mca", ["--version"], "")
+    version = re.search(r"version (\S+)", shown)
+    if version is None:
+        raise _broken("llvm-mca", message)
+    asking = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    return Answers(root / "llvm" / f"{_CORE}-{version[1]}-{asking}")
 
 
 def _shape(text: str) -> str:
-    """The text without the numbers of its registers and, where it is only an address, without it.
+    """The text without the numbers of its registers and, where it does no more, without constants.
 
     LLVM's numbers of an A57 depend on neither; on a shift's distance they may.
     """
     name, _, rest = text.partition("\t")
     rest = _REGISTER.sub(r"\1", rest)
-    if "[" in rest or name.startswith(("b", "cb", "tb", "adr")):
+    address = "[" in rest or name.startswith(("b", "cb", "tb", "adr"))
+    if address or (name in _PLAIN and not _SHIFT.search(rest)):
         rest = _OFFSET.sub("#", rest)
     return f"{name}\t{rest}"
 
@@ -130,7 +153,7 @@ def _shape(text: str) -> str:
 def _run(tool: str, arguments: list[str], text: str) -> tuple[str, str]:
     triple = "-triple=aarch64" if tool == "llvm-mc" else "-mtriple=aarch64"
     done = subprocess.run(
-        [llvm_tool(tool), triple, "-mcpu=cortex-a72", *arguments],
+        [llvm_tool(tool), triple, f"-mcpu={_CORE}", *arguments],
         check=False,
         capture_output=True,
         text=True,
@@ -168,15 +191,15 @@ def _disassemble(words: list[int]) -> dict[int, str]:
     return texts
 
 
-def _analyse(texts: list[str]) -> dict[str, Cost]:
+def _analyse(texts: list[str]) -> dict[str, Answer]:
     """Ask llvm-mca about each instruction; one that it has no numbers for costs a slot."""
-    costs: dict[str, Cost] = {}
+    costs: dict[str, Answer] = {}
     for start in range(0, len(texts), 4000):
         costs.update(_part(texts[start : start + 4000]))
     return costs
 
 
-def _part(texts: list[str]) -> dict[str, Cost]:
+def _part(texts: list[str]) -> dict[str, Answer]:
     """Two copies of each, in a region of their own.
 
     What stands before an instruction in its region decides which of two pipelines it takes. One
@@ -193,7 +216,7 @@ def _part(texts: list[str]) -> dict[str, Cost]:
     if "unsupported instruction" not in message and "parse" not in message:
         raise _broken("llvm-mca", message)
     if len(texts) == 1:
-        return {texts[0]: Cost(texts[0], 1, 1, 0, (), operands_of(texts[0]))}
+        return {texts[0]: Answer(1, 1, ())}
     middle = len(texts) // 2
     return {**_part(texts[:middle]), **_part(texts[middle:])}
 
@@ -220,7 +243,7 @@ def _independent(text: str) -> tuple[str, str]:
     return copy("6"), copy("7")
 
 
-def _read(texts: list[str], report: dict[str, Any]) -> dict[str, Cost]:
+def _read(texts: list[str], report: dict[str, Any]) -> dict[str, Answer]:
     resources = [name.split(".")[0] for name in report["TargetInfo"]["Resources"]]
     costs = {}
     for text, region in zip(texts, report["CodeRegions"], strict=True):
@@ -231,13 +254,10 @@ def _read(texts: list[str], report: dict[str, Any]) -> dict[str, Cost]:
                 mine = ports[row["InstructionIndex"]]
                 mine[port] = mine.get(port, 0) + row["ResourceUsage"]
         info, used = region["InstructionInfoView"]["InstructionList"][0], _either(*ports)
-        costs[text] = Cost(
-            text=text,
+        costs[text] = Answer(
             slots=max(1, int(info["NumMicroOpcodes"])),
             latency=max(1, int(info["Latency"])),
-            forward=0,
             ports=tuple(sorted((port, max(1, round(n))) for port, n in used.items())),
-            operands=operands_of(text),
         )
     return costs
 
@@ -253,6 +273,23 @@ def _either(first: dict[str, float], second: dict[str, float]) -> dict[str, floa
 
 _REGISTER = re.compile(r"\b([xwvqdshb])(\d+)\b")
 _OFFSET = re.compile(r"#-?(0x)?[0-9a-f]+\b")
+# Integer operations that are the same whatever they add, compare or move.
+_PLAIN = {
+    "add",
+    "adds",
+    "and",
+    "ands",
+    "cmn",
+    "cmp",
+    "eor",
+    "mov",
+    "movk",
+    "orr",
+    "sub",
+    "subs",
+    "tst",
+}
+_SHIFT = re.compile(r"\b([al]sl|[al]sr|ror|msl|[su]xt[bhwx])\b")
 
 # (pattern of the mnemonic, of the operands, what silicon does). `.` in the second: any.
 _Q = re.compile(r"v\d+\.(16b|8h|4s|2d)|\bq\d+")

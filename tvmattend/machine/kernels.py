@@ -3,18 +3,17 @@
 
 import hashlib
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tvmattend
-from tvmattend.cache import Progress, prepared
-from tvmattend.device.emulated import CORE, find_qemu, prepare
-from tvmattend.errors import CompileError
-from tvmattend.machine.board_files import CORES, board_files_version, write_board_files
+from tvmattend.cache import Progress
+from tvmattend.device.emulated import CORE, find_qemu
+from tvmattend.machine.board_files import CORES
 from tvmattend.machine.estimate import Estimate, estimate, seconds
+from tvmattend.machine.guest_programs import guest_board, guest_program
 from tvmattend.machine.instructions import require_llvm
 from tvmattend.machine.parameters import MODEL_ERROR, SHIPPED, Parameters
 from tvmattend.machine.replay import Program
@@ -22,9 +21,13 @@ from tvmattend.machine.trace import Trace
 from tvmattend.machine.tracing import ProgramError, Settings, trace
 
 _SOURCE = Path(__file__).with_name("kernel_guest.c")
-_TARGET = "aarch64-linux-gnu.2.28"
 # What is replayed: so many windows of so many blocks. A kernel repeats itself.
 _WINDOWS, _WINDOW = 256, 256
+# Of this room's files, those that decide what a kernel's estimate is.
+_DECISIVE = (
+    "a72_caches.h", "a72_core.c", "a72_plugin.c", "kernel_guest.c", "qemu_plugin_api.h",
+    "instructions.py",
+)  # fmt: skip
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}
 
 
@@ -123,28 +126,8 @@ def kernel_estimator(
         ToolMissingError: QEMU, or something that the board needs, is missing.
         CompileError: Zig refuses the guest program.
     """
-    stamp = {"source": hashlib.sha256(_SOURCE.read_bytes()).hexdigest(), "target": _TARGET}
-    place = prepared("machine-kernels", stamp, _build, progress)
-    root, clock = prepare(progress).minimal_python().root, parameters.clock_hz
-    of_board = {"root": str(root), "clock": clock, "files": board_files_version()}
-    board = prepared(
-        "machine-board", of_board, lambda into: write_board_files(into, root, clock), progress
-    )
-    return KernelEstimator(board, place / "kernel_guest", parameters)
-
-
-def _build(place: Path) -> None:
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", _TARGET, "-O2", "-rdynamic"]
-    done = subprocess.run(
-        [*command, "-o", str(place / "kernel_guest"), str(_SOURCE), "-ldl"],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line]
-        raise CompileError(
-            f"Zig cannot compile {_SOURCE.name}: {(lines or ['no message'])[0]}",
-            "`pip install ziglang` brings a version that is known to work",
-        )
+    guest = guest_program(_SOURCE, progress)
+    return KernelEstimator(guest_board(parameters.clock_hz, progress), guest, parameters)
 
 
 @dataclass(frozen=True)
@@ -160,6 +143,12 @@ class KernelTrial:
     estimator: KernelEstimator
     timeout: float
     threads: int
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The board's libc and libm: which version of a function is called is seen in them."""
+        place = self.estimator.board / "lib" / "aarch64-linux-gnu"
+        return tuple(str(place / name) for name in ("libm.so.6", "libc.so.6"))
 
     def __call__(
         self, library: Path, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: Path
@@ -197,9 +186,8 @@ class KernelModel:
     def describe(self) -> dict[str, Any]:
         """Describe the machine for tuning records; another `digest` means other estimates."""
         digest = hashlib.sha256(repr(sorted(asdict(SHIPPED).items())).encode())
-        for source in sorted(Path(__file__).parent.glob("*.[ch]")):
-            digest.update(source.read_bytes())
-        digest.update(Path(__file__).with_name("instructions.py").read_bytes())
+        for name in _DECISIVE:
+            digest.update(Path(__file__).with_name(name).read_bytes())
         return {
             "core": CORE,
             "model": f"tvmattend.machine {tvmattend.__version__}",

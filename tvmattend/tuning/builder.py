@@ -6,7 +6,7 @@ importing TVM for a batch whose eight kernels compile in one. These are the same
 (`tvm.support.popen_pool`), replaced after so many kernels instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tvmattend.codegen.link import Linker
@@ -42,24 +42,24 @@ class KernelBuilder:
             maximum_process_uses=_KERNELS_PER_PROCESS,
         )
 
-    def build(self, modules: Sequence[Any]) -> list[str | TimeoutError | Exception]:
-        """Build scheduled IRModules.
+    def build(self, modules: Sequence[Any]) -> Iterator[str | TimeoutError | Exception]:
+        """Build scheduled IRModules: all of them are begun at once.
 
         Returns:
-            For each the path of its library, or what went wrong.
+            For each in turn the path of its library, or what went wrong.
         """
+        jobs = [(mod, self._target, self._directory, self._linker) for mod in modules]
+        return map(self._product, self._pool.map_with_error_catching(_make, jobs))
+
+    def _product(self, result: Any) -> str | TimeoutError | Exception:
         from tvm.support.popen_pool import StatusKind
 
-        jobs = [(mod, self._target, self._directory, self._linker) for mod in modules]
-        built: list[str | TimeoutError | Exception] = []
-        for result in self._pool.map_with_error_catching(_make, jobs):
-            if result.status == StatusKind.COMPLETE:
-                built.append(str(result.value))
-            elif result.status == StatusKind.TIMEOUT:
-                built.append(TimeoutError(f"building took more than {self._timeout:g} s"))
-            else:
-                built.append(result.value)
-        return built
+        if result.status == StatusKind.COMPLETE:
+            return str(result.value)
+        if result.status == StatusKind.TIMEOUT:
+            return TimeoutError(f"building took more than {self._timeout:g} s")
+        error: Exception = result.value
+        return error
 
     def warm_up(self) -> None:
         """Build and link something trivial here, outside any kernel's time limit.

@@ -39,6 +39,7 @@ class CostModel:
     """
 
     def __init__(self, target: TargetSpec, seed: int) -> None:
+        import xgboost  # noqa: F401  (seconds, which the first batch would wait for)
         from tvm.s_tir.meta_schedule.cost_model import XGBModel
         from tvm.s_tir.meta_schedule.cost_model.xgb_model import XGBConfig
 

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from tvmattend.codegen.link import BareLinker, Linker
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 from tvmattend.tuning.bench import Artifact, Candidate, Outcome, Repetition
@@ -36,11 +37,14 @@ Result: TypeAlias = tuple[float | None, str]
 class Trial(Protocol):
     """Runs one kernel, in a worker process: it must survive pickling."""
 
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Files of the board's C library, to link kernels with; empty if they are not here."""
+
     def __call__(
         self, library: Path, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: Path
     ) -> Result:
         """Run `main` of a library on seeded tensors of these shapes and dtypes.
-
         All tensors are written to `outputs` afterwards, one after the other.
         """
 
@@ -93,16 +97,27 @@ class EstimatingMeasurer(KernelMeasurer):
         repetition = Repetition(1, 1, 0, timeout)
         super().__init__(target, repetition, None, "estimated", machine, cross_compiler)
 
+    def _linker(self, target: TargetSpec, cross_compiler: str | None) -> Linker:
+        """Where the model has a board's libraries, they are enough."""
+        if cross_compiler is not None or not self._trial.libraries:
+            return Linker(target, cross_compiler)
+        return BareLinker(target, libraries=self._trial.libraries)
+
     def _open(self) -> None:
         processes = _Processes(self._timeout)
         self._benches.append(processes)
         self._pool = processes.pool
 
     def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
-        """Build a batch and start its runs; a task without a reference gets one first."""
+        """Build a batch, and run what is built while the rest of it is being built.
+
+        A task without a reference gets one first.
+        """
         defaults = self._missing_defaults(candidates)
-        built = super().build([*defaults, *candidates])
-        for candidate, product in zip([*defaults, *candidates], built, strict=True):
+        built: list[Artifact | Outcome] = []
+        everything = [*defaults, *candidates]
+        for candidate, product in zip(everything, self._products(everything), strict=True):
+            built.append(product)
             if isinstance(product, Artifact):
                 self._start(candidate, product)
             elif _is_default(candidate):

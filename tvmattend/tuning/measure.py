@@ -58,13 +58,17 @@ class KernelMeasurer:
         self._importable = ExitStack()
         self._importable.enter_context(importable())
         try:
-            linker = Linker(target, cross_compiler)
+            linker = self._linker(target, cross_compiler)
             self._builder = KernelBuilder(target, linker, self._directory.name, self._timeout)
             self._builder.warm_up()
             self._open()
         except BaseException:
             self.close()
             raise
+
+    def _linker(self, target: TargetSpec, cross_compiler: str | None) -> Linker:
+        """What links the kernels."""
+        return Linker(target, cross_compiler)
 
     def _open(self) -> None:
         """Start what measures in `run`; what has an end goes to `_benches`."""
@@ -117,24 +121,26 @@ class KernelMeasurer:
 
     def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
         """Build a batch, as many at once as there are cores."""
+        return list(self._products(candidates))
+
+    def _products(self, candidates: Sequence[Candidate]) -> Iterator[Artifact | Outcome]:
+        """Begin to build a batch; each in turn comes when it is ready."""
         from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
         modules = [item.schedule.mod for item in candidates if item.schedule is not None]
-        products = iter(self._builder.build(modules))
-        built: list[Artifact | Outcome] = []
+        products = self._builder.build(modules)
         for item in candidates:
             if item.schedule is None:
-                built.append(Outcome("build-error", error=f"schedule: {item.error}"))
+                yield Outcome("build-error", error=f"schedule: {item.error}")
                 continue
             product = next(products)
             if isinstance(product, str):
                 # The arguments of the unscheduled function: a schedule keeps its signature.
                 info = ArgInfo.from_entry_func(item.task.mod, remove_preproc=False)
-                built.append(Artifact(product, info, item.task.flops))
+                yield Artifact(product, info, item.task.flops)
             else:
                 late = isinstance(product, TimeoutError)
-                built.append(Outcome("timeout" if late else "build-error", error=str(product)))
-        return built
+                yield Outcome("timeout" if late else "build-error", error=str(product))
 
     def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
         """Time one kernel; the library stays until `discard`, for another attempt."""

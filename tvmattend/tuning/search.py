@@ -11,6 +11,7 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from tvmattend.tuning.bench import Candidate
@@ -213,12 +214,24 @@ class TaskSearch:
     def _schedule(self, point: Mapping[str, int]) -> Candidate:
         import tvm
 
+        _remember_hints()
         schedule: Any = tvm.s_tir.Schedule(self.task.mod)
         try:
             self.task.space.apply(schedule, point)
         except (RuntimeError, ValueError) as error:  # TVM's ScheduleError is a RuntimeError
             return Candidate(self.task, dict(point), None, f"{type(error).__name__}: {error}")
         return Candidate(self.task, dict(point), schedule)
+
+
+@cache
+def _remember_hints() -> None:
+    """Have TVM take each type hint of its schedules' methods apart once in this process.
+
+    It checks the arguments of every call, and without this that takes longer than the calls.
+    """
+    from tvm.s_tir.schedule import _type_checker
+
+    _type_checker._dispatcher = cache(_type_checker._dispatcher)  # noqa: SLF001
 
 
 def _key(point: Mapping[str, int]) -> _Key:
