@@ -67,7 +67,8 @@ CATALOGUE: Mapping[str, Entry] = {
             "litert",
             "tvmattend.bench.litert_cpu",
             ("ai_edge_litert", "litert_torch"),
-            "pip install litert-torch",
+            # Its xDSL pins an older one than apache-tvm-ffi imports, and runs with the newer.
+            'pip install litert-torch && pip install "typing-extensions>=4.14"',
         ),
         Entry("torch-compile", "tvmattend.bench.torch_compile", ("torch",)),
         Entry("torch", "tvmattend.bench.torch_eager", ("torch",)),
