@@ -60,9 +60,9 @@ class Tiling:
 _SHAPES = ((winograd.F4, winograd.F2), (winograd.F2, winograd.F4), (winograd.F2, winograd.F2))
 # What the transforms may cost, as a share of a direct convolution.
 _TRANSFORMS = 0.1
-# What the transformed weights of a convolution may be larger: a library is to stay within a
-# megabyte of its network's weights. At 7 pixels (1.2 MB of weights, 2.2 to 3.3 transformed) tiles
-# would save another 2 to 3 % of AttendNeXt's time.
+# What the transformed weights of a convolution may be larger, so that a library stays within about
+# a megabyte of its network's weights. At 7 pixels tiles would be faster, and the weights of one
+# convolution 1 to 2 MB larger (benchmarks/NOTES.md).
 _MOST_EXTRA_BYTES = 256 * 1024
 
 
