@@ -92,10 +92,13 @@ def rate(moments):
     return (len(steady) - 1) / (steady[-1] - steady[0])
 
 
-def points_of(path):
+def points_of(path, quarantined=0):
+    """The points of a file's records: each measured, or one of ``quarantined`` at most."""
     records, faults = read_records(path)
     assert not faults
-    assert all(record.ok for record in records), [record.error for record in records]
+    failed = [record for record in records if not record.ok]
+    assert all(record.quarantined for record in failed), [record.error for record in failed]
+    assert len(failed) <= quarantined, [record.error for record in failed]
     return [(record.key, tuple(sorted(record.point.items()))) for record in records]
 
 
@@ -129,7 +132,10 @@ def compare(tmp_path, tracker, seconds, one, four):
 
         with fleet_run(tmp_path / "killed.jsonl", tracker, four, kill_one) as run:
             report = run.run()
-        assert report.trials == len(set(points_of(report.path))) == four, "nothing lost"
+        # The kernel that ran on the killed board, if one did, cannot be told from a culprit.
+        points = set(points_of(report.path, quarantined=1))
+        assert report.trials == len(points) == four, "nothing lost"
+        assert report.incidents.quarantined <= 1, report.incidents
         assert len(report.incidents.left) == 1, report.incidents
         assert "left: it is not at the tracker any more" in str(report)
 
