@@ -34,7 +34,9 @@ from tvmattend.errors import (
 from tvmattend.machine.kernels import KernelModel
 from tvmattend.target import parse_target
 from tvmattend.tuning.bench import Outcome
+from tvmattend.tuning.crew import Alone
 from tvmattend.tuning.events import Building, Note, Planned, TrialDone
+from tvmattend.tuning.patience import Patience
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.report import TaskPlan, TunePlan
 
@@ -121,8 +123,8 @@ def test_estimating_needs_no_board_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr("tvmattend.tuning.session._tasks", lambda *_: ([matmul(), add_one()], None))
     measurer = FakeMeasurer(origin="estimated", machine=KernelModel().describe())
     monkeypatch.setattr(
-        "tvmattend.tuning.estimated.EstimatingMeasurer",
-        lambda *_: contextlib.nullcontext(measurer),
+        "tvmattend.tuning.estimated.Estimators",
+        lambda *_: contextlib.nullcontext(Alone(measurer, Patience(lambda _: None))),
     )
     words = ("--model", "attendnext_tiny", "--estimate", "--trials", "4")
     result = run(*words, "--json")

@@ -26,8 +26,7 @@ from tvmattend.machine.kernels import KernelModel
 from tvmattend.target import parse_target
 from tvmattend.transform import lower
 from tvmattend.tuning import TuneOptions, plan_tuning, tune
-from tvmattend.tuning.bench import Outcome
-from tvmattend.tuning.estimated import EstimatingMeasurer, difference
+from tvmattend.tuning.estimated import Estimators, difference
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.records import find_records
 
@@ -115,20 +114,17 @@ def test_tensors_are_compared_by_their_largest_value(tmp_path):
 @pytest.fixture(scope="module")
 def machine(emulated):
     del emulated
-    with EstimatingMeasurer(MODEL, A72, 20.0, MODEL.describe()) as made:
+    with Estimators(MODEL, A72, 20.0, MODEL.describe()) as made:
         yield made
 
 
 def outcomes(machine, *candidates):
     """As `TuningRun` goes through a batch."""
-    found = []
-    for product in machine.build(candidates):
-        if isinstance(product, Outcome):
-            found.append(product)
-            continue
-        found.append(machine.run(product))
-        machine.discard(product)
-    return found
+    machine.submit(candidates)
+    finished = [machine.next() for _ in candidates]
+    assert [each.candidate for each in finished] == list(candidates)
+    assert all(each.wall_secs >= 0 and not each.fatal for each in finished)
+    return [each.outcome for each in finished]
 
 
 @pytest.mark.emulated
@@ -199,7 +195,7 @@ def test_a_kernel_that_hangs_is_a_timeout_and_leaves_nothing(emulated, tmp_path,
         }
 
     before, running = leftovers(), guests()
-    with EstimatingMeasurer(MODEL, A72, 8.0, MODEL.describe()) as machine:
+    with Estimators(MODEL, A72, 8.0, MODEL.describe()) as machine:
         late, fine = outcomes(machine, scheduled(hanging()), scheduled(add_one()))
         assert (late.status, late.error) == ("timeout", "running took more than 8 s")
         assert fine.status == "ok"

@@ -6,7 +6,7 @@ importing TVM for a batch whose eight kernels compile in one. These are the same
 (`tvm.support.popen_pool`), replaced after so many kernels instead.
 """
 
-from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from tvmattend.codegen.link import Linker
@@ -18,7 +18,7 @@ _KERNELS_PER_PROCESS = 64
 
 
 class KernelBuilder:
-    """Builds batches of kernels, as many at once as there are cores.
+    """Builds kernels, as many at once as there are cores.
 
     Args:
         target: What to build for.
@@ -42,24 +42,15 @@ class KernelBuilder:
             maximum_process_uses=_KERNELS_PER_PROCESS,
         )
 
-    def build(self, modules: Sequence[Any]) -> Iterator[str | TimeoutError | Exception]:
-        """Build scheduled IRModules: all of them are begun at once.
+    def begin(self, module: Any) -> Future[str]:
+        """Begin to build a scheduled IRModule, when a process is free.
 
         Returns:
-            For each in turn the path of its library, or what went wrong.
+            The path of its library to be; `TimeoutError` or whatever TVM raises if it fails.
         """
-        jobs = [(mod, self._target, self._directory, self._linker) for mod in modules]
-        return map(self._product, self._pool.map_with_error_catching(_make, jobs))
-
-    def _product(self, result: Any) -> str | TimeoutError | Exception:
-        from tvm.support.popen_pool import StatusKind
-
-        if result.status == StatusKind.COMPLETE:
-            return str(result.value)
-        if result.status == StatusKind.TIMEOUT:
-            return TimeoutError(f"building took more than {self._timeout:g} s")
-        error: Exception = result.value
-        return error
+        job = (module, self._target, self._directory, self._linker)
+        building: Future[str] = self._pool.submit(workers.make_kernel, *job)
+        return building
 
     def warm_up(self) -> None:
         """Build and link something trivial here, outside any kernel's time limit.
@@ -78,7 +69,3 @@ class KernelBuilder:
     def close(self) -> None:
         """End the workers, whatever they are doing."""
         end_pool(self._pool)
-
-
-def _make(job: tuple[Any, Any, str, Linker]) -> str:
-    return workers.make_kernel(*job)

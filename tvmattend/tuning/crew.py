@@ -2,7 +2,8 @@
 """Who does the trials of a run: takes candidates, gives back what became of them, in some order.
 
 `Alone` builds a batch and then measures it, one kernel after the other, in the caller's thread: on
-this machine a compiler that works beside a measurement would spoil it. Boards have a `Fleet`.
+this machine a compiler that works beside a measurement would spoil it. Boards have a `Fleet`, a
+model of a machine has `Estimators`.
 """
 
 import time

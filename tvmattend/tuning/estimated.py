@@ -3,22 +3,27 @@
 
 Each candidate runs once under QEMU. That run gives the counts for the estimate and the tensors
 for a check: an estimate of a kernel that computes something else would be worth nothing. Other
-work on this machine does not disturb an estimate, so all of a batch runs at once.
+work on this machine does not disturb an estimate: what is built runs at once, and the next batch
+is under way before this one is over.
 """
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tvmattend.codegen.link import BareLinker, Linker
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
-from tvmattend.tuning.bench import Artifact, Candidate, Outcome, Repetition
-from tvmattend.tuning.measure import KernelMeasurer
+from tvmattend.tuning.bench import Artifact, Candidate, Outcome
+from tvmattend.tuning.crew import Finished
 from tvmattend.tuning.pools import end_pool
+from tvmattend.tuning.record import Origin
+from tvmattend.tuning.tasks import Task
+from tvmattend.tuning.workshop import Workshop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +34,11 @@ TOLERANCE = 1e-5
 
 # On top of a trial's own time: starting a worker, asking LLVM, replaying, on a busy machine.
 _START_SECONDS = 120.0
+
+# So many trials, a batch, are still under way when the next batch is chosen, which learns less.
+_AHEAD = 8
+# Each trial under way has one, and so has each default that is run to compare with.
+_THREADS = 4 * _AHEAD
 
 # Seconds of the estimate, or None and why there is none.
 Result: TypeAlias = tuple[float | None, str]
@@ -65,8 +75,8 @@ class Model(Protocol):
         """Prepare what runs kernels, each for `timeout` seconds at most (`TimeoutError`)."""
 
 
-class EstimatingMeasurer(KernelMeasurer):
-    """Builds for the target and estimates instead of measuring.
+class Estimators(Workshop):
+    """A crew that builds for the target and estimates instead of measuring.
 
     The default point of a task is the reference that its other points are compared with, on the
     same seeded inputs.
@@ -82,6 +92,9 @@ class EstimatingMeasurer(KernelMeasurer):
         ToolMissingError: The linker, or something that the model needs, is missing.
     """
 
+    origin: Origin = "estimated"
+    ahead = _AHEAD
+
     def __init__(
         self,
         model: Model,
@@ -90,12 +103,14 @@ class EstimatingMeasurer(KernelMeasurer):
         machine: Mapping[str, Any],
         cross_compiler: str | None = None,
     ) -> None:
+        self.machine = machine
         self._trial = model.open(timeout, target.num_cores)
-        self._running: dict[str, tuple[Candidate, Future[Result]]] = {}
-        # Of each task the tensors after its default point, or why there are none.
-        self._references: dict[str, Path | str] = {}
-        repetition = Repetition(1, 1, 0, timeout)
-        super().__init__(target, repetition, None, "estimated", machine, cross_compiler)
+        self._under_way: deque[tuple[Candidate, Future[Outcome]]] = deque()
+        self._defaults: dict[str, Future[Outcome]] = {}
+        self._references: dict[str, Path] = {}  # the tensors after the default point of each task
+        self._threads = ThreadPoolExecutor(_THREADS, "tvmattend-estimate")
+        self._last = time.monotonic()
+        super().__init__(target, timeout, cross_compiler)
 
     def _linker(self, target: TargetSpec, cross_compiler: str | None) -> Linker:
         """Where the model has a board's libraries, they are enough."""
@@ -108,99 +123,83 @@ class EstimatingMeasurer(KernelMeasurer):
         self._benches.append(processes)
         self._pool = processes.pool
 
-    def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
-        """Build a batch, and run what is built while the rest of it is being built.
+    def submit(self, batch: Sequence[Candidate]) -> None:
+        """Begin to build and run candidates. A task without a reference gets one first."""
+        if not self._under_way:
+            self._last = time.monotonic()
+        for candidate in self._missing_defaults(batch):
+            self._start(candidate)
+        self._under_way += [(candidate, self._start(candidate)) for candidate in batch]
 
-        A task without a reference gets one first.
-        """
-        defaults = self._missing_defaults(candidates)
-        built: list[Artifact | Outcome] = []
-        everything = [*defaults, *candidates]
-        for candidate, product in zip(everything, self._products(everything), strict=True):
-            built.append(product)
-            if isinstance(product, Artifact):
-                self._start(candidate, product)
-            elif _is_default(candidate):
-                self._references[candidate.task.key] = product.error
-        for product in built[: len(defaults)]:
-            if isinstance(product, Artifact):
-                self.run(product)
-                self.discard(product)
-        return built[len(defaults) :]
-
-    def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
-        """Wait for a candidate's run, and compare what it computed."""
-        del hot_too  # counts do not depend on the temperature
-        candidate, future = self._running.pop(artifact.path)
+    def next(self) -> Finished:
+        """Wait for the trial that was submitted first."""
+        candidate, future = self._under_way.popleft()
         while not future.done():  # polled: a wait inside a lock would be deaf to Ctrl-C
             time.sleep(0.005)
-        outcome = self._outcome(candidate, artifact, future)
-        if _is_default(candidate) and outcome.status != "ok":
-            self._references[candidate.task.key] = outcome.error
-        return outcome
-
-    def discard(self, artifact: Artifact) -> None:
-        """Remove a library and its tensors, unless they are a reference."""
-        super().discard(artifact)
-        tensors = _tensors(artifact)
-        if tensors not in self._references.values():
-            tensors.unlink(missing_ok=True)
+        now = time.monotonic()
+        spent, self._last = now - self._last, now
+        return Finished(candidate, future.result(), spent)
 
     def close(self) -> None:
-        """Take back what has not begun, which would start processes anew; then end the rest."""
-        for _, future in self._running.values():
-            future.cancel()
+        """Begin nothing new, then kill what works."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         super().close()
 
     def _missing_defaults(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Default points that a run which goes on with earlier records did not try itself."""
-        import tvm
+        known = {item.task.key for item in candidates if _is_default(item)} | {*self._defaults}
+        tasks = {item.task.key: item.task for item in candidates if item.task.key not in known}
+        return [_default(task) for task in tasks.values()]
 
-        here = {item.task.key for item in candidates if _is_default(item)}
-        tasks = {item.task.key: item.task for item in candidates}
-        missing = []
-        for key, task in tasks.items():
-            if key in here or key in self._references:
-                continue
-            schedule: Any = tvm.s_tir.Schedule(task.mod)
-            point = task.space.default
-            try:
-                task.space.apply(schedule, point)
-            except (RuntimeError, ValueError) as error:  # TVM's ScheduleError is a RuntimeError
-                self._references[key] = f"{type(error).__name__}: {error}"
-            else:
-                missing.append(Candidate(task, point, schedule))
-        return missing
+    def _start(self, candidate: Candidate) -> Future[Outcome]:
+        future = self._threads.submit(self._do, candidate, self.begin(candidate))
+        if _is_default(candidate):
+            self._defaults[candidate.task.key] = future
+        return future
 
-    def _start(self, candidate: Candidate, artifact: Artifact) -> None:
+    def _do(self, candidate: Candidate, begun: Future[str] | None) -> Outcome:
+        """A trial, in a thread that does nothing but wait for processes."""
+        product = self.product(candidate, begun)
+        if isinstance(product, Outcome):
+            return product
+        tensors = Path(product.path).with_suffix(".tensors")
+        outcome = self._run(product, tensors)
+        Path(product.path).unlink(missing_ok=True)
+        if outcome.status == "ok" and _is_default(candidate):
+            self._references[candidate.task.key] = tensors
+            return outcome
+        if outcome.status == "ok":
+            outcome = self._compared(candidate, product, tensors, outcome)
+        tensors.unlink(missing_ok=True)
+        return outcome
+
+    def _run(self, artifact: Artifact, tensors: Path) -> Outcome:
         arguments = [
             (tuple(int(size) for size in info.shape), str(info.dtype))
             for info in artifact.args_info
         ]
-        future = self._pool.submit(
-            _run_here, self._trial, artifact.path, arguments, str(_tensors(artifact))
+        running: Future[Result] = self._pool.submit(
+            _run_here, self._trial, artifact.path, arguments, str(tensors)
         )
-        self._running[artifact.path] = candidate, future
-
-    def _outcome(
-        self, candidate: Candidate, artifact: Artifact, future: "Future[Result]"
-    ) -> Outcome:
         try:
-            seconds, error = future.result()
+            seconds, error = running.result()
         except TimeoutError:
             return Outcome("timeout", error=f"running took more than {self._timeout:g} s")
         except ChildProcessError as died:
             return Outcome("run-error", error=f"CrashError: the process that ran QEMU: {died}")
-        if seconds is None:
+        return Outcome("run-error", error=error) if seconds is None else Outcome("ok", (seconds,))
+
+    def _compared(
+        self, candidate: Candidate, artifact: Artifact, tensors: Path, outcome: Outcome
+    ) -> Outcome:
+        """The outcome, or an error if another thing was computed than by the default point."""
+        # It was submitted earlier, and threads take what was submitted in turn: it is under way.
+        default = self._defaults[candidate.task.key].result()
+        if default.status != "ok":
+            error = f"nothing to compare with: the default: {default.error}"
             return Outcome("run-error", error=error)
-        key = candidate.task.key
-        if _is_default(candidate):
-            self._references.setdefault(key, _tensors(artifact))
-        reference = self._references[key]
-        if isinstance(reference, str):
-            return Outcome("run-error", error=f"nothing to compare with: the default: {reference}")
-        wrong = difference(reference, _tensors(artifact), artifact.args_info)
-        return Outcome("run-error", error=wrong) if wrong else Outcome("ok", (seconds,))
+        wrong = difference(self._references[candidate.task.key], tensors, artifact.args_info)
+        return Outcome("run-error", error=wrong) if wrong else outcome
 
 
 class _Processes:
@@ -289,5 +288,14 @@ def _is_default(candidate: Candidate) -> bool:
     return dict(candidate.point) == dict(candidate.task.space.default)
 
 
-def _tensors(artifact: Artifact) -> Path:
-    return Path(artifact.path).with_suffix(".tensors")
+def _default(task: Task) -> Candidate:
+    """The default point, scheduled if it can be."""
+    import tvm
+
+    schedule: Any = tvm.s_tir.Schedule(task.mod)
+    point = task.space.default
+    try:
+        task.space.apply(schedule, point)
+    except (RuntimeError, ValueError) as error:  # TVM's ScheduleError is a RuntimeError
+        return Candidate(task, point, None, f"{type(error).__name__}: {error}")
+    return Candidate(task, point, schedule)

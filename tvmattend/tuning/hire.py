@@ -48,11 +48,10 @@ def hire(
     wait = max(options.board_wait, options.timeout + _SERVER_SECONDS)
     patience = Patience(observer, back_off(wait))
     if model is not None:
-        from tvmattend.tuning.estimated import EstimatingMeasurer
+        from tvmattend.tuning.estimated import Estimators
 
-        estimating = EstimatingMeasurer(model, target, options.timeout, machine, cross_compiler)
-        with estimating as measurer:
-            yield Alone(measurer, patience)
+        with Estimators(model, target, options.timeout, machine, cross_compiler) as crew:
+            yield crew
         return
     from tvmattend.tuning.bench import Repetition
     from tvmattend.tuning.measure import KernelMeasurer

@@ -1,30 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Candidates -> times: MetaSchedule's builder, and benches to measure on, here or on a board."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import tvmattend
-from tvmattend.codegen.link import Linker
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.probe_kernel import build_probe
 from tvmattend.target import TargetSpec
-from tvmattend.tuning.bench import Artifact, Bench, Candidate, Ending, Outcome, Repetition
+from tvmattend.tuning.bench import Artifact, Bench, Candidate, Outcome, Repetition
 from tvmattend.tuning.board_bench import BoardBench
-from tvmattend.tuning.builder import KernelBuilder
-from tvmattend.tuning.pools import kill_tree
 from tvmattend.tuning.record import Origin
-from tvmattend.tuning.workplace import open_workplace
+from tvmattend.tuning.workshop import Workshop
 
 if TYPE_CHECKING:
     from tvmattend.tuning.roster import Roster
 
 
-class KernelMeasurer:
+class KernelMeasurer(Workshop):
     """Builds here; measures here or on a board over RPC.
 
     Args:
@@ -47,28 +40,10 @@ class KernelMeasurer:
     ) -> None:
         self.origin = origin
         self.machine = machine
-        self._timeout = repetition.timeout
-        self._target = target
         self._repetition = repetition
         self._endpoint = endpoint
         self._cross_compiler = cross_compiler
-        self._benches: list[Ending] = []
-        self._before = set(_workers())
-        self._directory = open_workplace()
-        self._importable = ExitStack()
-        self._importable.enter_context(importable())
-        try:
-            linker = self._linker(target, cross_compiler)
-            self._builder = KernelBuilder(target, linker, self._directory.name, self._timeout)
-            self._builder.warm_up()
-            self._open()
-        except BaseException:
-            self.close()
-            raise
-
-    def _linker(self, target: TargetSpec, cross_compiler: str | None) -> Linker:
-        """What links the kernels."""
-        return Linker(target, cross_compiler)
+        super().__init__(target, repetition.timeout, cross_compiler)
 
     def _open(self) -> None:
         """Start what measures in `run`; what has an end goes to `_benches`."""
@@ -105,42 +80,10 @@ class KernelMeasurer:
     def _probe(self) -> Path:
         return Path(self._directory.name) / "probe.so"
 
-    def __enter__(self) -> "KernelMeasurer":  # noqa: PYI034  (Self came with Python 3.11)
-        """Nothing to do: the workers are up."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leave no process and no file behind."""
-        del kind, error, trace
-        self.close()
-
     def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
         """Build a batch, as many at once as there are cores."""
-        return list(self._products(candidates))
-
-    def _products(self, candidates: Sequence[Candidate]) -> Iterator[Artifact | Outcome]:
-        """Begin to build a batch; each in turn comes when it is ready."""
-        from tvm.s_tir.meta_schedule.arg_info import ArgInfo
-
-        modules = [item.schedule.mod for item in candidates if item.schedule is not None]
-        products = self._builder.build(modules)
-        for item in candidates:
-            if item.schedule is None:
-                yield Outcome("build-error", error=f"schedule: {item.error}")
-                continue
-            product = next(products)
-            if isinstance(product, str):
-                # The arguments of the unscheduled function: a schedule keeps its signature.
-                info = ArgInfo.from_entry_func(item.task.mod, remove_preproc=False)
-                yield Artifact(product, info, item.task.flops)
-            else:
-                late = isinstance(product, TimeoutError)
-                yield Outcome("timeout" if late else "build-error", error=str(product))
+        begun = [self.begin(candidate) for candidate in candidates]
+        return [self.product(*pair) for pair in zip(candidates, begun, strict=True)]
 
     def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
         """Time one kernel; the library stays until `discard`, for another attempt."""
@@ -153,45 +96,3 @@ class KernelMeasurer:
     def answers(self, seconds: float) -> bool:
         """Whether the machine can take another kernel."""
         return self._bench.answers(seconds)
-
-    def close(self) -> None:
-        """Kill the workers this object started, then remove what was built.
-
-        By force: a kernel that hangs is not waited for.
-        """
-        if hasattr(self, "_builder"):  # a failed start leaves it out
-            self._builder.close()
-        for bench in self._benches:
-            bench.end()
-        for worker in set(_workers()) - self._before:  # one that was just starting
-            kill_tree(worker)
-        self._importable.close()
-        self._directory.cleanup()
-
-
-@contextmanager
-def importable() -> Iterator[None]:
-    """Let worker processes import this package, however this process came by it."""
-    home = str(Path(tvmattend.__file__).resolve().parent.parent)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = home if before is None else f"{home}{os.pathsep}{before}"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-def _workers() -> list[Any]:
-    """MetaSchedule's worker processes under this process (`psutil.Process`)."""
-    import psutil
-
-    def is_worker(child: Any) -> bool:
-        try:
-            return "tvm.exec.popen_worker" in child.cmdline()
-        except psutil.Error:  # it ended while we looked
-            return False
-
-    return [child for child in psutil.Process().children() if is_worker(child)]
