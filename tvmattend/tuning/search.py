@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 from tvmattend.tuning.bench import Candidate
@@ -214,7 +215,7 @@ class TaskSearch:
     def _schedule(self, point: Mapping[str, int]) -> Candidate:
         import tvm
 
-        _remember_hints()
+        _trust_hints()
         schedule: Any = tvm.s_tir.Schedule(self.task.mod)
         try:
             self.task.space.apply(schedule, point)
@@ -224,14 +225,17 @@ class TaskSearch:
 
 
 @cache
-def _remember_hints() -> None:
-    """Have TVM take each type hint of its schedules' methods apart once in this process.
+def _trust_hints() -> None:
+    """Have TVM's schedules not check the arguments of every call against type hints, here.
 
-    It checks the arguments of every call, and without this that takes longer than the calls.
+    That takes as long as the calls, and the calls of our schedules are checked once, by mypy and
+    by every build.
     """
-    from tvm.s_tir.schedule import _type_checker
+    from tvm.s_tir import Schedule
 
-    _type_checker._dispatcher = cache(_type_checker._dispatcher)  # noqa: SLF001
+    for name, method in list(vars(Schedule).items()):
+        if isinstance(method, FunctionType) and hasattr(method, "__wrapped__"):
+            setattr(Schedule, name, method.__wrapped__)
 
 
 def _key(point: Mapping[str, int]) -> _Key:
