@@ -125,3 +125,25 @@ def unroll_and_vectorize(sch: Any, loops: list[Any]) -> None:
     for loop in loops[:-1]:
         sch.unroll(loop)
     sch.vectorize(loops[-1])
+
+
+def accumulate_in_registers(
+    sch: Any, block: Any, at: Any, reduction: Any, tile: list[Any], written: int | None = None
+) -> None:
+    """Keep a tile of sums in registers: zeroed before, written back once after the reduction.
+
+    Args:
+        sch: The schedule.
+        block: What is summed; its loops are in order.
+        at: The loop whose rounds each compute one tile.
+        reduction: The outermost loop of the sum.
+        tile: The loops over the tile, innermost; the last becomes a vector.
+        written: Loops of the write-back that are unrolled, the vector included; as many as the
+            tile has by default.
+    """
+    registers = sch.cache_write(block, 0, REGISTERS)
+    sch.reverse_compute_at(registers, at, preserve_unit_loops=True)
+    unroll_and_vectorize(sch, tile)
+    init = sch.decompose_reduction(block, reduction)
+    unroll_and_vectorize(sch, sch.get_loops(init)[-len(tile) :])
+    unroll_and_vectorize(sch, sch.get_loops(registers)[-(written or len(tile)) :])

@@ -287,20 +287,12 @@ def _schedule(
     c_out, c_in = sch.split(rc, [None, unroll])
     sch.reorder(n, g, o_out, y_out, x_out, ry, rx, c_out, c_in, y_in, x_in, o_in, lane)
     sch.unroll(c_in)
-    registers = sch.cache_write(conv, 0, blocks.REGISTERS)
-    sch.reverse_compute_at(registers, x_out, preserve_unit_loops=True)
     if by_features:
         sch.parallel(sch.fuse(n, g, o_out))
         for pad in stage.pads:
             slab = sch.get_loops(sch.get_sblock(pad, func_name="main"))
             sch.parallel(sch.fuse(*slab[:2]))
-    blocks.unroll_and_vectorize(sch, [y_in, x_in, o_in, lane])
-    init = sch.decompose_reduction(conv, ry)
-    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-4:])
-    *tile_loops, lane = sch.get_loops(registers)
-    sch.vectorize(lane)
-    for loop in tile_loops[-5:]:
-        sch.unroll(loop)
+    blocks.accumulate_in_registers(sch, conv, x_out, ry, [y_in, x_in, o_in, lane], written=6)
 
 
 def _fill_slab(sch: Any, slab: Any, machine: Machine, *, rows_are_jobs: bool) -> None:

@@ -74,12 +74,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         sch.reorder(job, m_out, o_out, k_out, k_in, m_in, o_in, lane)
         sch.unroll(k_in)
         sch.parallel(job)
-        registers = sch.cache_write(block, 0, blocks.REGISTERS)
-        sch.reverse_compute_at(registers, o_out, preserve_unit_loops=True)
-        blocks.unroll_and_vectorize(sch, [m_in, o_in, lane])
-        init = sch.decompose_reduction(block, k_out)
-        blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
-        blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
+        blocks.accumulate_in_registers(sch, block, o_out, k_out, [m_in, o_in, lane])
         blocks.vectorize_innermost(sch, out, machine.lanes)
 
     return Part(knobs, schedule)

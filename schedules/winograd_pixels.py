@@ -196,12 +196,7 @@ def _place(
         sch.reorder(k, v_out, f_out, rc, rx, f_in, v_in, lane)
         if unroll_taps:
             sch.unroll(rx)
-        registers = sch.cache_write(conv, 0, blocks.REGISTERS)
-        sch.reverse_compute_at(registers, f_out, preserve_unit_loops=True)
-        blocks.unroll_and_vectorize(sch, [f_in, v_in, lane])
-        init = sch.decompose_reduction(conv, rc)
-        blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
-        blocks.unroll_and_vectorize(sch, sch.get_loops(registers)[-3:])
+        blocks.accumulate_in_registers(sch, conv, f_out, rc, [f_in, v_in, lane])
 
     return Placed(column, chunk, finish)
 

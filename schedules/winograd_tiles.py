@@ -294,17 +294,9 @@ def _multiply(sch: Any, conv: Any, block: tuple[int, int, int], *, parallel: boo
     c_out, c_in = sch.split(rc, [None, unroll])
     sch.reorder(n, g, p, o_out, t_out, c_out, c_in, t_in, o_in, lane)
     sch.unroll(c_in)
-    registers = sch.cache_write(conv, 0, blocks.REGISTERS)
-    sch.reverse_compute_at(registers, t_out, preserve_unit_loops=True)
     if parallel:
         sch.parallel(sch.fuse(n, g, p))
-    blocks.unroll_and_vectorize(sch, [t_in, o_in, lane])
-    init = sch.decompose_reduction(conv, c_out)
-    blocks.unroll_and_vectorize(sch, sch.get_loops(init)[-3:])
-    *loops, lane = sch.get_loops(registers)
-    sch.vectorize(lane)
-    for loop in loops[-5:]:
-        sch.unroll(loop)
+    blocks.accumulate_in_registers(sch, conv, t_out, c_out, [t_in, o_in, lane], written=6)
 
 
 def _transform_outputs(sch: Any, untiled: Any, tile: tuple[int, int]) -> None:
