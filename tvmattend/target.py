@@ -61,6 +61,16 @@ class TargetSpec:
         needs = _ARM_EXTENSIONS & (on | _cpu_features(self.triple, self.cpu))
         return needs <= _cpu_features(self.triple, _host_cpu())
 
+    @property
+    def cpu_flags(self) -> tuple[str, ...]:
+        """What `/proc/cpuinfo` must list for this target's code to run, in its own words."""
+        asked = {flag[1:] for flag in self.features if flag[0] == "+"}
+        has = (asked | _cpu_features(self.triple, self.cpu)) - {
+            flag[1:] for flag in self.features if flag[0] == "-"
+        }
+        names = _CPUINFO_FLAGS[self.arch]
+        return tuple(sorted(names[name] for name in has & names.keys()))
+
     def to_json(self) -> dict[str, Any]:
         """TVM's own form of the target, as plain data."""
         spec: dict[str, Any] = {
@@ -366,6 +376,45 @@ _ARM_EXTENSIONS = frozenset((
     "sve",
     "sve2",
 ))
+
+# What LLVM chooses instructions by without being asked -> what Linux calls it in /proc/cpuinfo
+# (arch/x86/include/asm/cpufeatures.h, arch/arm64/kernel/cpuinfo.c). What is missing here is not
+# looked for.
+_CPUINFO_FLAGS: Mapping[str, Mapping[str, str]] = {
+    "x86_64": {
+        **{
+            name: name
+            for name in (
+                "avx", "avx2", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512ifma",
+                "avx512vbmi", "avx512vl", "bmi2", "f16c", "fma", "fma4", "gfni", "movbe",
+                "popcnt", "ssse3", "tbm", "vaes", "vpclmulqdq", "xop",
+            )
+        },
+        "amx-bf16": "amx_bf16",
+        "amx-int8": "amx_int8",
+        "amx-tile": "amx_tile",
+        "avx512bf16": "avx512_bf16",
+        "avx512bitalg": "avx512_bitalg",
+        "avx512fp16": "avx512_fp16",
+        "avx512vbmi2": "avx512_vbmi2",
+        "avx512vnni": "avx512_vnni",
+        "avx512vpopcntdq": "avx512_vpopcntdq",
+        "avxvnni": "avx_vnni",
+        "bmi": "bmi1",
+        "sse4.2": "sse4_2",
+    },
+    "aarch64": {
+        "bf16": "bf16",
+        "dotprod": "asimddp",
+        "fullfp16": "asimdhp",
+        "i8mm": "i8mm",
+        "lse": "atomics",
+        "rdm": "asimdrdm",
+        "sme": "sme",
+        "sve": "sve",
+        "sve2": "sve2",
+    },
+}  # fmt: skip
 
 # "CPU part" of /proc/cpuinfo -> core (Arm's technical reference manuals, MIDR_EL1).
 ARM_CORES: Mapping[str, str] = {

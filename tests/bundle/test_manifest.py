@@ -30,6 +30,7 @@ MANIFEST = Manifest(
     preprocessing=Preprocessing(10, 8),
     weights=Weights("file", "f" * 64),
     target=TargetSpec("aarch64-linux-gnu", "cortex-a72", ("+crc",), 4),
+    cpu_flags=("crc32",),
     threads=4,
     versions=Versions("0.1.0", "0.27.0.post1", "0.1.14.post1"),
     revision=None,

@@ -331,8 +331,8 @@ from pathlib import Path
 from tvmattend.runtime import network, process
 bundle, canary, name, key = sys.argv[1:]
 real = network.check_machine
-def swap(target):
-    real(target)
+def swap(*machine):
+    real(*machine)
     file = Path(bundle) / name
     if Path(canary).parent.name == "in-place":
         with file.open("r+b") as stream: stream.write(Path(canary).read_bytes())

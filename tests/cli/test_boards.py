@@ -2,6 +2,8 @@
 """`tvmattend boards`, and a tracker given to run and validate."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -58,6 +60,19 @@ def test_the_table_and_the_json(tracker, tmp_path, monkeypatch):
         empty = CliRunner().invoke(command, ["--key", "pi5"])
         assert isinstance(empty.exception, NoFreeBoardError)
         assert "has no board `pi5`" in str(empty.exception)
+
+
+def test_a_board_that_says_nothing_is_not_called_free(tracker):
+    with serve_here(ServerOptions(tracker=tracker_endpoint(tracker, "pi4"))) as server:
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            result = CliRunner().invoke(command, ["--rpc-tracker", tracker])
+            told = CliRunner().invoke(command, ["--rpc-tracker", tracker, "--json"])
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+    assert result.stdout.splitlines()[1].endswith("  no answer")
+    (frozen,) = json.loads(told.stdout)["boards"]
+    assert (frozen["reachable"], frozen["silent"]) == (True, True)
 
 
 @pytest.mark.parametrize(

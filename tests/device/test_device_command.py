@@ -183,3 +183,9 @@ def test_no_tracker_is_one_line_and_a_hint(what: str, closed_port: str, ssh_port
     assert error.startswith("error: ")
     assert address in error
     assert "python -m tvm.exec.rpc_tracker" in hint
+
+
+@pytest.mark.parametrize("host", ["", "  "])
+def test_an_empty_address_is_a_mistake(host: str) -> None:
+    done = fails("--host", host)
+    assert (done.returncode, "--host: is empty" in done.stderr) == (2, True), done.stderr

@@ -18,6 +18,7 @@ from sample_bundles import INPUT, LABELS, RECIPE, reference, rehash, rewrite_man
 
 from tvmattend.bundle import BundleContents, write_bundle
 from tvmattend.runtime import Network, contents, executors, load, network, process
+from tvmattend.target import TargetSpec
 
 
 @pytest.fixture(scope="session")
@@ -344,16 +345,16 @@ def test_a_python_of_32_bits_on_a_kernel_of_64(
         load(sound_bundle)
 
 
+AVX2 = "flags\t\t: fpu ssse3 sse4_2 popcnt avx avx2 bmi1 bmi2 f16c fma movbe\n"
+
+
 @pytest.mark.parametrize(
     ("triple", "cpu", "cpuinfo", "lacks"),
     [
-        (
-            "x86_64-linux-gnu",
-            "x86-64-v4",
-            "flags\t\t: fpu avx2 bmi1 bmi2 f16c fma movbe\n",
-            "avx512f",
-        ),
-        ("x86_64-linux-gnu", "x86-64-v3", "flags\t\t: fpu avx2 bmi1 bmi2 f16c fma movbe\n", ""),
+        ("x86_64-linux-gnu", "x86-64-v4", AVX2, "avx512f"),
+        ("x86_64-linux-gnu", "sapphirerapids", AVX2, "amx_tile, avx512_bf16"),
+        ("x86_64-linux-gnu", "haswell", AVX2.replace(" bmi2", ""), "lacks bmi2"),
+        ("x86_64-linux-gnu", "x86-64-v3", AVX2, ""),
         ("aarch64-linux-gnu", "cortex-a76", "Features\t: fp asimd crc32\n", "asimddp"),
         ("aarch64-linux-gnu", "cortex-a72", "Features\t: fp asimd crc32\n", ""),
         # qemu-user shows the file of the machine below: that says nothing about the board.
@@ -363,14 +364,15 @@ def test_a_python_of_32_bits_on_a_kernel_of_64(
 def test_a_processor_without_the_instructions(
     triple: str, cpu: str, cpuinfo: str, lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: triple.split("-", maxsplit=1)[0])
+    spec = TargetSpec(triple, cpu)
+    flags = list(spec.cpu_flags)
+    monkeypatch.setattr(platform, "machine", lambda: spec.arch)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
-    target = {"mtriple": triple, "mcpu": cpu}
     if not lacks:
-        network.check_machine(target)
+        network.check_machine(spec.to_json(), flags)
         return
     with pytest.raises(network.BundleMismatchError, match=lacks):
-        network.check_machine(target)
+        network.check_machine(spec.to_json(), flags)
 
 
 @pytest.mark.usefixtures("nothing_loads")

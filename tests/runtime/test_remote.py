@@ -90,12 +90,19 @@ def test_a_board_that_is_not_there(sound_bundle: Path) -> None:
         pytest.fail("loaded")
 
 
-def test_a_board_with_another_tvm(bundle: Path, host_board: str) -> None:
-    rewrite_manifest(
-        bundle, versions={"tvmattend": "0", "tvm": "0.26.0", "tvm_ffi": "0.1.14.post1"}
-    )
+@pytest.mark.parametrize(
+    ("tvm", "ffi", "says"),
+    [
+        ("0.26.0", "0.1.14.post1", r"TVM 0\.26\.0; .* serves 0\.27"),
+        ("0.27.0.post1", "0.1.15", r"apache-tvm-ffi 0\.1\.15; .* serves 0\.1\.14"),
+    ],
+)
+def test_a_board_with_another_tvm_or_ffi(
+    bundle: Path, host_board: str, tvm: str, ffi: str, says: str
+) -> None:
+    rewrite_manifest(bundle, versions={"tvmattend": "0", "tvm": tvm, "tvm_ffi": ffi})
     with (
-        pytest.raises(BundleMismatchError, match=r"TVM 0\.26\.0.*serves 0\.27"),
+        pytest.raises(BundleMismatchError, match=says),
         load_remote(bundle, host_board),
     ):
         pytest.fail("loaded")

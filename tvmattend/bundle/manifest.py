@@ -134,6 +134,7 @@ class Manifest:
         preprocessing: None where nobody said what an image becomes.
         weights: Their origin.
         target: The machine that the library was compiled for.
+        cpu_flags: What `/proc/cpuinfo` of the device must list.
         threads: Threads that it was scheduled for.
         versions: Of what made it.
         revision: Git revision that tvmattend ran or was installed from, or None if unknown.
@@ -158,6 +159,7 @@ class Manifest:
     preprocessing: Preprocessing | None
     weights: Weights
     target: TargetSpec
+    cpu_flags: tuple[str, ...]
     threads: int
     versions: Versions
     revision: str | None
@@ -210,6 +212,7 @@ class Manifest:
             preprocessing=optional(data, "preprocessing", Preprocessing.from_json),
             weights=Weights.from_json(data["weights"]),
             target=_target(data["target"]),
+            cpu_flags=words(data["cpu_flags"], "cpu_flags"),
             threads=whole(data, "threads", where),
             versions=Versions.from_json(data["versions"]),
             revision=take(data, "revision", (str, type(None)), where),

@@ -290,6 +290,7 @@ def _describe(contents: BundleContents) -> Manifest:
         preprocessing=contents.preprocessing,
         weights=contents.weights,
         target=contents.target,
+        cpu_flags=contents.target.cpu_flags,
         threads=contents.target.num_cores,
         versions=Versions(__version__, tvm, ffi),
         revision=source_revision(),

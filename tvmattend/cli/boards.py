@@ -63,6 +63,8 @@ def _row(board: "FleetBoard") -> tuple[str, ...]:
     state = {True: "busy", False: "free", None: "-"}[told.busy]
     if not board.reachable:
         state = "unreachable"
+    elif told.silent and not told.busy:  # a busy server of TVM's own says nothing either
+        state = "no answer"
     elif now.throttled:
         state += f" (throttled: {now.throttled})"
     core = told.core or told.model

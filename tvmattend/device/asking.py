@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a board, or a tracker, says without a session: needs no TVM and disturbs no measurement."""
 
-import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvmattend.device.board import parse_cpuinfo
@@ -29,6 +28,7 @@ class BoardStatus:
         model: The board's or processor's own name.
         emulated: Whether its times say nothing about silicon.
         conditions: Clock, temperature and so on, now.
+        silent: Whether it took the connection and said nothing: frozen, or TVM's own and busy.
     """
 
     server: str = ""
@@ -38,6 +38,7 @@ class BoardStatus:
     model: str = ""
     emulated: bool = False
     conditions: Conditions = field(default_factory=Conditions)
+    silent: bool = False
 
 
 def ask_board(host: str, port: int, timeout: float = 3.0) -> BoardStatus | None:
@@ -49,9 +50,12 @@ def ask_board(host: str, port: int, timeout: float = 3.0) -> BoardStatus | None:
     """
     try:
         with socket.create_connection((host, port), timeout) as connection:
-            with contextlib.suppress(OSError, wire.ProtocolError):
+            try:
                 return _status(wire.ask(connection))
-            return BoardStatus()
+            except TimeoutError:
+                return BoardStatus(silent=True)
+            except (OSError, wire.ProtocolError):  # TVM's own server hangs up
+                return BoardStatus()
     except OSError:
         return None
 
@@ -103,6 +107,7 @@ class FleetBoard:
             "address": self.address,
             "reachable": self.reachable,
             "busy": told.busy,
+            "silent": told.silent,
             "core": told.core or None,
             "model": told.model or None,
             "emulated": told.emulated,
@@ -133,7 +138,7 @@ def boards_at(tracker: Endpoint, timeout: float = 5.0) -> list[FleetBoard]:
             # TVM's own server does not tell, but where all or none are free the tracker does.
             count = sum(other == key for other, _, _ in entries)
             busy = None if 0 < free.get(key, 0) < count else free.get(key, 0) == 0
-            status = BoardStatus(busy=busy)
+            status = replace(status, busy=busy)
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         boards.append(FleetBoard(key, shown, status is not None, status or BoardStatus()))
     return boards

@@ -53,6 +53,7 @@ class BoardInfo:
         governor: Linux's frequency governor; empty if it shows none.
         clock_mhz: Frequency of core 0 at the time of asking, in MHz; 0 if unknown.
         tvm_version: Of the server, if it tells.
+        ffi_version: Of the server's apache-tvm-ffi, if it tells.
         notes: What the user should know before measuring, one sentence each.
     """
 
@@ -65,6 +66,7 @@ class BoardInfo:
     governor: str = ""
     clock_mhz: float = 0.0
     tvm_version: str = ""
+    ffi_version: str = ""
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -287,6 +289,7 @@ def _describe(session: Any, kernel: ProbeModule, place: Endpoint, target: Target
         governor="" if emulated else governor,
         clock_mhz=0.0 if emulated or not clock.isdigit() else int(clock) / 1e3,
         tvm_version=str(told.get("tvm", "")),
+        ffi_version=str(told.get("tvm_ffi", "")),
     )
     return BoardInfo(**{**vars(info), "notes": notes(info, target)})
 

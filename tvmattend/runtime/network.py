@@ -100,7 +100,7 @@ def load(
     directory = Path(path)
     manifest = read_manifest(directory, require_signature)
     check_files(directory, manifest["files"])
-    check_machine(manifest["target"])
+    check_machine(manifest["target"], manifest["cpu_flags"])
     cpus = len(os.sched_getaffinity(0))
     if threads is not None and not 1 <= threads <= cpus:
         raise InputError(f"threads={threads}, but this process may use {cpus} CPUs")

@@ -14,15 +14,6 @@ from typing import Any
 from tvmattend.runtime.contents import Code, file_sha256
 from tvmattend.runtime.faults import BundleMismatchError, ToolMissingError
 
-# Flags of /proc/cpuinfo without which a bundle for that CPU dies of an illegal instruction.
-_CPU_FLAGS = {
-    "x86-64-v2": "popcnt sse4_2 ssse3",
-    "x86-64-v3": "avx2 bmi1 bmi2 f16c fma movbe",
-    "x86-64-v4": "avx2 bmi1 bmi2 f16c fma movbe avx512bw avx512cd avx512dq avx512f avx512vl",
-    "cortex-a55": "asimddp asimdhp atomics",
-    "cortex-a76": "asimddp asimdhp atomics",
-}
-
 # TVM's libraries, each with a function that it registers: two copies in a process abort it.
 _LIBRARIES = {
     "libtvm_runtime.so": "runtime.NumThreads",
@@ -31,8 +22,8 @@ _LIBRARIES = {
 _loaded: dict[str, tuple[str, str]] = {}  # library -> SHA-256 and version of what is loaded
 
 
-def check_machine(target: dict[str, Any]) -> None:
-    """Refuse a target of another architecture, or with instructions that this CPU lacks."""
+def check_machine(target: dict[str, Any], cpu_flags: list[str]) -> None:
+    """Refuse a target of another architecture, or code that would be an illegal instruction."""
     cpu, wanted = target["mcpu"], target["mtriple"].split("-")[0]
     hint = "run it on such a machine, or over RPC: `tvmattend run BUNDLE --rpc HOST:PORT`"
     if wanted == "aarch64":
@@ -43,7 +34,7 @@ def check_machine(target: dict[str, Any]) -> None:
         raise BundleMismatchError(f"the bundle is for {wanted} ({cpu}); this is {machine}", hint)
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    missing = set(_CPU_FLAGS.get(cpu, "").split()) - set(flags[1].split() if flags else ())
+    missing = set(cpu_flags) - set(flags[1].split() if flags else ())
     if missing and flags and (wanted == "x86_64") == flags[0].startswith("flags"):
         lacks = ", ".join(sorted(missing))
         raise BundleMismatchError(f"the bundle is for {cpu}; this CPU lacks {lacks}", hint)

@@ -77,7 +77,7 @@ def load_remote(
         BoardUnreachableError: Nothing answers there, or it stopped answering.
         NoFreeBoardError: The tracker has no board free.
         BoardMismatchError: The board cannot run code for the bundle's target.
-        BundleMismatchError: The board's TVM is of another version.
+        BundleMismatchError: The board's TVM, or its ffi, is of another version.
         InputError: More threads than the board offers.
     """
     directory = Path(path)
@@ -94,12 +94,17 @@ def load_remote(
 
 
 def _check_fit(manifest: Manifest, board: BoardInfo, place: Endpoint) -> None:
-    other = board.tvm_version and board.tvm_version != manifest.versions.tvm
-    if manifest.format == "vm" and other:
-        raise BundleMismatchError(
-            f"the bundle needs TVM {manifest.versions.tvm}; {place} serves {board.tvm_version}",
-            "install that version on the board, or build the bundle again",
-        )
+    needs = manifest.versions
+    for package, wanted, has in (
+        ("TVM", needs.tvm, board.tvm_version),
+        ("apache-tvm-ffi", needs.tvm_ffi, board.ffi_version),
+    ):
+        # As `load` does: a post-release repackages the same library.
+        if manifest.format == "vm" and has and has.split(".")[:3] != wanted.split(".")[:3]:
+            raise BundleMismatchError(
+                f"the bundle needs {package} {wanted}; {place} serves {has}",
+                "install that version on the board, or build the bundle again",
+            )
     if manifest.libc != "glibc":
         raise BundleMismatchError(
             f"the bundle is for {manifest.libc}; TVM's RPC server, on {place}, runs with glibc",

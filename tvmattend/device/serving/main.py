@@ -57,7 +57,8 @@ def register_board(facts: dict[str, Any]) -> dict[str, Any]:
         version = importlib.metadata.version("apache-tvm")
     except importlib.metadata.PackageNotFoundError:
         version = ""
-    told = {"machine": platform.machine(), "tvm": version, **facts}
+    ffi = tvm_ffi.__version__
+    told = {"machine": platform.machine(), "tvm": version, "tvm_ffi": ffi, **facts}
     text = json.dumps(told)
     tvm_ffi.register_global_func(BOARD_FUNCTION, lambda: text, override=True)
     return told
