@@ -59,8 +59,8 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def machine_slug(machine: dict[str, Any]) -> str:
-    """Name the machine for a file: the CPU and the number of cores, e.g. `amd-epyc-2-cores`."""
-    words = f"{machine['cpu'] or machine['arch']} {machine['cores']} cores"
+    """Name the machine for a file: CPU, vectors and cores, e.g. `amd-epyc-avx2-2-cores`."""
+    words = f"{machine['cpu'] or machine['arch']} {machine['simd'] or ''} {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
