@@ -118,7 +118,7 @@ def test_it_serves_an_emulated_board(emulated: EmulatedBoard) -> None:
         assert closed(facts["rpc"])
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "board.local", ""])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "board.local"])  # noqa: S104
 def test_an_address_that_others_reach_is_refused(host: str) -> None:
     done = fails("--host", host, "--port", "0")
     assert done.returncode == 20
