@@ -75,6 +75,7 @@ def _each(holds: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]
 # What this file, and who prints of a network, rests on; the host reads the rest as strictly.
 FIELDS: dict[str, Callable[[Any], bool]] = {
     "classes": lambda value: value is None or _is_whole(value),
+    "cpu_flags": _each(is_text),
     "files": lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
     "format": lambda value: value in ("vm", "standalone"),
     "inputs": _each(_is_tensor, 1),
