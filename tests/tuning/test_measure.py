@@ -208,10 +208,8 @@ def test_an_unschedulable_candidate_needs_no_builder(here):
 def test_a_builder_ends_with_its_run_however_that_ends():
     program = (
         "import os, time\n"
-        "from tvm.support.popen_pool import PopenPoolExecutor\n"
-        "from tvmattend.tuning import workers\n"
-        "start = workers.end_with_parent\n"
-        "pool = PopenPoolExecutor(max_workers=1, timeout=600, initializer=start)\n"
+        "from tvmattend.tuning.pools import Pool\n"
+        "pool = Pool(timeout=600, processes=1)\n"
         "print(pool.submit(os.getpid).result(), flush=True)\n"
         "pool.submit(time.sleep, 600).result()\n"
     )

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tvmattend.codegen.link import BareLinker, Linker
 from tvmattend.target import TargetSpec
-from tvmattend.tuning import workers
 from tvmattend.tuning.bench import Artifact, Candidate, Outcome
 from tvmattend.tuning.crew import Finished
-from tvmattend.tuning.pools import end_pool
+from tvmattend.tuning.pools import Pool
 from tvmattend.tuning.record import Origin
 from tvmattend.tuning.tasks import Task
 from tvmattend.tuning.workshop import Workshop
@@ -119,9 +118,10 @@ class Estimators(Workshop):
         return BareLinker(target, libraries=self._trial.libraries)
 
     def _open(self) -> None:
-        processes = _Processes(self._timeout)
-        self._benches.append(processes)
-        self._pool = processes.pool
+        # The trial itself keeps the limit. This one is for what hangs beside it, and counts from
+        # the start of a worker process, which imports TVM for 13 s on a busy machine.
+        self._pool = Pool(self._timeout + _START_SECONDS)
+        self._benches.append(self._pool)
 
     def submit(self, batch: Sequence[Candidate]) -> None:
         """Begin to build and run candidates. A task without a reference gets one first."""
@@ -200,26 +200,6 @@ class Estimators(Workshop):
             return Outcome("run-error", error=error)
         wrong = difference(self._references[candidate.task.key], tensors, artifact.args_info)
         return Outcome("run-error", error=wrong) if wrong else outcome
-
-
-class _Processes:
-    """What runs QEMU; MetaSchedule's pool, which knows how to give up on a job."""
-
-    def __init__(self, timeout: float) -> None:
-        from tvm.s_tir.meta_schedule.utils import cpu_count
-        from tvm.support.popen_pool import PopenPoolExecutor
-
-        # The trial itself keeps the limit. This one is for what hangs beside it, and counts from
-        # the start of a worker process, which imports TVM for 13 s on a busy machine.
-        self.pool = PopenPoolExecutor(
-            max_workers=cpu_count(logical=True),
-            timeout=timeout + _START_SECONDS,
-            initializer=workers.end_with_parent,
-        )
-
-    def end(self) -> None:
-        """Kill the processes, whatever they run."""
-        end_pool(self.pool)
 
 
 def _run_here(

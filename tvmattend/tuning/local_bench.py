@@ -2,17 +2,19 @@
 """This machine as a bench: MetaSchedule's local runner, with the machine's conditions around it.
 
 The runner is called as a plain Python object (`_cls`): through TVM's object layer a Ctrl-C that
-arrives inside the callback would be swallowed by C++.
+arrives inside the callback would be swallowed by C++. Its worker is one of our pool.
 """
 
+import subprocess
 import time
 from functools import partial
+from typing import Any
 
 from tvmattend.device.conditions import conditions_from, disturbance
 from tvmattend.device.serving.conditions import file_reader, read_conditions, vcgencmd
 from tvmattend.tuning import workers
 from tvmattend.tuning.bench import CRASHED, Artifact, Outcome, Repetition
-from tvmattend.tuning.pools import end_pool
+from tvmattend.tuning.pools import ENDED, Pool
 
 
 class LocalBench:
@@ -27,19 +29,14 @@ class LocalBench:
     name = "this machine"
 
     def __init__(self, repetition: Repetition, threads: int, sysfs: str = "") -> None:
-        from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner
-
         self._timeout = repetition.timeout
         self._read, self._firmware = file_reader(sysfs), vcgencmd(sysfs)
-        self._runner = LocalRunner._cls(  # noqa: SLF001
-            timeout_sec=repetition.timeout,
-            evaluator_config=EvaluatorConfig(
-                number=repetition.number,
-                repeat=repetition.repeat,
-                min_repeat_ms=repetition.min_repeat_ms,
-            ),
-            f_alloc_argument=partial(workers.allocate_local, threads=threads),
-        )
+        self._pool = Pool(repetition.timeout, processes=1, stderr=subprocess.DEVNULL)
+        try:
+            self._runner = _runner(repetition, threads, self._pool)
+        except BaseException:  # Ctrl-C while the worker starts
+            self._pool.end()
+            raise
 
     def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
         """Time one kernel (see `Bench.run`)."""
@@ -69,7 +66,7 @@ class LocalBench:
     def _failure(self, error: str) -> Outcome:
         if "Timeout, killed" in error:
             return Outcome("timeout", error=f"measuring took more than {self._timeout:g} s")
-        crashed = "Subprocess terminated" in error
+        crashed = ENDED in error
         return Outcome("run-error", error=f"{error}\n{CRASHED}" if crashed else error)
 
     def answers(self, seconds: float) -> bool:
@@ -79,4 +76,24 @@ class LocalBench:
 
     def end(self) -> None:
         """Kill the worker, whatever it runs."""
-        end_pool(self._runner.pool)
+        self._pool.end()
+
+
+def _runner(repetition: Repetition, threads: int, pool: Pool) -> Any:
+    """MetaSchedule's local runner, on a pool of ours from its first job on."""
+    from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner
+
+    class Runner(LocalRunner._cls):  # type: ignore[misc]  # noqa: SLF001
+        def _sanity_check(self) -> None:
+            self.pool = pool
+            super()._sanity_check()
+
+    return Runner(
+        timeout_sec=repetition.timeout,
+        evaluator_config=EvaluatorConfig(
+            number=repetition.number,
+            repeat=repetition.repeat,
+            min_repeat_ms=repetition.min_repeat_ms,
+        ),
+        f_alloc_argument=partial(workers.allocate_local, threads=threads),
+    )
