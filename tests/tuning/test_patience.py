@@ -18,6 +18,7 @@ from test_tuning_run import HOST, Bench
 
 from tvmattend.device.asking import BoardStatus
 from tvmattend.device.endpoint import Endpoint
+from tvmattend.errors import StorageError
 from tvmattend.tuning.bench import (
     Artifact,
     BoardLostError,
@@ -374,6 +375,33 @@ def test_with_one_board_the_same_seed_and_records_give_the_same_plan(tmp_path):
         plans.append(sent)
     assert plans[0] == plans[1] == plans[2]
     assert [len(part) for part in plans[0]] == [9, 21]
+
+
+def test_a_fleet_that_cannot_build_says_so_and_leaves_no_record_of_it(tmp_path):
+    class Full(FakeShop):
+        def build(self, candidates):
+            if self.sent:
+                raise StorageError("no space left in `/tmp`", "free some")
+            return super().build(candidates)
+
+    tally = Tally(lambda _: None)
+    path = tmp_path / "r.jsonl"
+    with Fleet(Full(), Endpoint("pi4", 9090), Patience(tally), tally, 10.0) as fleet:
+        run = TuningRun(
+            model="net",
+            target=HOST,
+            tasks=[matmul(), matmul(32, name="small")],
+            file=RecordFile(path),
+            earlier=[],
+            found=RecordSet(),
+            options=TuneOptions(trials=30),
+            crew=fleet,
+            ranker=FakeRanker(),
+            observer=tally,
+        )
+        with pytest.raises(StorageError, match="no space left"):
+            run.run()
+    assert all(record.ok for record in read_records(path)[0])
 
 
 @pytest.mark.parametrize(

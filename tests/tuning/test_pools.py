@@ -11,7 +11,6 @@ import time
 import psutil
 import pytest
 
-from tvmattend.target import parse_target
 from tvmattend.tuning.bench import Repetition
 from tvmattend.tuning.local_bench import LocalBench
 from tvmattend.tuning.pools import ENDED, DiedError, Pool
@@ -68,7 +67,7 @@ def test_ending_a_pool_at_work_takes_no_time_and_leaves_no_process():
     assert [job.done() for job in jobs] == [True] * 3
 
 
-def test_an_interrupt_while_the_runner_starts_says_nothing_afterwards(monkeypatch):
+def test_an_interrupt_while_the_runner_starts_says_nothing_afterwards(monkeypatch, tmp_path):
     """TVM's pool is collected in its own thread then, which it tries to join."""
     from tvm.s_tir.meta_schedule.runner import LocalRunner
 
@@ -81,7 +80,7 @@ def test_an_interrupt_while_the_runner_starts_says_nothing_afterwards(monkeypatc
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     before = threading.active_count()
     try:
-        LocalBench(Repetition(1, 1, 0, 30.0), parse_target("host", 1).num_cores)
+        LocalBench(Repetition(1, 1, 0, 30.0), 1, tmp_path)
     except KeyboardInterrupt:
         pass
     else:

@@ -286,6 +286,25 @@ def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
         bench.run.run()
 
 
+def test_a_machine_that_cannot_build_any_more_leaves_no_record_of_it(tmp_path):
+    """Neither of the kernel that was built then, nor of those that wait; they are tried again."""
+    path, tasks = tmp_path / "r.jsonl", [matmul()]
+
+    class Full(FakeMeasurer):
+        def build(self, candidates):
+            if self.ran:
+                raise StorageError("no space left in `/tmp`", "free some")
+            return super().build(candidates)
+
+    bench = Bench(path, tasks, Full(), trials=16)
+    with pytest.raises(StorageError):
+        bench.run.run()
+    recorded = bench.records()
+    assert len(recorded) == len(plan(bench)) > 0
+    assert all(record.ok for record in recorded)
+    assert Bench(path, tasks, trials=16).run.run().trials == 16
+
+
 def test_points_of_other_records_are_tried_early_but_do_not_count(tmp_path):
     task = matmul()
     bench = Bench(tmp_path / "a.jsonl", [task], trials=16)

@@ -22,6 +22,7 @@ from tvmattend.device.endpoint import Endpoint, request_board
 from tvmattend.device.killable import KillableWorker
 from tvmattend.device.serving import wire
 from tvmattend.errors import BoardUnreachableError, NoFreeBoardError
+from tvmattend.storage import storage_fault
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 from tvmattend.tuning.attempt import CONNECT, RUN, Job, attempt, read_notes
@@ -197,7 +198,11 @@ class BoardBench:
                 "error": f"TimeoutError: no answer within {limit:g} s",
                 "silent": True,
             }
-        except ChildProcessError:
+        except ChildProcessError as died:
+            cause = died.__cause__
+            fault = storage_fault(cause) if isinstance(cause, OSError) else None
+            if fault is not None:  # the process could not be started: too many open files
+                raise fault from died
             result = {
                 **read_notes(Path(job.progress)),
                 "error": "ChildProcessError: TVM's RPC client crashed",

@@ -8,13 +8,18 @@ arrives inside the callback would be swallowed by C++. Its worker is one of our 
 import subprocess
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tvmattend.device.conditions import conditions_from, disturbance
 from tvmattend.device.serving.conditions import file_reader, read_conditions, vcgencmd
 from tvmattend.tuning import workers
 from tvmattend.tuning.bench import CRASHED, Artifact, Outcome, Repetition
+from tvmattend.tuning.own_faults import killed_error, own_fault
 from tvmattend.tuning.pools import ENDED, Pool
+
+# Not of a signal that a kernel sends itself: once more, before anything is said.
+_KILLED = f"{ENDED}: SIGKILL"
 
 
 class LocalBench:
@@ -23,13 +28,15 @@ class LocalBench:
     Args:
         repetition: How often to call a kernel, and the time limit.
         threads: Threads that it runs with.
+        place: Directory of the kernels.
         sysfs: Directory that holds the `/sys` to read; empty for this machine's own.
     """
 
     name = "this machine"
 
-    def __init__(self, repetition: Repetition, threads: int, sysfs: str = "") -> None:
+    def __init__(self, repetition: Repetition, threads: int, place: Path, sysfs: str = "") -> None:
         self._timeout = repetition.timeout
+        self._place = place
         self._read, self._firmware = file_reader(sysfs), vcgencmd(sysfs)
         self._pool = Pool(repetition.timeout, processes=1, stderr=subprocess.DEVNULL)
         try:
@@ -39,17 +46,19 @@ class LocalBench:
             raise
 
     def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:
-        """Time one kernel (see `Bench.run`)."""
-        from tvm.s_tir.meta_schedule.runner import RunnerInput
+        """Time one kernel (see `Bench.run`).
 
+        Raises:
+            StorageError: This machine cannot write.
+            TuningError: The worker is killed.
+        """
         before = conditions_from(read_conditions(self._read, self._firmware))
         if before.throttled and not hot_too:
             told = {"before": before.to_json()}
             return Outcome("ok", disturbed=before.throttled, rest=True, conditions=told)
-        future = self._runner.run([RunnerInput(artifact.path, "cpu", artifact.args_info)])[0]
-        while not future.done():  # polled: a wait inside C++ would be deaf to Ctrl-C
-            time.sleep(0.005)
-        result = future.result()
+        result = self._result(artifact)
+        if result.run_secs is None and _KILLED in str(result.error_msg):
+            result = self._result(artifact)
         if result.run_secs is None:
             return self._failure(str(result.error_msg))
         after = conditions_from(read_conditions(self._read, self._firmware))
@@ -63,7 +72,20 @@ class LocalBench:
             rest=bool(disturbed),
         )
 
+    def _result(self, artifact: Artifact) -> Any:
+        from tvm.s_tir.meta_schedule.runner import RunnerInput
+
+        future = self._runner.run([RunnerInput(artifact.path, "cpu", artifact.args_info)])[0]
+        while not future.done():  # polled: a wait inside C++ would be deaf to Ctrl-C
+            time.sleep(0.005)
+        return future.result()
+
     def _failure(self, error: str) -> Outcome:
+        if _KILLED in error:
+            raise killed_error(_KILLED)
+        fault = own_fault(error, self._place)
+        if fault is not None:
+            raise fault
         if "Timeout, killed" in error:
             return Outcome("timeout", error=f"measuring took more than {self._timeout:g} s")
         crashed = ENDED in error
