@@ -4,6 +4,7 @@
 import errno
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ def test_the_disks_faults_are_the_users_to_mend(code: int) -> None:
     assert fault.exit_code == 13
     assert str(fault) == f"some/file: {os.strerror(code)}"
     assert fault.hint
+
+
+def test_a_full_disk_is_named_also_where_the_error_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVMATTEND_CACHE", str(tmp_path))
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        "shutil.disk_usage",
+        lambda place: usage(place)._replace(free=0 if Path(place) == tmp_path else 1 << 40),
+    )
+    fault = storage.storage_fault(OSError(errno.ENOSPC, "No space left on device"))
+    assert str(fault) == f"{tmp_path}: No space left on device"
+
+
+def test_a_file_system_without_any_size_is_not_full() -> None:
+    storage.require_room(Path("/proc/x"), 1 << 20, "")
 
 
 def test_other_faults_are_not() -> None:

@@ -59,8 +59,8 @@ def require_room(place: Path, need: int, hint: str) -> None:
     """
     absolute = place.absolute()
     there = next(path for path in (absolute, *absolute.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < need:
+    total, _, free = shutil.disk_usage(there)
+    if total and free < need:  # /proc and its like have no room to count
         raise StorageError(
             f"no space left: the file system of {there} has {_megabytes(free)} free, "
             f"{_megabytes(need)} are needed",
@@ -96,7 +96,8 @@ def says_full(text: str) -> bool:
 
 def storage_fault(error: OSError) -> StorageError | None:
     """Give the error for a full disk, a limit on files or a lack of permission; else None."""
-    where = f"{error.filename}: " if error.filename is not None else ""
+    place = error.filename if error.filename is not None else _full_place(error)
+    where = f"{place}: " if place is not None else ""
     message = f"{where}{error.strerror or error}"
     if error.errno in _FULL:
         hint = "free some space there (also in $TMPDIR and in the cache, $TVMATTEND_CACHE)"
@@ -107,6 +108,18 @@ def storage_fault(error: OSError) -> StorageError | None:
     else:
         return None
     return StorageError(message, hint)
+
+
+def _full_place(error: OSError) -> Path | None:
+    """Of the places that we write to, one that is full, where an error does not name its own."""
+    if error.errno not in _FULL:
+        return None
+    with suppress(OSError):  # not even that can be asked for: then nothing is said
+        cache = os.environ.get("TVMATTEND_CACHE") or os.path.expanduser("~/.cache")  # noqa: PTH111
+        for place in (temporary_directory(), Path(cache)):
+            if place.is_dir() and shutil.disk_usage(place).free < _CHUNK:
+                return place
+    return None
 
 
 @contextmanager

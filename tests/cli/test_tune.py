@@ -293,10 +293,22 @@ def test_a_torn_last_line_is_repaired_and_said(fake, tmp_path):
     assert "was torn" not in run(*TINY, "--trials", 6).stderr
 
 
+def test_pruning_and_a_run_at_once_are_one_too_many(fake, tmp_path, monkeypatch):
+    """Also from another cache: the claim lies where the records are."""
+    run(*TINY, "--trials", 3)
+    with RecordFile(tmp_path / OWN).claimed():
+        monkeypatch.setenv("TVMATTEND_CACHE", str(tmp_path / "another"))
+        result = run(*TINY, "--prune", 1, fails=RecordsError)
+        assert result.exception.exit_code == 11
+        run(*TINY, "--trials", 4, fails=RecordsError)
+    assert len(read_records(tmp_path / OWN)[0]) == 3
+    assert run(*TINY, "--prune", 1).exit_code == 0
+
+
 def test_two_runs_at_once_are_one_too_many(fake, tmp_path):
     with RecordFile(tmp_path / OWN).claimed():
         result = run(*TINY, "--trials", 3, fails=RecordsError)
-        assert f"another tuning run (process {os.getpid()}) is writing" in str(result.exception)
+        assert f"another tuning run (process {os.getpid()}) has" in str(result.exception)
         assert run(*TINY, "--trials", 3, "--dry-run").exit_code == 0
     assert run(*TINY, "--trials", 3).exit_code == 0
 

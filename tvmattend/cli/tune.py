@@ -230,17 +230,17 @@ def _prune(
     request: ModelRequest, target: TargetSpec, output: Path | None, keep: int, as_json: bool
 ) -> None:
     from tvmattend.errors import RecordsError
-    from tvmattend.tuning.record_file import prune_file
+    from tvmattend.tuning.record_file import prune_files
     from tvmattend.tuning.records import records_directory
 
     directory = records_directory(request.name, target, output)
     files = sorted(directory.rglob("*.jsonl"))
     if not files:
         raise RecordsError(f"`{directory}` holds no tuning records", "tune first, or give --output")
-    rows = []
-    for path in files:
-        before, after = prune_file(path, keep)
-        rows.append({"records": str(path), "before": before, "after": after})
+    rows = [
+        {"records": str(path), "before": before, "after": after}
+        for path, (before, after) in zip(files, prune_files(files, keep), strict=True)
+    ]
     if as_json:
         click.echo(json.dumps({"pruned": rows}, indent=2))
         return
