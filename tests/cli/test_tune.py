@@ -330,6 +330,35 @@ def test_ctrl_c_says_what_is_recorded_and_how_to_go_on(fake):
     assert "2 of 2 kernels have a record" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TuningError("the board stopped answering", "start it"), 19),
+        (NoFreeBoardError("no board could be had", "start one"), 8),
+        (StorageError("no space left in `/tmp`", "free some"), 13),
+    ],
+)
+def test_a_run_that_ends_by_an_error_tells_what_it_reached_first(fake, error, code, tmp_path):
+    calls = []
+
+    def answer(task, point):
+        calls.append(point)
+        if len(calls) == 3:
+            raise error
+        return Outcome("ok", (1e-3,))
+
+    fake.answer = answer
+    result = run(*TINY, "--trials", 9, "--json", fails=type(error))
+    assert result.exception.exit_code == code
+    report = json.loads(result.stdout)
+    assert (report["ended"], report["new_trials"]) == (str(error), 2)
+    assert report["incidents"]["boards_lost"] == 0
+    calls.clear()
+    assert "2 of 2 kernels have a record" in run(*TINY, "--trials", 9, fails=type(error)).stdout
+    fake.answer = lambda *_: Outcome("ok", (1e-3,))
+    assert json.loads(run(*TINY, "--trials", 9, "--json").stdout)["ended"] is None
+
+
 def test_ctrl_c_before_the_first_trial(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -360,6 +389,7 @@ def test_other_ways_of_stopping_are_ctrl_c(fake, number):
 def test_nothing_succeeded(fake):
     fake.answer = lambda *_: Outcome("run-error", error="RuntimeError: on fire")
     result = run(*TINY, fails=TuningError)
+    assert "0 of 2 kernels have a record" in result.stdout
     assert "RuntimeError: on fire" in str(result.exception)
 
 
