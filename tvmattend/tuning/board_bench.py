@@ -215,8 +215,8 @@ class BoardBench:
         if "unreached" in result:  # no session: it is not the kernel's fault
             status = self._ask(_ASK_SECONDS)
             if status is not None and status.server and not status.busy:
-                raise LinkBrokenError(result["unreached"])
-            raise BoardLostError(result["unreached"], False, time.monotonic() - over)
+                raise LinkBrokenError(result["unreached"], sent=False)
+            raise BoardLostError(result["unreached"], False, time.monotonic() - over, sent=False)
         return self._outcome(result, seat, artifact, over - begun)
 
     def _job(self, artifact: Artifact, seat: Seat, hot_too: bool, known: bool) -> Job:
@@ -283,10 +283,11 @@ class BoardBench:
             known = self._ours == self._last
             verdict = verdict if not known and self.answers(_GREET_SECONDS) else "board"
         if verdict == "board":
-            running = result.get("phase", CONNECT) == RUN
-            raise BoardLostError(error, running, time.monotonic() - over)
+            phase = result.get("phase", CONNECT)
+            asked = time.monotonic() - over
+            raise BoardLostError(error, phase == RUN, asked, sent=phase != CONNECT)
         if verdict == "link":
-            raise LinkBrokenError(error)
+            raise LinkBrokenError(error, sent=result.get("phase", CONNECT) != CONNECT)
         return Outcome("run-error", error=f"{error}\n{CRASHED}" if verdict == "crash" else error)
 
     def _account(self, result: Mapping[str, Any]) -> BoardStatus | None:
