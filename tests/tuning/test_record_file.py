@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import FAILED, RECORD, TARGET
 
-from tvmattend.errors import RecordsError, StorageError
+from tvmattend.errors import RecordsError, StorageError, printable
 from tvmattend.tuning.record import one_line, parse_record
 from tvmattend.tuning.record_file import (
     RecordFile,
@@ -216,6 +216,28 @@ def test_two_runs_may_share_a_file(tmp_path):
 def test_the_last_line_of_an_error_says_it():
     assert one_line("Traceback ...\n  File x\nValueError: no such block\n\n") == (
         "ValueError: no such block"
+    )
+    # As TVM's worker gives it back, in an error of ours, which is one line.
+    flat = printable(
+        "Traceback (most recent call last):\n"
+        '  File "/x/tvm/exec/popen_worker.py", line 89, in main\n'
+        "    result = fn(*args, **kwargs)\n" + 9 * '  File "/x", line 1, in y\n    z()\n' + "\n"
+        "tvmattend.errors.CompileError: linking kernel.so failed (exit code 1): ld: no input\n"
+    )
+    assert one_line(flat) == (
+        "tvmattend.errors.CompileError: linking kernel.so failed (exit code 1): ld: no input"
+    )
+    flat = (
+        "linking kernel.so for x86_64-linux-gnu failed (exit code 1): Traceback (most recent call "
+        'last): File "/usr/lib/ziglang/__main__.py", line 9, in <module>; '
+        "sys.exit(subprocess.call(argv, env={'PYTHONPATH': '/a/path'}));" + " more" * 90 + "; "
+    )
+    assert one_line(flat + "OSError: [Errno 28] No space left on device") == (
+        "linking kernel.so for x86_64-linux-gnu failed (exit code 1): "
+        "OSError: [Errno 28] No space left on device"
+    )
+    assert one_line("Traceback (most recent call last): File x raise y MemoryError") == (
+        "MemoryError"
     )
     assert one_line("") == "no message"
     assert len(one_line("x" * 1000)) == 300
