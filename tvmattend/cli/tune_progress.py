@@ -49,6 +49,7 @@ class Progress:
         self._begun = time.monotonic()
         self._plan: TunePlan | None = None
         self._trials_begun = self._begun
+        self._first: tuple[float, int] | None = None  # when the first trial was over, and its place
         self.report: TuneReport | None = None
 
     def say(self, text: str) -> None:
@@ -163,13 +164,23 @@ class Progress:
         record, total = event.record, self._plan.done + self._plan.trials
         result = f"{micro(record.seconds)} us" if record.ok else f"{record.status}: {record.error}"
         spent = time.monotonic() - self._trials_begun
-        ran = event.done - self._plan.done
-        left = spent / ran * max(0, total - event.done)
+        left = self._each(event.done) * max(0, total - event.done)
         self.say(
             f"[{event.done}/{total}] task {event.task + 1}/{len(self._plan.tasks)} "
             f"{record.task}: {result}; {self.best(event)}; "
             f"{duration(spent)}, {duration(left)} left"
         )
+
+    def _each(self, done: int) -> float:
+        """Seconds a trial, since the first was over: what came before it is not repeated."""
+        assert self._plan is not None  # noqa: S101
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        since, first = self._first
+        if done == first:
+            return self._plan.seconds / max(1, self._plan.trials)
+        return (now - since) / (done - first)
 
     def best(self, event: TrialDone) -> str:
         """The best of a task so far."""

@@ -126,6 +126,28 @@ class Alone:
         return Finished(candidate, outcome, self._build_secs + time.monotonic() - begun, fatal)
 
 
+@dataclass(frozen=True)
+class Nobody:
+    """The crew of a run with nothing to do: no process is started.
+
+    Attributes:
+        origin: What the times of its records are worth.
+        machine: Description of the machine.
+    """
+
+    origin: Origin
+    machine: Mapping[str, Any]
+    ahead = 0
+
+    def submit(self, batch: Sequence[Candidate]) -> None:
+        """Refuse."""
+        raise AssertionError(f"{len(batch)} trials that were not planned")
+
+    def next(self) -> Finished:
+        """Refuse."""
+        raise AssertionError("a trial that was not planned")
+
+
 class _OneBench:
     """A measurer as a bench."""
 
