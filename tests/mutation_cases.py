@@ -288,7 +288,7 @@ class Records:
 
     def _write(self) -> None:
         from tvmattend.tuning.record import parse_record
-        from tvmattend.tuning.record_file import RecordFile, prune_file, read_records
+        from tvmattend.tuning.record_file import RecordFile, prune_files, read_records
 
         good = parse_record(self._lines[0])
         RecordFile(self._file).repair()
@@ -296,7 +296,7 @@ class Records:
         RecordFile(self._file).append(good)
         if len(read_records(self._file)[0]) != before + 1:
             raise FindError("a record that was appended is not there, or took one along")
-        prune_file(self._file, 2)
+        prune_files([self._file], 2)
 
 
 _WORDS = (

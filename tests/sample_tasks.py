@@ -146,8 +146,8 @@ class FakeMeasurer:
         pass
 
 
-def lost(reason="connection refused", during_kernel=True):
-    return BoardLostError(reason, during_kernel)
+def lost(reason="connection refused", during_kernel=True, sent=True):
+    return BoardLostError(reason, during_kernel, sent=sent)
 
 
 class FakeRanker:

@@ -3,6 +3,8 @@
 
 import errno
 import os
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,11 @@ def test_the_temporary_directory_is_tmpdir_even_if_it_is_full(
 
 
 @pytest.mark.parametrize(
-    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM]
+    "code",
+    [
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.EFBIG, errno.EMFILE, errno.ENFILE),
+    ],
 )
 def test_the_disks_faults_are_the_users_to_mend(code: int) -> None:
     fault = storage.storage_fault(OSError(code, os.strerror(code), "some/file"))
@@ -37,6 +43,23 @@ def test_the_disks_faults_are_the_users_to_mend(code: int) -> None:
     assert fault.exit_code == 13
     assert str(fault) == f"some/file: {os.strerror(code)}"
     assert fault.hint
+
+
+def test_a_full_disk_is_named_also_where_the_error_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVMATTEND_CACHE", str(tmp_path))
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        "shutil.disk_usage",
+        lambda place: usage(place)._replace(free=0 if Path(place) == tmp_path else 1 << 40),
+    )
+    fault = storage.storage_fault(OSError(errno.ENOSPC, "No space left on device"))
+    assert str(fault) == f"{tmp_path}: No space left on device"
+
+
+def test_a_file_system_without_any_size_is_not_full() -> None:
+    storage.require_room(Path("/proc/x"), 1 << 20, "")
 
 
 def test_other_faults_are_not() -> None:
@@ -51,11 +74,46 @@ def test_other_faults_are_not() -> None:
         "E: You don't have enough free space in /x/archives/.",
         "error: NoSpaceLeft",
         "LLVM ERROR: IO failure on output stream: Disk quota exceeded",
+        "LLVM ERROR: IO failure on output stream: File too large",
+        "error: FileTooBig",
+        "collect2: fatal error: ld terminated with signal 25 [File size limit exceeded]",
+        "linking x.so: [Errno 24] Too many open files",
     ],
 )
 def test_programs_that_meet_a_full_disk_are_understood(text: str) -> None:
     assert storage.says_full(text)
     assert not storage.says_full("E: Unable to locate package, error 280")
+
+
+def test_room_is_what_can_be_written(tmp_path: Path) -> None:
+    assert storage.no_room(tmp_path, 3 << 20) is None
+    assert not list(tmp_path.iterdir())
+    gone = storage.no_room(tmp_path / "gone", 1)
+    assert gone is not None
+    assert str(gone) == f"cannot write to `{tmp_path}/gone`: No such file or directory"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        assert storage.no_room(tmp_path, 1 << 20) is None
+        large = storage.no_room(tmp_path, 2 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert large is not None
+    assert str(large) == f"cannot write to `{tmp_path}`: File too large"
+    assert "ulimit -f" in large.hint
+
+
+def test_a_full_disk_shows_where_it_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    fault = storage.no_room(tmp_path, 1)
+    assert fault is not None
+    assert str(fault) == f"no space left in `{tmp_path}`"
+    assert "TMPDIR" in fault.hint
 
 
 def test_new_directories_go_again_unless_something_is_in_them(tmp_path: Path) -> None:

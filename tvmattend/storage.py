@@ -21,13 +21,20 @@ BUILD_BYTES = 256 << 20
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_LIMITS = {
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f`)",
+    errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
+    errno.ENFILE: "this machine has too many files open; end what you do not need",
+}
 
-# How apt, pip, Zig and LLVM say it.
+# How apt, pip, Zig, GCC and LLVM say it.
 _FULL_TEXT = re.compile(
     r"no space left|nospaceleft|enough free space|disk quota|IO failure on output stream"
-    r"|\[errno (28|122)\]",
+    r"|file too large|filetoobig|file size limit|too many open files|fdquotaexceeded"
+    r"|\[errno (23|24|27|28|122)\]",
     re.IGNORECASE,
 )
+_CHUNK = 1 << 20
 
 
 def temporary_directory() -> Path:
@@ -52,8 +59,8 @@ def require_room(place: Path, need: int, hint: str) -> None:
     """
     absolute = place.absolute()
     there = next(path for path in (absolute, *absolute.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < need:
+    total, _, free = shutil.disk_usage(there)
+    if total and free < need:  # /proc and its like have no room to count
         raise StorageError(
             f"no space left: the file system of {there} has {_megabytes(free)} free, "
             f"{_megabytes(need)} are needed",
@@ -61,22 +68,58 @@ def require_room(place: Path, need: int, hint: str) -> None:
         )
 
 
+def no_room(directory: Path, count: int) -> StorageError | None:
+    """Write so many bytes to a directory and remove them again; the error if that fails.
+
+    Unlike the number of free bytes, this also shows a quota, a limit and a directory that is gone.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as stream:
+            for _ in range(0, count, _CHUNK):
+                left = memoryview(bytes(_CHUNK))
+                while left:
+                    left = left[stream.write(left) :]
+    except OSError as error:
+        if error.errno in _FULL:
+            told = f"no space left in `{directory}`"
+            return StorageError(told, "free some space there, or set TMPDIR")
+        known = storage_fault(error)
+        told = f"cannot write to `{directory}`: {error.strerror or error}"
+        return StorageError(told, known.hint if known is not None else "set TMPDIR")
+    return None
+
+
 def says_full(text: str) -> bool:
-    """Whether a program's message is about a full disk."""
+    """Whether a program's message is about a full disk, or a limit on files."""
     return _FULL_TEXT.search(text) is not None
 
 
 def storage_fault(error: OSError) -> StorageError | None:
-    """Give the error for a full disk or a lack of permission; None if it is about another thing."""
-    where = f"{error.filename}: " if error.filename is not None else ""
+    """Give the error for a full disk, a limit on files or a lack of permission; else None."""
+    place = error.filename if error.filename is not None else _full_place(error)
+    where = f"{place}: " if place is not None else ""
     message = f"{where}{error.strerror or error}"
     if error.errno in _FULL:
         hint = "free some space there (also in $TMPDIR and in the cache, $TVMATTEND_CACHE)"
     elif error.errno in _DENIED:
         hint = "choose a place that you may write to (--output, $TMPDIR, $TVMATTEND_CACHE)"
+    elif error.errno in _LIMITS:
+        hint = _LIMITS[error.errno]
     else:
         return None
     return StorageError(message, hint)
+
+
+def _full_place(error: OSError) -> Path | None:
+    """Of the places that we write to, one that is full, where an error does not name its own."""
+    if error.errno not in _FULL:
+        return None
+    with suppress(OSError):  # not even that can be asked for: then nothing is said
+        cache = os.environ.get("TVMATTEND_CACHE") or os.path.expanduser("~/.cache")  # noqa: PTH111
+        for place in (temporary_directory(), Path(cache)):
+            if place.is_dir() and shutil.disk_usage(place).free < _CHUNK:
+                return place
+    return None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sample_records import FAILED, RECORD
 from sample_tasks import FakeMeasurer, add_one, matmul
 
 from tvmattend.cli.tune import command
-from tvmattend.cli.tune_progress import LiveProgress
+from tvmattend.cli.tune_progress import LiveProgress, Progress
 from tvmattend.errors import (
     BoardUnreachableError,
     ModelError,
@@ -276,6 +276,35 @@ def test_json_is_one_object_and_the_run_goes_on(fake):
     assert "all 9 trials are recorded; raise --trials to go on" in done.stderr
 
 
+def test_with_nothing_to_do_nothing_is_started(fake, monkeypatch):
+    run(*TINY, "--trials", 9)
+
+    def start(*_):
+        raise AssertionError("started a builder")
+
+    monkeypatch.setattr("tvmattend.tuning.measure.KernelMeasurer", start)
+    result = run(*TINY, "--trials", 9, "--json")
+    assert "starting" not in result.stderr
+    report = json.loads(result.stdout)
+    assert (report["trials"], report["new_trials"]) == (9, 0)
+    assert report["best_seconds"] > 0
+    run(*TINY, "--trials", 10, fails=AssertionError)
+
+
+def test_a_point_whose_board_was_lost_is_something_to_do(fake, tmp_path):
+    """It earns one more trial, also where every point has a record."""
+    run(*TINY, "--trials", 18)
+    path = tmp_path / OWN
+    records = read_records(path)[0]
+    path.unlink()
+    for place, record in enumerate(records):
+        lost = {"status": "run-error", "run_secs": (), "error": "board lost: refused"}
+        RecordFile(path).append(record if place else replace_of(record, **lost))
+    report = json.loads(run(*TINY, "--trials", 99, "--json").stdout)
+    assert (report["trials"], report["new_trials"], report["errors"]) == (19, 1, 1)
+    assert json.loads(run(*TINY, "--trials", 99, "--json").stdout)["new_trials"] == 0
+
+
 def test_a_torn_last_line_is_repaired_and_said(fake, tmp_path):
     run(*TINY, "--trials", 3)
     torn = '{"schema":1,"task":"to'
@@ -293,10 +322,22 @@ def test_a_torn_last_line_is_repaired_and_said(fake, tmp_path):
     assert "was torn" not in run(*TINY, "--trials", 6).stderr
 
 
+def test_pruning_and_a_run_at_once_are_one_too_many(fake, tmp_path, monkeypatch):
+    """Also from another cache: the claim lies where the records are."""
+    run(*TINY, "--trials", 3)
+    with RecordFile(tmp_path / OWN).claimed():
+        monkeypatch.setenv("TVMATTEND_CACHE", str(tmp_path / "another"))
+        result = run(*TINY, "--prune", 1, fails=RecordsError)
+        assert result.exception.exit_code == 11
+        run(*TINY, "--trials", 4, fails=RecordsError)
+    assert len(read_records(tmp_path / OWN)[0]) == 3
+    assert run(*TINY, "--prune", 1).exit_code == 0
+
+
 def test_two_runs_at_once_are_one_too_many(fake, tmp_path):
     with RecordFile(tmp_path / OWN).claimed():
         result = run(*TINY, "--trials", 3, fails=RecordsError)
-        assert f"another tuning run (process {os.getpid()}) is writing" in str(result.exception)
+        assert f"another tuning run (process {os.getpid()}) has" in str(result.exception)
         assert run(*TINY, "--trials", 3, "--dry-run").exit_code == 0
     assert run(*TINY, "--trials", 3).exit_code == 0
 
@@ -316,6 +357,35 @@ def test_ctrl_c_says_what_is_recorded_and_how_to_go_on(fake):
     assert "interrupted: 2 trials of this run (2 in all) are in" in result.stderr
     assert "repeat the command to go on" in result.stderr
     assert "2 of 2 kernels have a record" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TuningError("the board stopped answering", "start it"), 19),
+        (NoFreeBoardError("no board could be had", "start one"), 8),
+        (StorageError("no space left in `/tmp`", "free some"), 13),
+    ],
+)
+def test_a_run_that_ends_by_an_error_tells_what_it_reached_first(fake, error, code, tmp_path):
+    calls = []
+
+    def answer(task, point):
+        calls.append(point)
+        if len(calls) == 3:
+            raise error
+        return Outcome("ok", (1e-3,))
+
+    fake.answer = answer
+    result = run(*TINY, "--trials", 9, "--json", fails=type(error))
+    assert result.exception.exit_code == code
+    report = json.loads(result.stdout)
+    assert (report["ended"], report["new_trials"]) == (str(error), 2)
+    assert report["incidents"]["boards_lost"] == 0
+    calls.clear()
+    assert "2 of 2 kernels have a record" in run(*TINY, "--trials", 9, fails=type(error)).stdout
+    fake.answer = lambda *_: Outcome("ok", (1e-3,))
+    assert json.loads(run(*TINY, "--trials", 9, "--json").stdout)["ended"] is None
 
 
 def test_ctrl_c_before_the_first_trial(monkeypatch):
@@ -348,6 +418,7 @@ def test_other_ways_of_stopping_are_ctrl_c(fake, number):
 def test_nothing_succeeded(fake):
     fake.answer = lambda *_: Outcome("run-error", error="RuntimeError: on fire")
     result = run(*TINY, fails=TuningError)
+    assert "0 of 2 kernels have a record" in result.stdout
     assert "RuntimeError: on fire" in str(result.exception)
 
 
@@ -362,6 +433,20 @@ def test_pruning(tmp_path):
     assert json.loads(run(*TINY, "--prune", 1, "--json").stdout) == {
         "pruned": [{"records": str(path), "before": 2, "after": 1}]
     }
+
+
+def test_the_time_left_is_that_of_trials_and_not_of_the_start(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Progress(stream, Path("tune.log"))
+    task = TaskPlan("conv", "k", "conv2d", 1, 2e6, 900, 0, {})
+    progress(Planned(TunePlan("net", HOST, "measured", {}, Path("r.jsonl"), (task,), 100, 500, 50)))
+    for done, moment in ((501, 60.0), (502, 61.0), (503, 62.0)):
+        now[0] = moment
+        progress(TrialDone(RECORD, 0, done, 1e-4, 1e-4))
+    left = [line.rpartition(", ")[2] for line in stream.getvalue().splitlines()[-3:]]
+    assert left == ["50 s left", "1 min 38 s left", "1 min 37 s left"]
 
 
 class Terminal(io.StringIO):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 import os
+import resource
 import subprocess
 import sys
 
@@ -61,6 +62,20 @@ def test_a_log_is_appended_to(tmp_path):
         with chatter_to(tmp_path / "log"):
             os.write(2, word)
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+
+
+def test_a_disk_that_fills_up_costs_the_log_alone(tmp_path, capfd):
+    """Of what it could not take, and of nothing else."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with chatter_to(tmp_path / "log"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            for handler in logging.getLogger("tvmattend").handlers:
+                handler.stream.write("a message")  # what stays in the buffer until the end
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
 
 
 def test_no_log_changes_nothing(capfd):

@@ -2,6 +2,7 @@
 """Tuning on the Cortex-A72 model: what is refused, what is checked, what is recorded."""
 
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from sample_tasks import (
 
 from tvmattend.codegen.schedule import schedule_kernels
 from tvmattend.device.endpoint import Endpoint
-from tvmattend.errors import TargetError, ToolMissingError, TuningError
+from tvmattend.errors import StorageError, TargetError, ToolMissingError, TuningError
 from tvmattend.frontend import import_model
 from tvmattend.machine.kernels import KernelModel
 from tvmattend.target import parse_target
@@ -201,6 +202,29 @@ def test_a_kernel_that_hangs_is_a_timeout_and_leaves_nothing(emulated, tmp_path,
         assert fine.status == "ok"
     assert leftovers() == before
     assert guests() == running
+
+
+@pytest.mark.emulated
+def test_a_machine_that_cannot_write_gives_no_verdict_but_those_it_has(emulated, monkeypatch):
+    del emulated
+    with Estimators(MODEL, A72, 20.0, MODEL.describe()) as machine:
+        assert outcomes(machine, scheduled(add_one()))[0].status == "ok"
+        good, bad = scheduled(matmul(32)), scheduled(unbuildable())
+        machine.submit([bad, good])
+        while len(machine._references) < 2:  # the good one is through
+            time.sleep(0.05)
+        with monkeypatch.context() as full:
+            full.setattr(
+                "tvmattend.tuning.own_faults.no_room",
+                lambda place, _: StorageError(f"no space left in `{place}`", "free some"),
+            )
+            machine.submit([scheduled(unbuildable(), {"flag": 1})])
+            assert [machine.next().candidate for _ in range(2)] == [bad, good]
+            with pytest.raises(StorageError, match="no space left"):
+                machine.next()
+        machine.submit([good])
+        with pytest.raises(StorageError):
+            machine.next()
 
 
 @pytest.mark.emulated

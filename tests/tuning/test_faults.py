@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tvm
 from fault_proxy import Fault, FaultProxy
@@ -24,6 +25,7 @@ from tvmattend.target import parse_target
 from tvmattend.transform import lower
 from tvmattend.tuning import TuneOptions, tune
 from tvmattend.tuning.bench import Candidate, Repetition
+from tvmattend.tuning.events import Planned, TrialDone
 from tvmattend.tuning.measure import KernelMeasurer
 from tvmattend.tuning.patience import BOARD_LOST
 from tvmattend.tuning.record_file import read_records
@@ -61,31 +63,52 @@ class Board:
         self._server.stop()
 
 
-def plan(seed):
-    """Half of the connections are hit, by each kind in turn, at any place."""
+def plan(seed, happened):
+    """Half of the connections are hit, at any place, by the kind that has happened least yet."""
 
     def fault(number):
         draw = random.Random(f"{seed}/{number}")
         if draw.random() < 0.5:
             return None
-        kind = KINDS[(number // 2) % len(KINDS)]
+        kind = min(KINDS, key=lambda kind: happened[kind])
         return Fault(kind, draw.randrange(REACH), draw.uniform(0.1, 2.0))
 
     return fault
 
 
+def unexplained(done, total):
+    """The errors of trials that failed although nothing happened to the board.
+
+    Args:
+        done: Error and number of faults until then, of each trial in turn.
+        total: Faults in all.
+    """
+    found = []
+    counts = [count for _, count in done]
+    for place, (error, _) in enumerate(done):
+        # What it is told of may be over for a moment, and the next trial have met a fault.
+        before = counts[place - 2] if place > 1 else 0
+        after = counts[place + 1] if place + 1 < len(counts) else total
+        # On a busy machine a compiler may take too long, whatever happens to the board.
+        if error and not error.startswith("building took") and before == after:
+            found.append(error)
+    return found
+
+
 def survive(tmp_path, monkeypatch, faults, step):
-    """Tune in runs of `step` trials until so many faults have happened; check the records."""
+    """Tune in runs of `step` trials until so many faults have happened, each kind among them."""
     monkeypatch.setattr("tvmattend.tuning.board_bench.CONNECT_SECONDS", 3.0)
     board = Board()
-    total, runs, incidents = 0, 0, []
+    total, runs, incidents, done = 0, 0, [], []
     try:
         with FaultProxy(board.port, lambda _: None) as proxy:
-            while sum(proxy.happened.values()) < faults:
+            while sum(proxy.happened.values()) < faults or len(proxy.happened) < len(KINDS):
                 # Reached in peace, then everything goes wrong: what comes first has its own tests.
                 def observe(event, run=runs):
-                    if type(event).__name__ == "Planned":
-                        proxy._plan = plan(run)
+                    if isinstance(event, Planned):
+                        proxy._plan = plan(run, proxy.happened)
+                    if isinstance(event, TrialDone):
+                        done.append((event.record.error, sum(proxy.happened.values())))
 
                 proxy._plan = lambda _: None
                 proxy._kill = board.kill
@@ -120,16 +143,13 @@ def survive(tmp_path, monkeypatch, faults, step):
             if not record.error.startswith(BOARD_LOST)
         ]
         assert len(set(settled)) == len(settled), "no trial twice"
-        # On a busy machine a compiler may take too long, whatever happens to the board.
-        failed = [
-            record.error for record in records if record.error.partition(" ")[0] != "building"
-        ]
-        failed = [error for error in failed if error]
+        failed = [record.error for record in records if record.error]
         print(  # noqa: T201
             f"{happened}\n{incidents}\n{failed}", file=sys.stderr
         )
-        assert len(failed) <= total / 10, failed
-        assert set(happened) == set(KINDS) or faults < 20
+        assert len(done) == total
+        assert not unexplained(done, sum(happened.values()))
+        assert all(happened[kind] for kind in KINDS), happened
         assert incidents, "the summary says what happened"
         check_best(records, board.port)
     finally:
@@ -137,7 +157,9 @@ def survive(tmp_path, monkeypatch, faults, step):
 
 
 def check_best(records, port):
-    """The best schedule of each kernel takes as long when nothing disturbs it."""
+    """The best schedule of each kernel computes what the kernel does without any schedule, and
+    takes as long as its record says when nothing disturbs it.
+    """
     tasks = extract_tasks(lower(import_model("attendnext_tiny").ir_module, HOST), HOST)
     repetition = Repetition(number=3, repeat=5, min_repeat_ms=5, timeout=30.0)
     endpoint = Endpoint("127.0.0.1", port)
@@ -147,10 +169,35 @@ def check_best(records, port):
             best = min(mine, key=lambda record: record.seconds)
             schedule = tvm.s_tir.Schedule(task.mod)
             task.space.apply(schedule, best.point)
-            (built,) = machine.build([Candidate(task, best.point, schedule)])
+            plain = Candidate(task, {}, tvm.s_tir.Schedule(task.mod))
+            built, unscheduled = machine.build([Candidate(task, best.point, schedule), plain])
+            check_numbers(task, built, unscheduled)
             seconds = min(machine.run(built).run_secs)
             # A shared machine is easily three times as slow for a while; garbage is not that near.
             assert 0.25 < best.seconds / seconds < 4, (task.name, best.seconds, seconds)
+
+
+def check_numbers(task, built, unscheduled):
+    """Two libraries of a kernel give the same numbers, up to another order of summation."""
+    draw = np.random.default_rng(0)
+    given = [
+        draw.uniform(0.1, 1.0, [int(size) for size in info.shape]).astype(str(info.dtype))
+        for info in built.args_info
+    ]
+    first, second = (run_kernel(each.path, given) for each in (built, unscheduled))
+    changed = 0
+    for before, one, other in zip(given, first, second, strict=True):
+        changed += not np.array_equal(before, other)
+        assert np.isfinite(other).all(), task.name
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    assert changed, f"{task.name} computed nothing"
+
+
+def run_kernel(path, given):
+    """All tensors after a call on copies of these."""
+    tensors = [tvm.runtime.tensor(array.copy()) for array in given]
+    tvm.runtime.load_module(path)["main"](*tensors)
+    return [tensor.numpy() for tensor in tensors]
 
 
 @pytest.mark.timeout(900)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real worker processes, here and behind a real RPC server on this machine."""
 
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from tvm.support.popen_pool import PopenWorker
 
 from tvmattend.device.endpoint import Endpoint, parse_endpoint, tracker_endpoint
 from tvmattend.device.process import ServerOptions, serve_here
-from tvmattend.errors import ToolMissingError
+from tvmattend.errors import StorageError, ToolMissingError, TuningError
 from tvmattend.target import parse_target
 from tvmattend.tuning import workers as functions
 from tvmattend.tuning.bench import Artifact, BoardLostError, Candidate, Outcome, Repetition
@@ -127,6 +129,70 @@ def test_a_build_that_hangs_is_a_timeout(tmp_path):
     assert built == Outcome("timeout", error="building took more than 3 s")
 
 
+@contextlib.contextmanager
+def small_files(size):
+    """What `ulimit -f` does: for this process, and for those that it starts from now on."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_machine_that_cannot_write_is_no_verdict_on_a_kernel():
+    with measurer() as machine:
+        # The builder's processes start with the first kernel.
+        with small_files(2048), pytest.raises(StorageError, match="File too large") as caught:
+            machine.build([scheduled(matmul(32)), scheduled(add_one())])
+        assert "ulimit -f" in caught.value.hint
+        assert "repeat the command" in caught.value.hint
+    with small_files(2048), pytest.raises(StorageError, match="File too large"):
+        measurer()
+
+
+def test_a_full_disk_is_no_verdict_on_a_kernel(here, monkeypatch):
+    candidate = scheduled(unbuildable())  # whatever it says
+    (built,) = here.build([candidate])
+    assert built.status == "build-error"
+    monkeypatch.setattr(
+        "tvmattend.tuning.own_faults.no_room",
+        lambda place, _: StorageError(f"no space left in `{place}`", "free some"),
+    )
+    with pytest.raises(StorageError, match=r"no space left in `[^`]*`$") as caught:
+        here.build([candidate])
+    assert "tvmattend-tune-" not in str(caught.value), "that one goes with the run"
+
+
+def killing_linker(tmp_path, times):
+    """A linker that kills the process which calls it, so often; the warm-up is let alone."""
+    script = tmp_path / "linker"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'count=$(cat "{tmp_path}/count" 2>/dev/null || echo 0)\n'
+        f'echo $((count + 1)) > "{tmp_path}/count"\n'
+        f'if [ "$count" -gt 0 ] && [ "$count" -le {times} ]; then kill -9 $PPID; exit 1; fi\n'
+        'exec cc "$@"\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_builder_that_is_killed_once_builds_once_more(tmp_path):
+    with measurer(cross_compiler=killing_linker(tmp_path, 1)) as machine:
+        assert outcome_of(machine, add_one()).status == "ok"
+    assert (tmp_path / "count").read_text() == "3\n"
+
+
+def test_builders_that_are_killed_are_no_verdict_on_a_kernel(tmp_path):
+    with (
+        measurer(cross_compiler=killing_linker(tmp_path, 9)) as machine,
+        pytest.raises(TuningError, match=r"are killed \(.*SIGKILL, twice\)") as caught,
+    ):
+        machine.build([scheduled(add_one())])
+    assert "memory" in caught.value.hint
+
+
 def test_a_missing_linker_is_known_before_the_first_trial():
     before = set(workers())
     with pytest.raises(ToolMissingError, match="no-such-linker"):
@@ -208,10 +274,8 @@ def test_an_unschedulable_candidate_needs_no_builder(here):
 def test_a_builder_ends_with_its_run_however_that_ends():
     program = (
         "import os, time\n"
-        "from tvm.support.popen_pool import PopenPoolExecutor\n"
-        "from tvmattend.tuning import workers\n"
-        "start = workers.end_with_parent\n"
-        "pool = PopenPoolExecutor(max_workers=1, timeout=600, initializer=start)\n"
+        "from tvmattend.tuning.pools import Pool\n"
+        "pool = Pool(timeout=600, processes=1)\n"
         "print(pool.submit(os.getpid).result(), flush=True)\n"
         "pool.submit(time.sleep, 600).result()\n"
     )

@@ -2,18 +2,14 @@
 """How often something is tried again, whose fault a failure was, and what is never sent again."""
 
 import json
-import random
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 from sample_records import RECORD
-from sample_tasks import FakeMeasurer, FakeRanker, lost, matmul, seconds_of
+from sample_tasks import FakeMeasurer, lost, matmul
 from test_tuning_run import HOST, Bench
 
 from tvmattend.device.asking import BoardStatus
@@ -26,8 +22,7 @@ from tvmattend.tuning.bench import (
     Repetition,
 )
 from tvmattend.tuning.board_bench import BoardBench
-from tvmattend.tuning.events import BoardHot, Repeated, TuneOptions
-from tvmattend.tuning.fleet import Fleet
+from tvmattend.tuning.events import BoardHot, Repeated
 from tvmattend.tuning.patience import (
     BOARD_LOST,
     TOOK_IT_DOWN,
@@ -37,8 +32,6 @@ from tvmattend.tuning.patience import (
 )
 from tvmattend.tuning.record_file import RecordFile, prune, read_records
 from tvmattend.tuning.records import RecordSet
-from tvmattend.tuning.run import TuningRun
-from tvmattend.tuning.tally import Tally
 from tvmattend.tuning.verdict import judge
 from tvmattend.tuning.workplace import open_workplace
 
@@ -118,6 +111,44 @@ def test_a_board_that_stays_away():
     with pytest.raises(BoardAwayError, match="off"):
         waiting.measure(Script(away, back=[False, False]), KERNEL)
     assert slept == pytest.approx([1.0, 2.0], abs=0.1)
+
+
+def ticking(events):
+    """Patience whose time is what it sleeps."""
+    now, slept = [0.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    return Patience(events.append, waits=back_off(40.0), sleep=sleep, clock=lambda: now[0]), slept
+
+
+def test_no_number_of_broken_connections_makes_a_trial_of_a_kernel_that_was_never_sent():
+    """The board's time does, as if it were silent."""
+    refused = LinkBrokenError("reset", sent=False)
+    waiting, slept = ticking([])
+    bench = Script(*[refused] * 8, OK)
+    assert waiting.measure(bench, KERNEL) == replace(OK, sent=9)
+    assert slept == [0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    waiting, slept = ticking([])
+    with pytest.raises(BoardAwayError, match="reset") as caught:
+        waiting.measure(Script(*[refused] * 99), KERNEL)
+    assert not caught.value.sent
+    assert 40.0 <= sum(slept) < 48.0
+    waiting, slept = ticking([])
+    sent = LinkBrokenError("reset")
+    outcome = waiting.measure(Script(*[refused] * 3, sent, *[refused] * 3), KERNEL)
+    assert outcome.error.startswith(BOARD_LOST)
+
+
+def test_a_board_that_comes_and_goes_before_a_kernel_is_sent_is_given_up_in_time():
+    away = BoardLostError("off", during_kernel=False, sent=False)
+    waiting, slept = ticking([])
+    with pytest.raises(BoardAwayError) as caught:
+        waiting.measure(Script(*[away] * 99), KERNEL)
+    assert not caught.value.sent
+    assert sum(slept) < 60.0
 
 
 @pytest.mark.parametrize(
@@ -306,74 +337,6 @@ def test_repairing(tmp_path):
     file.path.write_bytes(whole[:40])
     file.repair()
     assert not file.path.exists(), "nothing was in it"
-
-
-class FakeShop:
-    """Builds at once; its benches know every time."""
-
-    origin = "measured"
-    machine: Mapping[str, object] = MappingProxyType({"core": "fake"})
-
-    def __init__(self):
-        self.sent = []
-
-    def build(self, candidates):
-        return [Artifact("unused", candidate) for candidate in candidates]
-
-    def discard(self, artifact):
-        assert artifact.path == "unused"
-
-    def open_bench(self, roster):
-        assert roster is None
-        return FakeBoard(self.sent)
-
-
-class FakeBoard(Script):
-    board = Endpoint("pi4", 9090)
-
-    def __init__(self, sent):
-        super().__init__()
-        self.sent = sent
-
-    def run(self, artifact, hot_too=False):
-        del hot_too
-        item = artifact.args_info
-        self.sent.append((item.task.name, tuple(sorted(item.point.items()))))
-        time.sleep(random.uniform(0, 0.01))
-        return Outcome("ok", (seconds_of(item.task, item.point),))
-
-    def wake(self):
-        pass
-
-    take_seat = leave_seat = end = lambda *_: None
-
-
-def test_with_one_board_the_same_seed_and_records_give_the_same_plan(tmp_path):
-    plans = []
-    for number in range(3):
-        path = tmp_path / f"{number}.jsonl"
-        sent = []
-        for total in (9, 30):  # the second goes on from the records of the first
-            shop = FakeShop()
-            tally = Tally(lambda _: None)
-            with Fleet(shop, Endpoint("pi4", 9090), Patience(tally), tally, 10.0) as fleet:
-                report = TuningRun(
-                    model="net",
-                    target=HOST,
-                    tasks=[matmul(), matmul(32, name="small"), matmul(48, name="other")],
-                    file=RecordFile(path),
-                    earlier=read_records(path)[0] if path.exists() else [],
-                    found=RecordSet(),
-                    options=TuneOptions(trials=total, seed=3),
-                    crew=fleet,
-                    ranker=FakeRanker(),
-                    observer=tally,
-                ).run()
-            assert report.trials == total
-            sent.append(shop.sent)
-        plans.append(sent)
-    assert plans[0] == plans[1] == plans[2]
-    assert [len(part) for part in plans[0]] == [9, 21]
 
 
 @pytest.mark.parametrize(

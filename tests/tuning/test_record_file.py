@@ -15,9 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import FAILED, RECORD, TARGET
 
-from tvmattend.errors import RecordsError, StorageError
+from tvmattend.errors import RecordsError, StorageError, printable
 from tvmattend.tuning.record import one_line, parse_record
-from tvmattend.tuning.record_file import RecordFile, prune, prune_file, read_records, record_path
+from tvmattend.tuning.record_file import (
+    RecordFile,
+    prune,
+    prune_files,
+    read_records,
+    record_path,
+)
 
 
 def test_a_record_survives_its_line():
@@ -153,7 +159,7 @@ def test_a_full_disk_takes_no_part_of_a_line(tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path):
     (tmp_path / "plain").write_text("a file, not a directory", encoding="utf-8")
-    with pytest.raises(StorageError, match="cannot write the tuning record") as caught:
+    with pytest.raises(RecordsError, match=r"cannot write .*: Not a directory") as caught:
         RecordFile(tmp_path / "plain" / "r.jsonl").append(RECORD)
     assert "--output" in caught.value.hint
 
@@ -211,6 +217,28 @@ def test_the_last_line_of_an_error_says_it():
     assert one_line("Traceback ...\n  File x\nValueError: no such block\n\n") == (
         "ValueError: no such block"
     )
+    # As TVM's worker gives it back, in an error of ours, which is one line.
+    flat = printable(
+        "Traceback (most recent call last):\n"
+        '  File "/x/tvm/exec/popen_worker.py", line 89, in main\n'
+        "    result = fn(*args, **kwargs)\n" + 9 * '  File "/x", line 1, in y\n    z()\n' + "\n"
+        "tvmattend.errors.CompileError: linking kernel.so failed (exit code 1): ld: no input\n"
+    )
+    assert one_line(flat) == (
+        "tvmattend.errors.CompileError: linking kernel.so failed (exit code 1): ld: no input"
+    )
+    flat = (
+        "linking kernel.so for x86_64-linux-gnu failed (exit code 1): Traceback (most recent call "
+        'last): File "/usr/lib/ziglang/__main__.py", line 9, in <module>; '
+        "sys.exit(subprocess.call(argv, env={'PYTHONPATH': '/a/path'}));" + " more" * 90 + "; "
+    )
+    assert one_line(flat + "OSError: [Errno 28] No space left on device") == (
+        "linking kernel.so for x86_64-linux-gnu failed (exit code 1): "
+        "OSError: [Errno 28] No space left on device"
+    )
+    assert one_line("Traceback (most recent call last): File x raise y MemoryError") == (
+        "MemoryError"
+    )
     assert one_line("") == "no message"
     assert len(one_line("x" * 1000)) == 300
 
@@ -239,14 +267,90 @@ def test_pruning_a_file_replaces_it_whole_or_not_at_all(tmp_path):
     path = tmp_path / "r.jsonl"
     for record in (_timed(1, 3e-3), _timed(2, 1e-3), FAILED):
         RecordFile(path).append(record)
-    assert prune_file(path, 1) == (3, 1)
+    assert prune_files([path], 1) == [(3, 1)]
     assert read_records(path) == ([_timed(2, 1e-3)], [])
     assert [each.name for each in tmp_path.iterdir()] == ["r.jsonl"]
     path.write_text(path.read_text(encoding="utf-8") + "torn", encoding="utf-8")
     before = path.read_bytes()
     with pytest.raises(RecordsError, match="pruning would lose 1 unreadable line"):
-        prune_file(path, 1)
+        prune_files([path], 1)
     assert path.read_bytes() == before
+
+
+def test_pruning_waits_for_nobody_and_changes_nothing_while_a_run_has_one_of_the_files(tmp_path):
+    free, taken = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path in (free, taken):
+        for record in (_timed(1, 3e-3), _timed(2, 1e-3)):
+            RecordFile(path).append(record)
+    with RecordFile(taken).claimed():
+        with pytest.raises(RecordsError, match=f"process {os.getpid()}.*b.jsonl"):
+            prune_files([free, taken], 1)
+        assert [len(read_records(path)[0]) for path in (free, taken)] == [2, 2]
+    assert prune_files([free, taken], 1) == [(2, 1), (2, 1)]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+_CLAIM = """
+import sys, time
+from pathlib import Path
+from tvmattend.tuning.record_file import RecordFile
+with RecordFile(Path(sys.argv[1])).claimed():
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_is_of_the_file_and_ends_with_its_process(tmp_path):
+    """Whatever name it is reached by, and whatever cache the other run has."""
+    path = tmp_path / "logs" / "r.jsonl"
+    link = tmp_path / "link"
+    link.symlink_to(path.parent)
+    command = [sys.executable, "-c", _CLAIM, str(path)]
+    cache = {**os.environ, "TVMATTEND_CACHE": str(tmp_path / "cache")}
+    home = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=home, env=cache, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"claimed\n"
+        for name in (path, link / "r.jsonl"):
+            with (
+                pytest.raises(RecordsError, match=rf"another tuning run \(process {process.pid}\)"),
+                RecordFile(name).claimed(),
+            ):
+                pass
+        process.send_signal(signal.SIGKILL)
+    with RecordFile(path).claimed():
+        RecordFile(path).append(RECORD)
+    assert sorted(each.name for each in path.parent.iterdir()) == ["r.jsonl"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_claim_leaves_nothing_and_cannot_be_had_twice(tmp_path):
+    file = RecordFile(tmp_path / "a" / "r.jsonl")
+    with file.claimed():
+        with pytest.raises(RecordsError), file.claimed():
+            pass
+        with pytest.raises(RecordsError), file.claimed():
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_that_is_given_up_while_another_waits_for_it_is_not_theirs(tmp_path, monkeypatch):
+    """They opened the file that goes: a third would make, and lock, another of that name."""
+    file = RecordFile(tmp_path / "r.jsonl")
+    flock = fcntl.flock
+    calls = []
+
+    def late(handle, operation):
+        if not calls:
+            (tmp_path / ".r.jsonl.lock").unlink()
+        calls.append(handle)
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with file.claimed():
+        monkeypatch.undo()
+        with pytest.raises(RecordsError), file.claimed():
+            pass
+    assert len(calls) == 2
 
 
 def test_a_full_disk_at_the_first_record_leaves_no_file(tmp_path, monkeypatch):
@@ -269,11 +373,25 @@ def test_asking_whether_records_can_be_kept_leaves_nothing(tmp_path):
     assert file.path.read_text(encoding="utf-8") == RECORD.to_line()
 
 
-@pytest.mark.parametrize("what", ["a file", "full", "read-only"])
-def test_a_place_that_takes_no_records_is_known_before(what, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("what", "error", "says"),
+    [
+        ("a file", RecordsError, "Not a directory"),
+        ("a directory", RecordsError, "Is a directory"),
+        ("no such place", RecordsError, "No such file or directory"),
+        ("full", StorageError, "0 MB free"),
+        ("read-only", StorageError, "Read-only file system"),
+    ],
+)
+def test_a_place_that_takes_no_records_is_known_before(what, error, says, tmp_path, monkeypatch):
     place = tmp_path / "logs"
     if what == "a file":
         place.write_text("a file, not a directory", encoding="utf-8")
+        place /= "deeper"
+    elif what == "a directory":
+        (place / "r.jsonl").mkdir(parents=True)
+    elif what == "no such place":
+        place = Path("/proc/x")
     elif what == "full":
         usage = shutil.disk_usage(tmp_path)._replace(free=0)
         monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
@@ -285,9 +403,10 @@ def test_a_place_that_takes_no_records_is_known_before(what, tmp_path, monkeypat
 
         monkeypatch.setattr(os, "open", refuse)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(error, match=says) as caught:
         RecordFile(place / "r.jsonl").check_writable()
     assert "--output" in caught.value.hint
+    assert ("space" in caught.value.hint) == (what == "full")
     assert sorted(tmp_path.rglob("*")) == before
 
 

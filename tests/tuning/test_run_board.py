@@ -71,16 +71,15 @@ def test_a_server_that_dies_and_comes_back_and_dies_for_good(tmp_path, port):
     assert seen.count(BoardBack) == 1
     records, faults = read_records(path)
     assert not faults
-    assert [record.status for record in records] == ["ok"] * 4 + ["run-error"]
-    assert records[-1].error.startswith("board lost: ")
-    assert "5 trials of this run" in caught.value.hint
+    assert [record.status for record in records] == ["ok"] * 4, "the fifth was never sent"
+    assert "4 trials of this run" in caught.value.hint
 
     with (
         serve_here(ServerOptions(port=port)),
-        prepared(path, port, tasks, 17, lambda _: None) as run,
+        prepared(path, port, tasks, 16, lambda _: None) as run,
     ):
         report = run.run()
-    assert (report.trials, report.errors) == (17, 1)
+    assert (report.trials, report.errors) == (16, 0)
     assert report.tasks[0].default_secs is not None
 
 

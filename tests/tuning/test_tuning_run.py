@@ -192,7 +192,7 @@ def test_a_few_failures_at_the_end_of_a_good_run_are_no_error(tmp_path):
     assert (report.new_trials, report.errors, report.tuned) == (2, 2, 1)
 
 
-def _losing(times, during_kernel=False):
+def _losing(times, during_kernel=False, sent=True):
     """Loses the board that often at the third run."""
     left, calls = [times], [0]
 
@@ -200,7 +200,7 @@ def _losing(times, during_kernel=False):
         calls[0] += 1
         if calls[0] >= 3 and left[0]:
             left[0] -= 1
-            raise lost(during_kernel=during_kernel)
+            raise lost(during_kernel=during_kernel, sent=sent)
         return Outcome("ok", (seconds_of(task, point),))
 
     return answer
@@ -258,6 +258,18 @@ def test_a_board_that_stays_away_ends_the_run_and_says_how_to_go_on(tmp_path):
     assert tuple(sorted(gone.point.items())) in [point for _, point in plan(again)]
 
 
+def test_a_board_that_is_gone_before_a_kernel_is_sent_costs_no_trial(tmp_path):
+    path, tasks = tmp_path / "r.jsonl", [matmul()]
+    bench = Bench(path, tasks, FakeMeasurer(_losing(9, sent=False), back=[False] * 9), trials=6)
+    with pytest.raises(TuningError, match=r"stopped answering.*connection refused") as caught:
+        bench.run.run()
+    assert "2 trials of this run (2 in all) are in" in caught.value.hint
+    assert [record.ok for record in bench.records()] == [True, True]
+    assert bench.measurer.discarded == 3
+    report = Bench(path, tasks, trials=6).run.run()
+    assert (report.trials, report.new_trials, report.errors) == (6, 4, 0)
+
+
 def test_ctrl_c_tells_the_observer_and_leaves_whole_records(tmp_path):
     calls = []
 
@@ -284,6 +296,25 @@ def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(RecordFile, "append", refuse)
     with pytest.raises(StorageError):
         bench.run.run()
+
+
+def test_a_machine_that_cannot_build_any_more_leaves_no_record_of_it(tmp_path):
+    """Neither of the kernel that was built then, nor of those that wait; they are tried again."""
+    path, tasks = tmp_path / "r.jsonl", [matmul()]
+
+    class Full(FakeMeasurer):
+        def build(self, candidates):
+            if self.ran:
+                raise StorageError("no space left in `/tmp`", "free some")
+            return super().build(candidates)
+
+    bench = Bench(path, tasks, Full(), trials=16)
+    with pytest.raises(StorageError):
+        bench.run.run()
+    recorded = bench.records()
+    assert len(recorded) == len(plan(bench)) > 0
+    assert all(record.ok for record in recorded)
+    assert Bench(path, tasks, trials=16).run.run().trials == 16
 
 
 def test_points_of_other_records_are_tried_early_but_do_not_count(tmp_path):

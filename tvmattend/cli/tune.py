@@ -14,6 +14,7 @@ import click
 from tvmattend.cli.board_options import board_endpoint, key_option
 from tvmattend.cli.bundle_options import rpc_option
 from tvmattend.cli.options import model_options
+from tvmattend.errors import TvmattendError
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.target import TargetSpec, parse_target
 
@@ -173,6 +174,7 @@ def command(
         "model": _model() if estimate else None,
         "log": log,
     }
+    failure: TvmattendError | OSError | None = None
     with showing(log) as progress:
         if estimate and threads is None:
             progress(Note("kernels are estimated, and tuned, for one thread (--threads 1)"))
@@ -183,9 +185,14 @@ def command(
                 request, spec, endpoint, observer=progress, **arguments
             )
         else:
-            result = _tune(request, spec, endpoint, progress, arguments)
+            try:
+                result = _tune(request, spec, endpoint, progress, arguments)
+            except (TvmattendError, OSError) as error:
+                result, failure = progress.report, error
     if result is not None:
         click.echo(json.dumps(result.to_json(), indent=2) if as_json else str(result))
+    if failure is not None:
+        raise failure
     if progress.interrupted:
         sys.exit(_INTERRUPTED)
 
@@ -230,17 +237,17 @@ def _prune(
     request: ModelRequest, target: TargetSpec, output: Path | None, keep: int, as_json: bool
 ) -> None:
     from tvmattend.errors import RecordsError
-    from tvmattend.tuning.record_file import prune_file
+    from tvmattend.tuning.record_file import prune_files
     from tvmattend.tuning.records import records_directory
 
     directory = records_directory(request.name, target, output)
     files = sorted(directory.rglob("*.jsonl"))
     if not files:
         raise RecordsError(f"`{directory}` holds no tuning records", "tune first, or give --output")
-    rows = []
-    for path in files:
-        before, after = prune_file(path, keep)
-        rows.append({"records": str(path), "before": before, "after": after})
+    rows = [
+        {"records": str(path), "before": before, "after": after}
+        for path, (before, after) in zip(files, prune_files(files, keep), strict=True)
+    ]
     if as_json:
         click.echo(json.dumps({"pruned": rows}, indent=2))
         return

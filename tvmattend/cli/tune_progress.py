@@ -17,6 +17,7 @@ from tvmattend.tuning.events import (
     BoardLeft,
     Building,
     Event,
+    Failed,
     Interrupted,
     Note,
     Planned,
@@ -38,6 +39,7 @@ class Progress:
 
     Attributes:
         interrupted: Whether Ctrl-C ended the run.
+        report: What a run reached that did not come to its end; None before its first trial.
     """
 
     def __init__(self, stream: TextIO, log: Path) -> None:
@@ -47,7 +49,8 @@ class Progress:
         self._begun = time.monotonic()
         self._plan: TunePlan | None = None
         self._trials_begun = self._begun
-        self._report: TuneReport | None = None
+        self._first: tuple[float, int] | None = None  # when the first trial was over, and its place
+        self.report: TuneReport | None = None
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -64,15 +67,15 @@ class Progress:
         """
         self.close()
         self.interrupted = True
-        if self._report is None:
+        if self.report is None:
             self.say("interrupted before the first trial; nothing was written")
             return None
         self.say(
-            f"interrupted: {self._report.new_trials} trials of this run "
-            f"({self._report.trials} in all) are in `{self._report.path}`; "
+            f"interrupted: {self.report.new_trials} trials of this run "
+            f"({self.report.trials} in all) are in `{self.report.path}`; "
             "repeat the command to go on"
         )
-        return self._report
+        return self.report
 
     @singledispatchmethod
     def __call__(self, event: Event) -> None:
@@ -143,7 +146,11 @@ class Progress:
 
     @__call__.register
     def _(self, event: Interrupted) -> None:
-        self._report = event.report
+        self.report = event.report
+
+    @__call__.register
+    def _(self, event: Failed) -> None:
+        self.report = event.report
 
     def begin(self, plan: TunePlan) -> None:
         """The trials begin."""
@@ -157,13 +164,23 @@ class Progress:
         record, total = event.record, self._plan.done + self._plan.trials
         result = f"{micro(record.seconds)} us" if record.ok else f"{record.status}: {record.error}"
         spent = time.monotonic() - self._trials_begun
-        ran = event.done - self._plan.done
-        left = spent / ran * max(0, total - event.done)
+        left = self._each(event.done) * max(0, total - event.done)
         self.say(
             f"[{event.done}/{total}] task {event.task + 1}/{len(self._plan.tasks)} "
             f"{record.task}: {result}; {self.best(event)}; "
             f"{duration(spent)}, {duration(left)} left"
         )
+
+    def _each(self, done: int) -> float:
+        """Seconds a trial, since the first was over: what came before it is not repeated."""
+        assert self._plan is not None  # noqa: S101
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        since, first = self._first
+        if done == first:
+            return self._plan.seconds / max(1, self._plan.trials)
+        return (now - since) / (done - first)
 
     def best(self, event: TrialDone) -> str:
         """The best of a task so far."""

@@ -97,16 +97,29 @@ class BoardLostError(Exception):
         reason: The text.
         during_kernel: Whether that was while the kernel ran, which may be the reason.
         asked: Seconds for which it has been asked in vain since.
+        sent: Whether there was a session, so that the kernel may have been sent.
     """
 
-    def __init__(self, reason: str, during_kernel: bool = True, asked: float = 0.0) -> None:
+    def __init__(
+        self, reason: str, during_kernel: bool = True, asked: float = 0.0, sent: bool = True
+    ) -> None:
         super().__init__(reason)
         self.during_kernel = during_kernel
         self.asked = asked
+        self.sent = sent
 
 
 class LinkBrokenError(Exception):
-    """The board is well, but the connection broke or garbled what was said; text included."""
+    """The board is well, but the connection broke or garbled what was said.
+
+    Args:
+        reason: The text.
+        sent: Whether there was a session, so that the kernel may have been sent.
+    """
+
+    def __init__(self, reason: str, sent: bool = True) -> None:
+        super().__init__(reason)
+        self.sent = sent
 
 
 class BoardRefusedError(Exception):

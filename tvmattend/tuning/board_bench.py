@@ -22,6 +22,7 @@ from tvmattend.device.endpoint import Endpoint, request_board
 from tvmattend.device.killable import KillableWorker
 from tvmattend.device.serving import wire
 from tvmattend.errors import BoardUnreachableError, NoFreeBoardError
+from tvmattend.storage import storage_fault
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 from tvmattend.tuning.attempt import CONNECT, RUN, Job, attempt, read_notes
@@ -197,7 +198,11 @@ class BoardBench:
                 "error": f"TimeoutError: no answer within {limit:g} s",
                 "silent": True,
             }
-        except ChildProcessError:
+        except ChildProcessError as died:
+            cause = died.__cause__
+            fault = storage_fault(cause) if isinstance(cause, OSError) else None
+            if fault is not None:  # the process could not be started: too many open files
+                raise fault from died
             result = {
                 **read_notes(Path(job.progress)),
                 "error": "ChildProcessError: TVM's RPC client crashed",
@@ -210,8 +215,8 @@ class BoardBench:
         if "unreached" in result:  # no session: it is not the kernel's fault
             status = self._ask(_ASK_SECONDS)
             if status is not None and status.server and not status.busy:
-                raise LinkBrokenError(result["unreached"])
-            raise BoardLostError(result["unreached"], False, time.monotonic() - over)
+                raise LinkBrokenError(result["unreached"], sent=False)
+            raise BoardLostError(result["unreached"], False, time.monotonic() - over, sent=False)
         return self._outcome(result, seat, artifact, over - begun)
 
     def _job(self, artifact: Artifact, seat: Seat, hot_too: bool, known: bool) -> Job:
@@ -278,10 +283,11 @@ class BoardBench:
             known = self._ours == self._last
             verdict = verdict if not known and self.answers(_GREET_SECONDS) else "board"
         if verdict == "board":
-            running = result.get("phase", CONNECT) == RUN
-            raise BoardLostError(error, running, time.monotonic() - over)
+            phase = result.get("phase", CONNECT)
+            asked = time.monotonic() - over
+            raise BoardLostError(error, phase == RUN, asked, sent=phase != CONNECT)
         if verdict == "link":
-            raise LinkBrokenError(error)
+            raise LinkBrokenError(error, sent=result.get("phase", CONNECT) != CONNECT)
         return Outcome("run-error", error=f"{error}\n{CRASHED}" if verdict == "crash" else error)
 
     def _account(self, result: Mapping[str, Any]) -> BoardStatus | None:

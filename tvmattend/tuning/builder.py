@@ -2,8 +2,8 @@
 """Schedules -> linked libraries, in worker processes that stay.
 
 MetaSchedule's `LocalBuilder` starts its workers anew for every batch, because they leak: 4 s of
-importing TVM for a batch whose eight kernels compile in one. These are the same workers
-(`tvm.support.popen_pool`), replaced after so many kernels instead.
+importing TVM for a batch whose eight kernels compile in one. These are replaced after so many
+kernels instead.
 """
 
 from concurrent.futures import Future
@@ -12,7 +12,7 @@ from typing import Any
 from tvmattend.codegen.link import Linker
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
-from tvmattend.tuning.pools import end_pool
+from tvmattend.tuning.pools import Pool
 
 _KERNELS_PER_PROCESS = 64
 
@@ -28,25 +28,16 @@ class KernelBuilder:
     """
 
     def __init__(self, target: TargetSpec, linker: Linker, directory: str, timeout: float) -> None:
-        from tvm.s_tir.meta_schedule.utils import cpu_count
-        from tvm.support.popen_pool import PopenPoolExecutor
-
         self._target = target.to_tvm()
         self._linker = linker
         self._directory = directory
-        self._timeout = timeout
-        self._pool = PopenPoolExecutor(
-            max_workers=cpu_count(logical=True),
-            timeout=timeout,
-            initializer=workers.end_with_parent,
-            maximum_process_uses=_KERNELS_PER_PROCESS,
-        )
+        self._pool = Pool(timeout, uses=_KERNELS_PER_PROCESS)
 
     def begin(self, module: Any) -> Future[str]:
         """Begin to build a scheduled IRModule, when a process is free.
 
         Returns:
-            The path of its library to be; `TimeoutError` or whatever TVM raises if it fails.
+            The path of its library to be, or as `Pool.submit`; TVM may raise whatever it likes.
         """
         job = (module, self._target, self._directory, self._linker)
         building: Future[str] = self._pool.submit(workers.make_kernel, *job)
@@ -68,4 +59,4 @@ class KernelBuilder:
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
-        end_pool(self._pool)
+        self._pool.end()

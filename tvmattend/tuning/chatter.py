@@ -74,7 +74,8 @@ def chatter_to(log: Path | None) -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(messages)
             logger.setLevel(level)
-        messages.stream.close()
+        with suppress(OSError):  # a full disk keeps no messages; that is not what the run was for
+            messages.stream.close()
         _flush()
         os.dup2(kept[0], _STDOUT)
         os.dup2(kept[1], _STDERR)

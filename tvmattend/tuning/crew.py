@@ -55,12 +55,12 @@ class Crew(Protocol):
         """Wait for a trial that was submitted to be over.
 
         Raises:
-            BoardAwayError: The board went away in the trial before and did not come back.
+            BoardAwayError: The board did not come back, after the trial before or ahead of this.
         """
 
 
 def lost_outcome(away: BoardAwayError) -> Outcome:
-    """What is recorded of a kernel whose board went away and stayed away."""
+    """What is recorded of a kernel that was sent, and whose board went away and stayed away."""
     return Outcome("run-error", error=f"{BOARD_LOST}: {one_line(str(away))}")
 
 
@@ -116,11 +116,36 @@ class Alone:
             try:
                 outcome = self._patience.measure(self._bench, product)
             except BoardAwayError as away:
+                if not away.sent:
+                    raise
                 outcome, fatal = lost_outcome(away), one_line(str(away))
-            self._measurer.discard(product)
+            finally:
+                self._measurer.discard(product)
             if outcome.away is not None:
                 self._away = one_line(outcome.error), time.monotonic() - outcome.away
         return Finished(candidate, outcome, self._build_secs + time.monotonic() - begun, fatal)
+
+
+@dataclass(frozen=True)
+class Nobody:
+    """The crew of a run with nothing to do: no process is started.
+
+    Attributes:
+        origin: What the times of its records are worth.
+        machine: Description of the machine.
+    """
+
+    origin: Origin
+    machine: Mapping[str, Any]
+    ahead = 0
+
+    def submit(self, batch: Sequence[Candidate]) -> None:
+        """Refuse."""
+        raise AssertionError(f"{len(batch)} trials that were not planned")
+
+    def next(self) -> Finished:
+        """Refuse."""
+        raise AssertionError("a trial that was not planned")
 
 
 class _OneBench:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tvmattend.codegen.link import BareLinker, Linker
+from tvmattend.errors import StorageError, TuningError
 from tvmattend.target import TargetSpec
-from tvmattend.tuning import workers
 from tvmattend.tuning.bench import Artifact, Candidate, Outcome
 from tvmattend.tuning.crew import Finished
-from tvmattend.tuning.pools import end_pool
+from tvmattend.tuning.own_faults import own_fault, settled
+from tvmattend.tuning.pools import DiedError, Pool
 from tvmattend.tuning.record import Origin
 from tvmattend.tuning.tasks import Task
 from tvmattend.tuning.workshop import Workshop
@@ -108,6 +109,7 @@ class Estimators(Workshop):
         self._under_way: deque[tuple[Candidate, Future[Outcome]]] = deque()
         self._defaults: dict[str, Future[Outcome]] = {}
         self._references: dict[str, Path] = {}  # the tensors after the default point of each task
+        self._fault: StorageError | TuningError | None = None
         self._threads = ThreadPoolExecutor(_THREADS, "tvmattend-estimate")
         self._last = time.monotonic()
         super().__init__(target, timeout, cross_compiler)
@@ -119,12 +121,15 @@ class Estimators(Workshop):
         return BareLinker(target, libraries=self._trial.libraries)
 
     def _open(self) -> None:
-        processes = _Processes(self._timeout)
-        self._benches.append(processes)
-        self._pool = processes.pool
+        # The trial itself keeps the limit. This one is for what hangs beside it, and counts from
+        # the start of a worker process, which imports TVM for 13 s on a busy machine.
+        self._pool = Pool(self._timeout + _START_SECONDS)
+        self._benches.append(self._pool)
 
     def submit(self, batch: Sequence[Candidate]) -> None:
         """Begin to build and run candidates. A task without a reference gets one first."""
+        if self._fault is not None:
+            return
         if not self._under_way:
             self._last = time.monotonic()
         for candidate in self._missing_defaults(batch):
@@ -132,13 +137,26 @@ class Estimators(Workshop):
         self._under_way += [(candidate, self._start(candidate)) for candidate in batch]
 
     def next(self) -> Finished:
-        """Wait for the trial that was submitted first."""
-        candidate, future = self._under_way.popleft()
-        while not future.done():  # polled: a wait inside a lock would be deaf to Ctrl-C
-            time.sleep(0.005)
-        now = time.monotonic()
-        spent, self._last = now - self._last, now
-        return Finished(candidate, future.result(), spent)
+        """Wait for the trial that was submitted first.
+
+        Raises:
+            StorageError: This machine cannot write: raised when nothing is under way any more.
+            TuningError: The workers are killed; likewise.
+        """
+        while self._under_way:
+            candidate, future = self._under_way.popleft()
+            while not future.done():  # polled: a wait inside a lock would be deaf to Ctrl-C
+                time.sleep(0.005)
+            try:
+                outcome = future.result()
+            except (StorageError, TuningError) as fault:
+                self._fault = self._fault or fault
+                continue
+            now = time.monotonic()
+            spent, self._last = now - self._last, now
+            return Finished(candidate, outcome, spent)
+        assert self._fault is not None  # noqa: S101  (else something was submitted)
+        raise self._fault
 
     def close(self) -> None:
         """Begin nothing new, then kill what works."""
@@ -178,16 +196,22 @@ class Estimators(Workshop):
             (tuple(int(size) for size in info.shape), str(info.dtype))
             for info in artifact.args_info
         ]
-        running: Future[Result] = self._pool.submit(
-            _run_here, self._trial, artifact.path, arguments, str(tensors)
-        )
+
+        def begin() -> Future[Result]:
+            return self._pool.submit(_run_here, self._trial, artifact.path, arguments, str(tensors))
+
         try:
-            seconds, error = running.result()
+            seconds, error = settled(begin, begin(), self._place)
         except TimeoutError:
             return Outcome("timeout", error=f"running took more than {self._timeout:g} s")
-        except ChildProcessError as died:
-            return Outcome("run-error", error=f"CrashError: the process that ran QEMU: {died}")
-        return Outcome("run-error", error=error) if seconds is None else Outcome("ok", (seconds,))
+        except DiedError as died:
+            return Outcome("run-error", error=f"CrashError: what ran QEMU: {died}")
+        if seconds is not None:
+            return Outcome("ok", (seconds,))
+        fault = own_fault(error, self._place)
+        if fault is not None:
+            raise fault
+        return Outcome("run-error", error=error)
 
     def _compared(
         self, candidate: Candidate, artifact: Artifact, tensors: Path, outcome: Outcome
@@ -200,26 +224,6 @@ class Estimators(Workshop):
             return Outcome("run-error", error=error)
         wrong = difference(self._references[candidate.task.key], tensors, artifact.args_info)
         return Outcome("run-error", error=wrong) if wrong else outcome
-
-
-class _Processes:
-    """What runs QEMU; MetaSchedule's pool, which knows how to give up on a job."""
-
-    def __init__(self, timeout: float) -> None:
-        from tvm.s_tir.meta_schedule.utils import cpu_count
-        from tvm.support.popen_pool import PopenPoolExecutor
-
-        # The trial itself keeps the limit. This one is for what hangs beside it, and counts from
-        # the start of a worker process, which imports TVM for 13 s on a busy machine.
-        self.pool = PopenPoolExecutor(
-            max_workers=cpu_count(logical=True),
-            timeout=timeout + _START_SECONDS,
-            initializer=workers.end_with_parent,
-        )
-
-    def end(self) -> None:
-        """Kill the processes, whatever they run."""
-        end_pool(self.pool)
 
 
 def _run_here(

@@ -200,6 +200,13 @@ class Interrupted:
     report: "TuneReport"
 
 
+@dataclass(frozen=True)
+class Failed:
+    """The run cannot go on: what was recorded until then. The error is raised after that."""
+
+    report: "TuneReport"
+
+
 Event: TypeAlias = (
     Stage
     | Note
@@ -213,6 +220,7 @@ Event: TypeAlias = (
     | BoardJoined
     | BoardLeft
     | Interrupted
+    | Failed
 )
 Observer: TypeAlias = Callable[[Event], None]
 

@@ -125,7 +125,7 @@ class Fleet:
 
         Raises:
             NoFreeBoardError: There was no board of the key for too long.
-            BoardAwayError: The only board went away in the trial before and did not come back.
+            BoardAwayError: The only board went away and did not come back.
         """
         while True:
             try:
@@ -254,10 +254,16 @@ class Fleet:
                 return True
             except BoardAwayError as away:
                 outcome = lost_outcome(away)
-                if self._roster is None:
-                    fatal = one_line(str(away))
-                else:
+                if self._roster is not None:
                     self._roster.rest(bench.board, self._board_wait, one_line(str(away)))
+                elif not away.sent:
+                    raise
+                else:
+                    fatal = one_line(str(away))
+                if not away.sent:  # another board may have it
+                    with self._changed:
+                        self._ready.appendleft(job)
+                    return True
             else:
                 if outcome.away is None and not outcome.error.startswith(BOARD_LOST):
                     self._served = time.monotonic()

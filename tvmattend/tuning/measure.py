@@ -53,7 +53,7 @@ class KernelMeasurer(Workshop):
             return
         from tvmattend.tuning.local_bench import LocalBench
 
-        bench = LocalBench(self._repetition, self._target.num_cores)
+        bench = LocalBench(self._repetition, self._target.num_cores, self._place)
         self._benches.append(bench)
         self._bench = bench
 
@@ -69,7 +69,7 @@ class KernelMeasurer(Workshop):
             self._repetition,
             self._target,
             self._probe,
-            Path(self._directory.name),
+            self._place,
             hygiene=self.origin == "measured",
             examined=None if roster is None else roster.examined,
         )
@@ -78,10 +78,10 @@ class KernelMeasurer(Workshop):
 
     @property
     def _probe(self) -> Path:
-        return Path(self._directory.name) / "probe.so"
+        return self._place / "probe.so"
 
     def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
-        """Build a batch, as many at once as there are cores."""
+        """Build a batch, as many at once as there are cores; see `product`."""
         begun = [self.begin(candidate) for candidate in candidates]
         return [self.product(*pair) for pair in zip(candidates, begun, strict=True)]
 

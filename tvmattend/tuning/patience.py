@@ -2,7 +2,8 @@
 """How often something is tried again, how long a board is waited for, and when a kernel is blamed.
 
 Everything is bounded: a broken connection by a number of attempts, a board that is away, or that no
-attempt gets through to, by a time that the user gave, a hot board by a number of rests.
+attempt gets through to, by a time that the user gave, a hot board by a number of rests. A kernel
+that no session was begun for had no trial: it is tried when the board is there.
 
 A kernel that was running when its board went away goes into quarantine at once, before the board is
 waited for (`Outcome.away`): the record is on the disk whatever the user, or the board, does next.
@@ -43,7 +44,16 @@ def back_off(seconds: float) -> tuple[float, ...]:
 
 
 class BoardAwayError(Exception):
-    """The board stayed away for as long as it is waited for; the text says how it went."""
+    """The board stayed away for as long as it is waited for.
+
+    Args:
+        reason: How it went.
+        sent: Whether the kernel may have been sent; else it had no trial, and there is no record.
+    """
+
+    def __init__(self, reason: str, sent: bool = True) -> None:
+        super().__init__(reason)
+        self.sent = sent
 
 
 @dataclass(frozen=True)
@@ -70,42 +80,53 @@ class Patience:
         """Measure a kernel, again after what passes.
 
         Raises:
-            BoardAwayError: The board did not come back.
+            BoardAwayError: The board did not come back, or no session was ever begun there.
         """
         sent = breaks = rests = 0
+        arrived = False
         broke = math.inf  # when the connection to a board that answers began to break
+        failing = math.inf  # when anything began to
         while True:
             sent += 1
             try:
                 outcome = bench.run(artifact, rests >= len(self.rests))
             except BoardLostError as lost:
                 reason = str(lost)
+                arrived = arrived or lost.sent
+                failing = min(failing, self.clock())
                 if lost.during_kernel:
                     error = f"{TOOK_IT_DOWN}: {one_line(reason)}"
                     return Outcome(
                         "run-error", error=error, quarantined=True, sent=sent, away=lost.asked
                     )
                 if not self.wait_for(bench, reason, lost.asked):
-                    raise BoardAwayError(reason) from lost
+                    raise BoardAwayError(reason, arrived) from lost
                 breaks += 1
                 broke = self.clock()
             except LinkBrokenError as broken:
                 reason = str(broken)
+                arrived = arrived or broken.sent
                 breaks += 1
                 broke = min(broke, self.clock())
+                failing = min(failing, broke)
                 # Sessions that fall silent one after another take long to break.
                 if self.clock() - broke >= sum(self.waits):
-                    raise BoardAwayError(reason) from broken
+                    raise BoardAwayError(reason, arrived) from broken
             else:
                 sent += outcome.sent - 1
+                arrived = arrived or bool(outcome.run_secs)
                 if not outcome.disturbed or rests >= len(self.rests):
                     return replace(outcome, sent=sent)
                 self._rest(bench, outcome, rests)
                 rests += 1
                 continue
             if breaks > len(self.link_waits):
-                return Outcome("run-error", error=f"{BOARD_LOST}: {one_line(reason)}", sent=sent)
-            wait = self.link_waits[breaks - 1]
+                if arrived:
+                    error = f"{BOARD_LOST}: {one_line(reason)}"
+                    return Outcome("run-error", error=error, sent=sent)
+                if self.clock() - failing >= sum(self.waits):
+                    raise BoardAwayError(reason, arrived)
+            wait = self.link_waits[min(breaks, len(self.link_waits)) - 1]
             self.observer(Repeated(bench.name, one_line(reason), wait))
             self.sleep(wait)
 

@@ -22,6 +22,10 @@ ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 _LONGEST = 1e9  # seconds; what is longer is damage
 _ERROR_LINE = re.compile(r"[\w.]+(?:Error|Exception): .")
+# A traceback that was made one line: from here to the exception that ends it.
+_FLAT_TRACEBACK = re.compile(
+    r"Traceback \(most recent call last\):.*[\s;](?=[\w.]+(?:Error|Exception)(?:: |$))"
+)
 _ERROR_LENGTH = 300  # one line for a person; the whole text is in the log
 
 
@@ -139,10 +143,13 @@ def utc_now() -> str:
 
 
 def one_line(text: str) -> str:
-    """The line of an error's text that says it: the last `SomeError: ...`, else the last of all."""
+    """The line of an error's text that says it: the last `SomeError: ...`, else the last of all.
+
+    Of a traceback within that line, as a linker written in Python leaves it, the end stays.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if _ERROR_LINE.match(line)]
-    line = (named or lines or ["no message"])[-1]
+    line = _FLAT_TRACEBACK.sub("", (named or lines or ["no message"])[-1])
     return line if len(line) <= _ERROR_LENGTH else line[: _ERROR_LENGTH - 3] + "..."
 
 

@@ -9,22 +9,23 @@ A file holds the trials of one network, target, origin and thread count:
 network's name, so it may be copied elsewhere and still be understood. Only pruning rewrites.
 """
 
+import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tvmattend.cache import cache_root
 from tvmattend.errors import RecordsError, StorageError
-from tvmattend.storage import directories_for, require_room
+from tvmattend.storage import directories_for, require_room, storage_fault
+from tvmattend.tuning.claim import claim
 from tvmattend.tuning.record import Origin, Record, parse_record
 
 # A thousand records are 2 MB.
 _ROOM_BYTES = 4 << 20
+_HINT = "free some space there, or give another directory with --output"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class RecordFile:
         file ends in a torn line (the machine lost power), the record starts on a line of its own.
 
         Raises:
-            StorageError: No space, no permission, or another fault of the file system.
+            StorageError: No space, or no permission.
+            RecordsError: The file cannot be written for another reason.
         """
         new = [self.path, *(place for place in self.path.parents if not place.exists())]
         try:
@@ -99,10 +101,7 @@ class RecordFile:
                     for place in new:
                         _settle_name(place)
         except OSError as error:
-            raise StorageError(
-                f"cannot write the tuning record to `{self.path}`: {error.strerror}",
-                "free some space or give another directory with --output; earlier records are kept",
-            ) from error
+            raise _refused(f"cannot write the tuning record to `{self.path}`", error) from error
 
     def repair(self) -> str:
         """Make the last line whole again, after a power cut or a full disk.
@@ -111,7 +110,8 @@ class RecordFile:
             What was done, for a person; empty if the file was sound.
 
         Raises:
-            StorageError: The file cannot be written.
+            StorageError: No space, or no permission.
+            RecordsError: The file cannot be written for another reason.
         """
         if not self.path.is_file():
             return ""
@@ -119,10 +119,7 @@ class RecordFile:
             with _locked(self.path) as handle:
                 return _mend(handle, self.path)
         except OSError as error:
-            raise StorageError(
-                f"cannot repair the tuning records `{self.path}`: {error.strerror}",
-                "free some space, or give another directory with --output",
-            ) from error
+            raise _refused(f"cannot repair the tuning records `{self.path}`", error) from error
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -131,49 +128,46 @@ class RecordFile:
         The kernel gives the claim back when the process dies, however it dies.
 
         Raises:
-            RecordsError: Another run has the file.
-            StorageError: The lock, which lies in the cache, cannot be made.
+            RecordsError: Another run has the file, or it is being pruned.
+            StorageError: There is no space for the lock beside it, or no permission.
         """
-        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
-        lock = cache_root() / "locks" / f"{name}.lock"
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            stream = lock.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(
-                f"cannot write the lock `{lock}`: {error.strerror}",
-                "free some space, or set TVMATTEND_CACHE to a directory that can be written",
-            ) from error
-        with stream:
+        with ExitStack() as held:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                stream.seek(0)
-                raise RecordsError(
-                    f"another tuning run (process {stream.read().strip() or 'unknown'}) is writing "
-                    f"to `{self.path}`",
-                    "wait for it or stop it; for another experiment give another --output",
-                ) from error
-            stream.truncate(0)
-            stream.write(f"{os.getpid()}\n")
-            stream.flush()
+                held.enter_context(claim(self.path))
+            except OSError as error:
+                raise _refused(f"cannot claim the tuning records `{self.path}`", error) from error
             yield
 
     def check_writable(self) -> None:
         """Find out before the work whether records can be kept; nothing is left behind.
 
         Raises:
-            StorageError: Hardly any space, no permission, or another fault of the file system.
+            StorageError: Hardly any space, or no permission.
+            RecordsError: There cannot be such a file.
         """
-        hint = "free some space there, or give another directory with --output"
-        require_room(self.path, _ROOM_BYTES, hint)
+        require_room(self.path, _ROOM_BYTES, _HINT)
         try:
             with directories_for(self.path.parent), _locked(self.path):
                 pass
         except OSError as error:
-            raise StorageError(
-                f"tuning records cannot be written to `{self.path}`: {error.strerror}", hint
-            ) from error
+            raise _refused(f"tuning records cannot be written to `{self.path}`", error) from error
+
+
+def _refused(what: str, error: OSError) -> StorageError | RecordsError:
+    """The error for a file that cannot be written: the disk's, or there can be no such file."""
+    if isinstance(error, FileExistsError):  # a file in the place of a directory
+        error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    message = f"{what}: {error.strerror or error}"
+    known = storage_fault(error)
+    if known is None and isinstance(error, IsADirectoryError):
+        return RecordsError(message, "move that directory away, or give another --output")
+    if known is None and isinstance(error, NotADirectoryError):
+        return RecordsError(message, "give a directory with --output; a part of this is a file")
+    if known is None:
+        return RecordsError(message, "give another directory with --output")
+    if error.errno == errno.ENOSPC:
+        return StorageError(message, f"{_HINT}; earlier records are kept")
+    return StorageError(message, known.hint)
 
 
 @contextmanager
@@ -275,17 +269,24 @@ def prune(records: Sequence[Record], keep: int) -> list[Record]:
     return [record for record in records if id(record) in kept]
 
 
-def prune_file(path: Path, keep: int) -> tuple[int, int]:
-    """Prune a file in place, atomically.
+def prune_files(paths: Sequence[Path], keep: int) -> list[tuple[int, int]]:
+    """Prune files in place, each atomically; none while a run has one of them.
 
     Returns:
-        Lines before and records after.
+        Lines before and records after, of each.
 
     Raises:
-        RecordsError: The file cannot be read, or holds lines that are not records (they would be
-            lost).
-        StorageError: The file cannot be written.
+        RecordsError: A run has one, it cannot be read, or holds lines that are not records (they
+            would be lost).
+        StorageError: One cannot be written.
     """
+    with ExitStack() as claims:
+        for path in paths:
+            claims.enter_context(RecordFile(path).claimed())
+        return [_prune_file(path, keep) for path in paths]
+
+
+def _prune_file(path: Path, keep: int) -> tuple[int, int]:
     records, faults = read_records(path)
     if faults:
         raise RecordsError(

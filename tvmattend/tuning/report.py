@@ -178,6 +178,7 @@ class TuneReport:
         new_trials: Trials of this run.
         elapsed: Seconds that the trials of this run took.
         incidents: What happened besides.
+        ended: Why it did not come to its end: `interrupted`, or what the error says; else empty.
     """
 
     model: str
@@ -189,6 +190,7 @@ class TuneReport:
     new_trials: int
     elapsed: float
     incidents: Incidents = field(default_factory=Incidents)
+    ended: str = ""
 
     @property
     def trials(self) -> int:
@@ -227,6 +229,7 @@ class TuneReport:
             "new_trials": self.new_trials,
             "errors": self.errors,
             "elapsed_seconds": round(self.elapsed, 3),
+            "ended": self.ended or None,
             "incidents": self.incidents.to_json(),
             "default_seconds": self.default_secs,
             "best_seconds": self.best_secs,

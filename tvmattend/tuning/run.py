@@ -4,15 +4,16 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from tvmattend.errors import TuningError
+from tvmattend.errors import TuningError, TvmattendError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Candidate, Outcome
 from tvmattend.tuning.cost import Ranker
 from tvmattend.tuning.crew import Crew, Finished
 from tvmattend.tuning.events import (
     Building,
+    Failed,
     Interrupted,
     Observer,
     TrialDone,
@@ -107,18 +108,22 @@ class TuningRun:
         Raises:
             TuningError: The board stayed away, or nothing succeeded.
             NoFreeBoardError: A fleet had no board for too long.
-            StorageError: A record could not be written.
-            KeyboardInterrupt: Ctrl-C, after the observer got `Interrupted`.
+            StorageError: A record, or a kernel, could not be written.
+            KeyboardInterrupt: Ctrl-C, after the observer got `Interrupted`; after an error it got
+                `Failed`.
         """
         try:
             self._order()
             while self._under_way:
                 self._take(self._next())
                 self._order()
+            self._check_hope(1 if not any(search.best for search in self.searches) else _HOPELESS)
         except KeyboardInterrupt:
-            self.observer(Interrupted(self._report_of_file()))
+            self.observer(Interrupted(replace(self._report_of_file(), ended="interrupted")))
             raise
-        self._check_hope(1 if not any(search.best for search in self.searches) else _HOPELESS)
+        except (TvmattendError, OSError) as error:
+            self.observer(Failed(replace(self.report(), ended=str(error))))
+            raise
         return self.report()
 
     @property

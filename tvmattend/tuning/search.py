@@ -142,8 +142,7 @@ class TaskSearch:
         """Whether a point needs no trial: a lost board earns it one more, and only one."""
         if key in self._pending or key in self.rejected or key in self._banned:
             return True
-        records = self._by_point.get(key, ())
-        return any(not _lost(record) for record in records) or len(records) > 1
+        return _enough(self._by_point.get(key, ()))
 
     def _take(self, point: Mapping[str, int]) -> Candidate:
         key = _key(point)
@@ -240,6 +239,19 @@ def _trust_hints() -> None:
 
 def _key(point: Mapping[str, int]) -> _Key:
     return tuple(sorted(point.items()))
+
+
+def open_points(task: Task, records: Sequence[Record]) -> int:
+    """How many points of a task its own trials leave to be tried."""
+    by_point: dict[_Key, list[Record]] = {}
+    for record in records:
+        by_point.setdefault(_key(record.point), []).append(record)
+    return task.space.size - sum(_enough(found) for found in by_point.values())
+
+
+def _enough(records: Sequence[Record]) -> bool:
+    """Whether a point with these records needs no more."""
+    return any(not _lost(record) for record in records) or len(records) > 1
 
 
 def _lost(record: Record) -> bool:

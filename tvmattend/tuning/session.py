@@ -6,7 +6,7 @@ The order is the user's: what can be refused without torch, or without compiling
 
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from tvmattend.tuning.tally import Tally
 
 if TYPE_CHECKING:
     from tvmattend.transform import FusionReport
+    from tvmattend.tuning.crew import Crew
     from tvmattend.tuning.estimated import Model
 
 # Seconds a trial where no record says: building on two cores, then measuring.
@@ -283,6 +284,7 @@ def _tasks(
 
 def _run(start: _Start, observer: Observer) -> TuneReport:
     from tvmattend.tuning.cost import CostModel
+    from tvmattend.tuning.crew import Nobody
     from tvmattend.tuning.run import TuningRun
 
     order, board, path = start.order, start.board, start.path
@@ -290,22 +292,24 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
     assert board is not None  # noqa: S101  (`need_board`)
     assert path is not None  # noqa: S101
     plan = _plan(start)
+    tally = Tally(observer)
     if plan.trials == 0:
         observer(Note(f"all {plan.done} trials are recorded; raise --trials to go on"))
-    observer(Stage("starting the builder and the runner"))
-    tally = Tally(observer)
-    hired = hire(
-        order.target,
-        options,
-        board.endpoint,
-        board.origin,
-        board.machine,
-        order.cross_compiler,
-        order.model,
-        tally,
-    )
+        hired: AbstractContextManager[Crew] = nullcontext(Nobody(board.origin, board.machine))
+    else:
+        observer(Stage("starting the builder and the runner"))
+        hired = hire(
+            order.target,
+            options,
+            board.endpoint,
+            board.origin,
+            board.machine,
+            order.cross_compiler,
+            order.model,
+            tally,
+        )
     with hired as crew:
-        if start.earlier:
+        if start.earlier and plan.trials:
             observer(Stage(f"learning from {len(start.earlier)} recorded trials"))
         run = TuningRun(
             model=order.request.name,
@@ -326,6 +330,7 @@ def _run(start: _Start, observer: Observer) -> TuneReport:
 
 def _plan(start: _Start) -> TunePlan:
     from tvmattend.tuning.run import recorded
+    from tvmattend.tuning.search import open_points
 
     order, options = start.order, start.order.options
     tasks = []
@@ -333,12 +338,13 @@ def _plan(start: _Start) -> TunePlan:
     # The run's own file is among those found, unless --output puts it elsewhere.
     apart = start.path is not None and start.path.resolve() not in start.found.files
     for task in start.tasks:
-        here = len(recorded(task, start.earlier))
+        own = recorded(task, start.earlier)
+        here = len(own)
         counts = dict(start.found.count(task.key))
         if here and apart and start.board is not None:
             origin = start.board.origin
             counts[origin] = counts.get(origin, 0) + here
-        room += max(0, min(task.space.size, options.trials_per_task) - here)
+        room += max(0, min(open_points(task, own), options.trials_per_task - here))
         tasks.append(
             TaskPlan(
                 name=task.name,

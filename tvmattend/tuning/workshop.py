@@ -5,15 +5,18 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import tvmattend
 from tvmattend.codegen.link import Linker
+from tvmattend.errors import StorageError, TuningError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Artifact, Candidate, Ending, Outcome
 from tvmattend.tuning.builder import KernelBuilder
+from tvmattend.tuning.own_faults import require_place, settled
 from tvmattend.tuning.pools import kill_tree
 from tvmattend.tuning.workplace import open_workplace
 
@@ -30,6 +33,7 @@ class Workshop:
 
     Raises:
         ToolMissingError: The linker, or something that the derived class needs, is missing.
+        StorageError: This machine has no room for kernels.
     """
 
     def __init__(self, target: TargetSpec, timeout: float, cross_compiler: str | None) -> None:
@@ -41,6 +45,7 @@ class Workshop:
         self._importable = ExitStack()
         self._importable.enter_context(importable())
         try:
+            require_place(self._place)  # before LLVM finds out: it would end this process
             linker = self._linker(target, cross_compiler)
             self._builder = KernelBuilder(target, linker, self._directory.name, timeout)
             self._builder.warm_up()
@@ -78,20 +83,32 @@ class Workshop:
         return self._builder.begin(candidate.schedule.mod)
 
     def product(self, candidate: Candidate, begun: Future[str] | None) -> Artifact | Outcome:
-        """Wait for a kernel that was begun: its library, or what went wrong."""
+        """Wait for a kernel that was begun: its library, or what went wrong.
+
+        Raises:
+            StorageError: This machine cannot write: no candidate is to blame.
+            TuningError: The builder's processes are killed.
+        """
         from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
         if begun is None:
             return Outcome("build-error", error=f"schedule: {candidate.error}")
         try:
-            path = begun.result()
+            path = settled(partial(self._builder.begin, candidate.schedule.mod), begun, self._place)
         except TimeoutError:
             return Outcome("timeout", error=f"building took more than {self._timeout:g} s")
+        except (StorageError, TuningError):
+            raise
         except Exception as error:  # noqa: BLE001  (whatever TVM raises; recorded)
             return Outcome("build-error", error=str(error))
         # The arguments of the unscheduled function: a schedule keeps its signature.
         info = ArgInfo.from_entry_func(candidate.task.mod, remove_preproc=False)
         return Artifact(path, info, candidate.task.flops)
+
+    @property
+    def _place(self) -> Path:
+        """Where the libraries and everything else of the run's own goes."""
+        return Path(self._directory.name)
 
     def close(self) -> None:
         """Kill the workers this object started, then remove what was built.
