@@ -70,7 +70,7 @@ def command(
     from tvmattend.device.process import ServerOptions, is_loopback, serve_here
 
     if not host.strip():
-        raise click.BadParameter("is empty; leave it out for this machine alone", param_hint="--host")
+        raise click.BadParameter("is empty; leave it out for loopback", param_hint="--host")
     if not is_loopback(host) and not insecure:
         raise PortError(_OPEN_PORT.format(host=host, port=port), _USE_SSH)
     entry = tracker_endpoint(tracker, key) if tracker is not None and key is not None else None
