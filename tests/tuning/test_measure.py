@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -164,14 +165,14 @@ def test_a_full_disk_is_no_verdict_on_a_kernel(here, monkeypatch):
     assert "tvmattend-tune-" not in str(caught.value), "that one goes with the run"
 
 
-def killing_linker(tmp_path, times):
+def killing_linker(tmp_path, times, whom="$PPID"):
     """A linker that kills the process which calls it, so often; the warm-up is let alone."""
     script = tmp_path / "linker"
     script.write_text(
         "#!/bin/sh\n"
         f'count=$(cat "{tmp_path}/count" 2>/dev/null || echo 0)\n'
         f'echo $((count + 1)) > "{tmp_path}/count"\n'
-        f'if [ "$count" -gt 0 ] && [ "$count" -le {times} ]; then kill -9 $PPID; exit 1; fi\n'
+        f'if [ "$count" -gt 0 ] && [ "$count" -le {times} ]; then kill -9 {whom}; exit 1; fi\n'
         'exec cc "$@"\n'
     )
     script.chmod(0o755)
@@ -184,13 +185,21 @@ def test_a_builder_that_is_killed_once_builds_once_more(tmp_path):
     assert (tmp_path / "count").read_text() == "3\n"
 
 
-def test_builders_that_are_killed_are_no_verdict_on_a_kernel(tmp_path):
+@pytest.mark.parametrize(
+    ("whom", "what"), [("$PPID", "SIGKILL"), ("$$", "the linker: exit code -9")]
+)
+def test_builders_that_are_killed_are_no_verdict_on_a_kernel(tmp_path, monkeypatch, whom, what):
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     with (
-        measurer(cross_compiler=killing_linker(tmp_path, 9)) as machine,
-        pytest.raises(TuningError, match=r"are killed \(.*SIGKILL, twice\)") as caught,
+        measurer(cross_compiler=killing_linker(tmp_path, 9, whom)) as machine,
+        pytest.raises(TuningError, match=rf"are killed \(.*{what}, twice\)") as caught,
     ):
         machine.build([scheduled(add_one())])
     assert "memory" in caught.value.hint
+    assert not list(place.iterdir()), "nor do they leave anything"
 
 
 def test_a_missing_linker_is_known_before_the_first_trial():

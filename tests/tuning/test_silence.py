@@ -107,8 +107,8 @@ def test_a_run_ends_when_it_was_promised(tmp_path: Path, where: str) -> None:
     if where == "in a kernel":
         assert (last.quarantined, last.sent) == (True, 1)
         assert last.error.startswith(TOOK_IT_DOWN)
-    else:
-        assert last.error.startswith(BOARD_LOST)
+    else:  # a record only if the next kernel was on its way by then
+        assert last.ok or last.error.startswith(BOARD_LOST)
     assert (tally.incidents.lost, tally.incidents.back) == (1, 0)
 
 
@@ -158,4 +158,4 @@ def test_a_silent_board_of_a_fleet_loses_nothing(tmp_path: Path, tracker: Endpoi
     failed = [error for error in failed if not error.startswith("building")]
     assert len(failed) <= 6, failed
     assert all(error.startswith((BOARD_LOST, TOOK_IT_DOWN)) for error in failed)
-    assert failed or any(record.sent > 1 for record in records), "repeated on the other board"
+    assert tally.incidents.lost or tally.incidents.broken, "what it held went to the other board"

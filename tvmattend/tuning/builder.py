@@ -40,7 +40,7 @@ class KernelBuilder:
             The path of its library to be, or as `Pool.submit`; TVM may raise whatever it likes.
         """
         job = (module, self._target, self._directory, self._linker)
-        building: Future[str] = self._pool.submit(workers.make_kernel, *job)
+        building: Future[str] = self._pool.submit(workers.build_kernel, *job)
         return building
 
     def warm_up(self) -> None:

@@ -8,6 +8,7 @@ machine shows that it still can.
 """
 
 import logging
+import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +28,8 @@ _Result = TypeVar("_Result")
 _ROOM_BYTES = 8 << 20
 # No kernel makes a compiler send itself these: they are from outside, or of Linux's OOM killer.
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+# SIGKILL and SIGTERM; Zig's wrapper, which is Python, passes them on modulo 256.
+_LINKER_KILLED = re.compile(r"exit code (?:-9|-15|247|241)\b")
 _REMEDY = "; what was measured is recorded: repeat the command to go on"
 
 
@@ -100,10 +103,11 @@ def own_fault(error: BaseException | str, place: Path) -> StorageError | None:
 
 
 def _killed(error: BaseException) -> TvmattendError | None:
-    code = error.code if isinstance(error, DiedError) else None
-    if code is None or -code not in _FROM_OUTSIDE:
-        return None
-    return killed_error(str(error))
+    if isinstance(error, DiedError):
+        outside = error.code is not None and -error.code in _FROM_OUTSIDE
+        return killed_error(str(error)) if outside else None
+    linker = _LINKER_KILLED.search(str(error))
+    return killed_error(f"the linker: {linker[0]}") if linker is not None else None
 
 
 def killed_error(what: str) -> TuningError:

@@ -8,6 +8,7 @@ values; nothing else of the tuner is loaded in a worker.
 import ctypes
 import os
 import signal
+import tempfile
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,12 @@ def make_kernel(mod: Any, target: Any, directory: str, linker: Linker) -> str:
     path = os.path.join(directory, f"kernel-{uuid.uuid4().hex}.so")  # noqa: PTH118
     module.export_library(path, fcompile=linker)
     return path
+
+
+def build_kernel(mod: Any, target: Any, directory: str, linker: Linker) -> str:
+    """As `make_kernel`, in a process of its own: what it leaves if it dies goes with the run."""
+    tempfile.tempdir = directory
+    return make_kernel(mod, target, directory, linker)
 
 
 def allocate_remote(
