@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The estimate of a bundle: one inference on the emulated board, by kernel."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -51,16 +50,17 @@ def estimate_bundle(
             f"the bundle is for {core}; the port model and the caches are those of a {CORE}",
             f"build it with --target {CORE}",
         )
-    library = bundle.absolute() / manifest["library"]
+    library = bundle.resolve() / manifest["library"]  # as the guest's map of memory has it
     modules = _modules(manifest)
 
     def group(path: str, function: str | None) -> str | None:
-        if function is None or os.path.realpath(path) != os.path.realpath(library):
+        if function is None or path != str(library):
             # What other threads do outside kernels is waiting; the first thread's is what it costs.
             return RUNTIME
         # A standalone library cuts a fused kernel into steps: dcac_0, dcac_1, ...
         whole, _, step = function.rpartition("_")
-        return whole if step.isdigit() and whole in modules else function
+        name = whole if step.isdigit() and whole in modules else function
+        return name if name in modules or not modules else RUNTIME
 
     # A standalone library has its kernels' names in its symbol table, behind its own prefix.
     vm = manifest["format"] == "vm"

@@ -12,8 +12,15 @@ from tvmattend.machine.parameters import LINE_BYTES, Parameters
 from tvmattend.machine.replay import Program
 from tvmattend.machine.trace import EVENTS, Block, Trace
 
-# Where a parallel region starts, in the thread pools of the runtimes that are compared.
-_LAUNCHERS = ("TVMBackendParallelLaunch", "GOMP_parallel", "__kmpc_fork_call")
+# Where a parallel region starts, in the thread pools that are known by name: TVM's, GNU's and
+# LLVM's OpenMP (ncnn), and the barrier between the steps of our own libraries, which is the end of
+# one region and the start of the next. What stripped libraries do (LiteRT, ONNX Runtime) is not
+# seen, and costs nothing here.
+_LAUNCHERS = (
+    "TVMBackendParallelLaunch", "GOMP_parallel", "__kmpc_fork_call", "tvmattend_barrier",
+)  # fmt: skip
+# The part that starts of regions count for, so that the parts add up to the whole.
+STARTS = "(starts of parallel regions)"
 
 # A part whose busiest resource is idle for longer than this is bound by waiting, not by it.
 _BUSY = 0.6
@@ -172,8 +179,10 @@ def estimate(
         if first:
             part.calls += mine
         _add((part, whole), block, cycles, mine, program.costs)
-    if threads > 1:
-        whole.cycles += regions * parameters.fork_ns * 1e-9 * parameters.clock_hz
+    if threads > 1 and regions:
+        starts = regions * parameters.fork_ns * 1e-9 * parameters.clock_hz
+        whole.cycles += starts
+        parts[STARTS] = Part(STARTS, starts, calls=regions)
     for part in (*parts.values(), whole):
         _memory(part, parameters, threads)
     ordered = sorted(parts.values(), key=lambda part: -part.cycles)
