@@ -2,7 +2,6 @@
 """`tvmattend device`: serve a board over TVM RPC until told to stop."""
 
 import json
-import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -89,8 +88,6 @@ def command(
         board = prepare(lambda step: click.echo(f"preparing the emulated board: {step}", err=True))
         name, server = f"an emulated {emulate}", board.start(options)
     with server:
-        # Before the line is printed: a script may stop us as soon as it has read it.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _announce(server, name, emulate, as_json)
             code = server.wait()

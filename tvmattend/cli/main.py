@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command group. Subcommands are imported when they are called, so `--help` stays fast."""
 
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -27,8 +32,40 @@ _COMMANDS = {
 }
 
 
+@contextmanager
+def _stopped_politely() -> Iterator[None]:
+    """`kill`, `timeout` and a closed terminal end a command as Ctrl-C does: nothing is left.
+
+    The first of these signals interrupts, later ones change nothing: `timeout` sends two at once,
+    and the second would interrupt the cleaning up. What is ignored, as under `nohup`, stays so.
+    """
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            signal.default_int_handler(number, frame)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other can
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                before[each] = signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 class LazyGroup(click.Group):
     """Imports `tvmattend.cli.<name>` only when that subcommand runs or shows its help."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand, which signals interrupt."""
+        with _stopped_politely():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Give the names in the order a user meets them."""

@@ -2,10 +2,7 @@
 """`tvmattend tune`: try schedules of a network's kernels on a machine, and record their times."""
 
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,27 +201,14 @@ def _tune(
     progress: "Progress",
     arguments: dict[str, Any],
 ) -> "TuneReport | None":
-    """Tune; after Ctrl-C give what was reached, or None if that was before the first trial."""
+    """Tune; after Ctrl-C or `kill` give what was reached, or None if that was before any trial."""
     from tvmattend.tuning import tune
 
     try:
-        with _stopped_politely():
-            report: TuneReport = tune(request, target, endpoint, observer=progress, **arguments)
-            return report
+        report: TuneReport = tune(request, target, endpoint, observer=progress, **arguments)
     except KeyboardInterrupt:
         return progress.stop()
-
-
-@contextmanager
-def _stopped_politely() -> Iterator[None]:
-    """A closed terminal and `kill` end a run as Ctrl-C does: workers gone, nothing torn."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(each, signal.default_int_handler) for each in signals]
-    try:
-        yield
-    finally:
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)
+    return report
 
 
 def _model() -> "Model":

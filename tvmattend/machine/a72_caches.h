@@ -19,7 +19,9 @@
 #include <string.h>
 
 enum {
-    THREADS = 8, /* guest threads beyond these share the last record */
+    THREADS = 8,      /* that have a record, and an L1, of their own */
+    CROWD = THREADS,  /* the record, and the L1, of all others; the same number in trace.py */
+    RECORDS,
     LINE_BITS = 6,
     PAGE_BITS = 12,
 };
@@ -73,7 +75,7 @@ struct core {
     char pad[64];
 };
 
-static struct core cores[THREADS];
+static struct core cores[RECORDS];
 static uint64_t l2[L2_SETS][L2_WAYS];
 static volatile int l2_lock;
 
@@ -162,7 +164,7 @@ static uint32_t access_line(unsigned thread, uint64_t address, bool store, uint6
         return fate;
     bool stream = follows(core, address >> LINE_BITS);
     lock(&l2_lock);
-    for (unsigned other = 0; other < THREADS; other++) { /* a line that another thread wrote */
+    for (unsigned other = 0; other < RECORDS; other++) { /* a line that another thread wrote */
         if (other == thread)
             continue;
         uint64_t *theirs = cores[other].l1[line % L1_SETS];

@@ -3,29 +3,31 @@
  * A QEMU TCG plugin (API version 1) that counts executions of basic blocks and runs every data
  * access through the caches of a Cortex-A72 cluster.
  *
- * The caches are in a72_caches.h, QEMU's interface in qemu_plugin_api.h.
+ * The caches are in a72_caches.h, samples in a72_samples.h, QEMU's interface in qemu_plugin_api.h.
  *
  * Markers: a guest that calls close(0x0A720000 + n) says n = 1 "warm the caches", n = 2 "count",
  * n = 3 "stop counting". The call fails with EBADF, which is harmless. A guest that says nothing is
  * counted from its first instruction to its last.
  *
- * Samples: stretches of `window` blocks in a row, from random places on, with the fate of each access
- * that missed. The pipeline model replays them. At first nearly all of a thread's blocks are kept; when
- * there are `most` windows, one of each two neighbours goes (by lot), and from then on they are taken
- * half as often. So a short program is sampled densely, a long one takes no more room, and every
- * block has the same chance.
- *
  * Arguments: out=FILE, cache=on|off, frames=hashed|identity, markers=on|off (off: count all),
- * window=BLOCKS, most=WINDOWS (of a thread).
+ * window=BLOCKS, most=WINDOWS (of a thread), parent=PID (whose end is ours).
+ *
+ * FILE is there when all of it, and of FILE.samples, is written. Where that fails, stderr has a line
+ * `a72_plugin: cannot write: errno N`.
  */
+#include <errno.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "a72_caches.h"
+#include "a72_samples.h"
 #include "qemu_plugin_api.h"
 
 EXPORT int qemu_plugin_version = 1;
@@ -34,7 +36,7 @@ EXPORT int qemu_plugin_version = 1;
 
 struct site {
     uint32_t index; /* of the instruction in its block */
-    uint64_t count[THREADS][EVENTS];
+    uint64_t count[RECORDS][EVENTS];
 };
 
 struct block {
@@ -45,7 +47,7 @@ struct block {
     uint8_t *code;
     struct block *next;       /* in its hash chain */
     struct site **sites;      /* one per instruction, NULL when it never accesses memory */
-    uint64_t count[THREADS];
+    uint64_t count[RECORDS];
 };
 
 static struct block *table[1 << 16];
@@ -55,113 +57,20 @@ static volatile bool warm = true;    /* cache model runs */
 static bool model_caches = true, markers = true;
 static char out_path[4096];
 static uint64_t guest_base;
-static uint64_t futexes[THREADS], switches;
+static uint64_t futexes[RECORDS], switches;
 static pid_t owner;
 static uint32_t blocks; /* translated so far */
 
-static unsigned record_of(unsigned vcpu) { return vcpu < THREADS ? vcpu : THREADS - 1; }
+/* Several threads write the record CROWD at once: by atomic steps, or with this lock held. */
+static volatile int crowd_lock;
+static unsigned most_vcpu; /* that counted something */
 
-/* ---- samples --------------------------------------------------------------------------------- */
-#define BLOCK_WORD 0x80000000u
-
-struct window {
-    uint32_t *words;
-    size_t used, size;
-};
-
-static struct sample {
-    struct window *windows; /* `most` of them; those before `kept` are complete */
-    uint64_t kept, period, at, start, random;
-    bool open;
-    char pad[64];
-} samples[THREADS];
-static uint64_t window = 512, most = 4096;
-
-static void push(struct sample *sample, uint32_t word)
-{
-    struct window *last = &sample->windows[sample->kept];
-    if (last->used == last->size) {
-        last->size = last->size ? 2 * last->size : window + window / 4 + 16;
-        last->words = realloc(last->words, last->size * sizeof *last->words);
-        if (!last->words)
-            _exit(70);
-    }
-    last->words[last->used++] = word;
-}
-
-static uint64_t draw(struct sample *sample)
-{
-    sample->random = sample->random * 6364136223846793005ull + 1442695040888963407ull;
-    return sample->random >> 33;
-}
-
-/* Of each two neighbours one stays; what stays is spread as evenly as it was. */
-static void thin(struct sample *sample)
-{
-    for (uint64_t i = 0; i < most / 2; i++) {
-        uint64_t lucky = 2 * i + (draw(sample) & 1);
-        struct window kept = sample->windows[lucky];
-        sample->windows[lucky].words = NULL;
-        free(sample->windows[2 * i].words);
-        free(sample->windows[2 * i + 1].words);
-        sample->windows[2 * i] = sample->windows[2 * i + 1] = (struct window){0};
-        sample->windows[i] = kept;
-    }
-    sample->kept = most / 2;
-    sample->period *= 2;
-}
-
-static void close_window(struct sample *sample)
-{
-    sample->open = false;
-    if (!sample->windows || !sample->windows[sample->kept].used)
-        return;
-    if (++sample->kept == most)
-        thin(sample);
-}
-
-static void sample_block(struct sample *sample, uint32_t id)
-{
-    if (sample->at == sample->period || !sample->windows) { /* another period */
-        if (!sample->windows) {
-            sample->windows = calloc(most, sizeof *sample->windows);
-            sample->period = window;
-            if (!sample->windows)
-                _exit(70);
-        }
-        if (sample->open)
-            close_window(sample);
-        sample->at = 0;
-        /* Anywhere in the period: loops are as regular as the windows would be. */
-        sample->start = draw(sample) % (sample->period - window + 1);
-    } else if (sample->open && sample->at == sample->start + window) {
-        close_window(sample);
-    }
-    if (sample->at++ == sample->start)
-        sample->open = true;
-    if (sample->open)
-        push(sample, BLOCK_WORD | id);
-}
-
-static void write_samples(FILE *out, unsigned thread)
-{
-    const struct sample *sample = &samples[thread];
-    for (uint64_t i = 0; i < sample->kept; i++) {
-        const struct window *each = &sample->windows[i];
-        uint32_t header[3] = {0xFFFFFFFFu, thread, (uint32_t)each->used};
-        fwrite(header, sizeof *header, 3, out);
-        fwrite(each->words, sizeof *each->words, each->used, out);
-    }
-}
+static unsigned record_of(unsigned vcpu) { return vcpu < THREADS ? vcpu : CROWD; }
 
 /* ---- accesses ----------------------------------------------------------------------------- */
-static void on_memory(unsigned vcpu, meminfo info, uint64_t address, void *data)
+static uint32_t access_memory(unsigned thread, meminfo info, uint64_t address, struct site *site)
 {
-    if (!warm)
-        return;
-    static uint64_t ignored[THREADS][EVENTS];
-    unsigned thread = record_of(vcpu);
-    struct site *site = data;
+    static uint64_t ignored[RECORDS][EVENTS];
     uint64_t *count = active ? site->count[thread] : ignored[thread];
     bool store = qemu_plugin_mem_is_store(info);
     uint64_t last = address + (1u << qemu_plugin_mem_size_shift(info)) - 1;
@@ -171,8 +80,24 @@ static void on_memory(unsigned vcpu, meminfo info, uint64_t address, void *data)
         count[SPLIT]++;
         fate |= access_line(thread, last, store, count) | FATE_SPLIT;
     }
+    return fate ? fate | (store ? FATE_STORE : 0) : 0;
+}
+
+static void on_memory(unsigned vcpu, meminfo info, uint64_t address, void *data)
+{
+    if (!warm)
+        return;
+    unsigned thread = record_of(vcpu);
+    struct site *site = data;
+    if (thread == CROWD) {
+        lock(&crowd_lock);
+        access_memory(thread, info, address, site);
+        unlock(&crowd_lock);
+        return;
+    }
+    uint32_t fate = access_memory(thread, info, address, site);
     if (fate && active && samples[thread].open)
-        push(&samples[thread], site->index << 16 | fate | (store ? FATE_STORE : 0));
+        push(&samples[thread], site->index << 16 | fate);
 }
 
 /* ---- blocks ---------------------------------------------------------------------------------- */
@@ -182,6 +107,14 @@ static void on_block(unsigned vcpu, void *data)
     if (!active)
         return;
     struct block *block = data;
+    if (thread == CROWD) { /* no samples: they are stretches of one thread */
+        __atomic_fetch_add(&block->count[thread], 1, __ATOMIC_RELAXED);
+        unsigned known = __atomic_load_n(&most_vcpu, __ATOMIC_RELAXED);
+        while (vcpu > known && !__atomic_compare_exchange_n(&most_vcpu, &known, vcpu, true,
+                                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            ;
+        return;
+    }
     block->count[thread]++;
     if (most)
         sample_block(&samples[thread], block->id);
@@ -260,7 +193,7 @@ static void on_syscall(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1,
 {
     (void)id, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
     if (number == AARCH64_FUTEX && active)
-        futexes[record_of(vcpu)]++;
+        __atomic_fetch_add(&futexes[record_of(vcpu)], 1, __ATOMIC_RELAXED);
     if (number != AARCH64_CLOSE || (a1 & ~0xFull) != MARKER || !markers)
         return;
     switches++;
@@ -272,19 +205,19 @@ static void on_syscall(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1,
 static void write_block(FILE *out, const struct block *block)
 {
     uint64_t total = 0;
-    for (int t = 0; t < THREADS; t++)
+    for (int t = 0; t < RECORDS; t++)
         total += block->count[t];
     if (!total)
         return;
     fprintf(out, "block %u %llx ", block->id, (unsigned long long)block->address);
     for (uint32_t i = 0; i < block->bytes; i++)
         fprintf(out, "%02x", block->code[i]);
-    for (int t = 0; t < THREADS; t++)
+    for (int t = 0; t < RECORDS; t++)
         if (block->count[t])
             fprintf(out, " %d:%llu", t, (unsigned long long)block->count[t]);
     fputc('\n', out);
     for (uint32_t i = 0; i < block->instructions; i++)
-        for (int t = 0; block->sites[i] && t < THREADS; t++) {
+        for (int t = 0; block->sites[i] && t < RECORDS; t++) {
             const uint64_t *count = block->sites[i]->count[t];
             if (!count[ACCESSES])
                 continue;
@@ -295,31 +228,29 @@ static void write_block(FILE *out, const struct block *block)
         }
 }
 
-static void on_end(plugin_id id, void *data)
+static bool write_sample_file(const char *name)
 {
-    (void)id, (void)data;
-    if (getpid() != owner) /* a forked child */
-        return;
-    active = false;
-    char name[sizeof out_path + 16];
-    snprintf(name, sizeof name, "%s.samples", out_path);
-    FILE *words = most ? fopen(name, "w") : NULL;
-    for (unsigned t = 0; words && t < THREADS; t++) {
+    FILE *out = fopen(name, "w");
+    if (!out)
+        return false;
+    for (unsigned t = 0; t < THREADS; t++) {
         close_window(&samples[t]);
-        write_samples(words, t);
+        write_samples(out, t);
     }
-    if (most && (!words || fclose(words))) {
-        perror(name);
-        return;
-    }
-    FILE *out = fopen(out_path, "w");
-    if (!out) {
-        perror(out_path);
-        return;
-    }
+    bool failed = ferror(out);
+    return !fclose(out) && !failed;
+}
+
+static bool write_trace(const char *name)
+{
+    FILE *out = fopen(name, "w");
+    if (!out)
+        return false;
     fprintf(out, "a72-trace 1\nbase %llx\nmarkers %llu\n", (unsigned long long)guest_base,
             (unsigned long long)switches);
-    for (int t = 0; t < THREADS; t++)
+    if (most_vcpu >= THREADS)
+        fprintf(out, "crowd %u\n", most_vcpu + 1);
+    for (int t = 0; t < RECORDS; t++)
         fprintf(out, "futex %d %llu\n", t, (unsigned long long)futexes[t]);
     FILE *maps = fopen("/proc/self/maps", "r");
     char line[4600];
@@ -332,7 +263,23 @@ static void on_end(plugin_id id, void *data)
         for (const struct block *block = table[i]; block; block = block->next)
             write_block(out, block);
     fputs("end\n", out);
-    fclose(out);
+    bool failed = ferror(out);
+    return !fclose(out) && !failed;
+}
+
+static void on_end(plugin_id id, void *data)
+{
+    (void)id, (void)data;
+    if (getpid() != owner) /* a forked child */
+        return;
+    active = false;
+    signal(SIGXFSZ, SIG_IGN); /* a limit on files is an error to tell of */
+    char sampled[sizeof out_path + 16], part[sizeof out_path + 16];
+    snprintf(sampled, sizeof sampled, "%s.samples", out_path);
+    snprintf(part, sizeof part, "%s.part", out_path);
+    errno = 0;
+    if ((most && !write_sample_file(sampled)) || !write_trace(part) || rename(part, out_path))
+        fprintf(stderr, "\na72_plugin: cannot write: errno %d\n", errno);
 }
 
 EXPORT int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, char **argv);
@@ -340,6 +287,7 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int
 int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, char **argv)
 {
     (void)info;
+    pid_t parent = 0;
     for (int i = 0; i < argc; i++) {
         if (!strncmp(argv[i], "out=", 4))
             snprintf(out_path, sizeof out_path, "%s", argv[i] + 4);
@@ -353,6 +301,8 @@ int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, 
             window = strtoull(argv[i] + 7, NULL, 10);
         else if (!strncmp(argv[i], "most=", 5))
             most = strtoull(argv[i] + 5, NULL, 10) & ~1ull;
+        else if (!strncmp(argv[i], "parent=", 7))
+            parent = (pid_t)strtol(argv[i] + 7, NULL, 10);
         else {
             fprintf(stderr, "a72_plugin: unknown argument %s\n", argv[i]);
             return -1;
@@ -366,6 +316,11 @@ int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, 
         fputs("a72_plugin: window=0 samples nothing; most=0 says so\n", stderr);
         return -1;
     }
+    /* A guest ends with who asked for it, and leaves no core in the user's directory. */
+    if (parent && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent))
+        _exit(70);
+    const struct rlimit none = {0, 0};
+    setrlimit(RLIMIT_CORE, &none);
     /* With markers expected, nothing counts before the first. */
     if (markers)
         active = warm = false;

@@ -12,7 +12,7 @@ from tvmattend.errors import InputError
 from tvmattend.machine.estimate import Estimate, Part, estimate
 from tvmattend.machine.parameters import Parameters
 from tvmattend.machine.replay import Program
-from tvmattend.machine.tracing import Settings, trace
+from tvmattend.machine.tracing import Settings, find_program, trace
 
 
 def estimate_program(
@@ -36,19 +36,34 @@ def estimate_program(
         progress: Told about each step.
 
     Raises:
-        InputError: The program is not there or not for aarch64; nothing is left to estimate.
+        InputError: A program is not there or not for aarch64; nothing is left to estimate.
         ProgramError: It failed under QEMU.
         ToolMissingError: QEMU or LLVM's tools are not installed.
     """
+    less = None if baseline is None else _words(baseline)
     found = _one(command, threads, parameters, caches, sysroot, progress)
-    if baseline is None:
+    if less is None:
         return found
-    other = _one(shlex.split(baseline), threads, parameters, caches, sysroot, progress)
+    other = _one(less, threads, parameters, caches, sysroot, progress)
     if other.whole.cycles >= found.whole.cycles:
         raise InputError(
             "the baseline takes as long as the command", "it must do the same, less what is timed"
         )
     return _minus(found, other)
+
+
+def _words(baseline: str) -> list[str]:
+    """Split a command line, and see now that its program is there: the other takes a while."""
+    try:
+        words = shlex.split(baseline)
+    except ValueError as error:
+        raise InputError(
+            f"the baseline {baseline!r} is no command line: {error}", "quote it as in a shell"
+        ) from error
+    if not words:
+        raise InputError("the baseline is empty", "give a command, or leave --baseline out")
+    find_program(words[0])
+    return words
 
 
 def _one(

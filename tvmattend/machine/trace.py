@@ -17,6 +17,10 @@ EVENTS = (
 )  # fmt: skip
 
 
+# Threads with a record of their own; all others share the next one. As in a72_caches.h.
+THREADS = 8
+
+
 class Mapped(NamedTuple):
     """A file in the guest's memory: guest addresses `start` to `end` are the file's `offset` on."""
 
@@ -58,6 +62,8 @@ class Trace:
         maps: Files in the guest's memory.
         markers: How often the program marked a phase; 0 if it does not.
         caches: Whether data accesses went through the caches.
+        crowd: How many threads there were, where those beyond `THREADS` share a record and an L1
+            and have no samples; else 0.
     """
 
     blocks: Mapping[int, Block]
@@ -65,11 +71,13 @@ class Trace:
     maps: tuple[Mapped, ...]
     markers: int
     caches: bool
+    crowd: int = 0
 
     @property
     def threads(self) -> tuple[int, ...]:
-        """Threads that executed something, by number; 0 is the first."""
-        return tuple(sorted({thread for block in self.blocks.values() for thread in block.counts}))
+        """Threads that executed something, by number; 0 is the first. No record of several."""
+        found = {thread for block in self.blocks.values() for thread in block.counts}
+        return tuple(sorted(thread for thread in found if thread < THREADS))
 
     def instructions(self, thread: int | None = None) -> int:
         """Executed instructions, of one thread or of all."""
@@ -114,7 +122,7 @@ def read_trace(path: Path, caches: bool = True) -> Trace:
     """
     blocks: dict[int, Block] = {}
     maps: list[Mapped] = []
-    base = markers = 0
+    base = markers = crowd = 0
     complete = False
     current = Block(0, b"", {})
     with path.open(encoding="utf-8", errors="surrogateescape") as lines:
@@ -136,6 +144,8 @@ def read_trace(path: Path, caches: bool = True) -> Trace:
                 maps.extend(_mapped(rest, base))
             elif kind == "base":
                 base = int(rest, 16)
+            elif kind == "crowd":
+                crowd = int(rest)
             elif kind == "markers":
                 markers = int(rest)
             complete = line == "end\n"
@@ -143,7 +153,7 @@ def read_trace(path: Path, caches: bool = True) -> Trace:
         raise ToolMissingError(f"{path.name} ends early: the emulator was stopped", "run it again")
     samples = path.with_name(f"{path.name}.samples")
     return Trace(blocks, samples.read_bytes() if samples.is_file() else b"", tuple(maps), markers,
-                 caches)  # fmt: skip
+                 caches, crowd)  # fmt: skip
 
 
 def _mapped(text: str, base: int) -> Iterator[Mapped]:

@@ -2,6 +2,7 @@
 """Run an aarch64 Linux program under QEMU with the plugin, and read what it wrote."""
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -13,16 +14,21 @@ from pathlib import Path
 
 from tvmattend.cache import Progress
 from tvmattend.device.emulated import find_qemu
-from tvmattend.errors import InputError, ToolMissingError, TvmattendError
+from tvmattend.errors import InputError, StorageError, ToolMissingError, TvmattendError
 from tvmattend.machine.board_files import write_board_files
 from tvmattend.machine.instructions import require_llvm
 from tvmattend.machine.native import native
 from tvmattend.machine.parameters import CLOCK_HZ
-from tvmattend.machine.trace import Trace, read_trace
+from tvmattend.machine.trace import THREADS, Trace, read_trace
+from tvmattend.storage import no_room, storage_fault
 
 # A guest marks its phases by `close(MARKER + n)`: 1 warms the caches, 2 counts, 3 stops.
 MARKER = 0x0A720000
 WARM, COUNT, STOP = 1, 2, 3
+
+# As the plugin says it.
+_UNWRITTEN = re.compile(r"^a72_plugin: cannot write: errno (\d+)$", re.MULTILINE)
+_ROOM_BYTES = 16 << 20  # more than a trace takes
 
 _AARCH64 = 183  # e_machine of the ELF header
 _NAMES = {62: "x86-64", 3: "x86", 40: "32-bit Arm", 243: "RISC-V"}
@@ -81,14 +87,15 @@ def trace(
         The trace, and what the program printed to stdout.
 
     Raises:
-        InputError: The program is not there, or is for another architecture.
+        InputError: The program is not there, is for another architecture, or became another one.
         ProgramError: It exited with an error, or was killed.
+        StorageError: There is no room for the trace.
         ToolMissingError: No qemu, or one without plugins.
         subprocess.TimeoutExpired: It took longer than the settings allow, and was killed.
     """
     qemu = find_qemu()
     require_llvm()
-    executable = _executable(command[0])
+    executable = find_program(command[0])
     with tempfile.TemporaryDirectory(prefix="tvmattend-trace-") as place:
         out = Path(place) / "trace"
         plugin = [
@@ -98,6 +105,7 @@ def trace(
             f"markers={'on' if settings.markers else 'off'}",
             f"window={settings.window}",
             f"most={settings.most}",
+            f"parent={os.getpid()}",
         ]
         if "," in str(out) + plugin[0]:
             raise InputError(
@@ -118,15 +126,36 @@ def trace(
         )  # fmt: skip
         _judge(done, command[0])
         if not out.is_file():
-            raise ToolMissingError(
-                "the emulator wrote no trace: the program replaced itself by another (exec)",
-                "give the program itself, not a shell script that starts it",
-            )
+            raise _untraced(done.stderr, Path(place), command[0])
         if settings.keep is not None:
             settings.keep.parent.mkdir(parents=True, exist_ok=True)
             for name in ("", ".samples"):
                 shutil.copyfile(f"{out}{name}", f"{settings.keep}{name}")
-        return read_trace(out, settings.caches), done.stdout
+        run = read_trace(out, settings.caches)
+    if run.crowd:
+        progress(
+            f"note: {run.crowd} threads: those beyond {THREADS} share a record and a cache, so "
+            "their cache misses are rough, and none of them counts as the longest"
+        )
+    return run, done.stdout
+
+
+def _untraced(text: str, place: Path, name: str) -> TvmattendError:
+    """Why there is no trace of a program that ended well."""
+    told = _UNWRITTEN.search(text)
+    known = None
+    if told is not None and int(told[1]):
+        code = int(told[1])
+        known = storage_fault(OSError(code, os.strerror(code), str(place.parent)))
+    known = known or no_room(place, _ROOM_BYTES)
+    if known is not None:
+        return StorageError(f"the trace of {name} has no room: {known}", known.hint)
+    if told is not None:
+        return StorageError(f"cannot write the trace of {name} to {place.parent}", "set TMPDIR")
+    return InputError(
+        f"{name} left no trace: it replaced itself by another program (exec)",
+        "give that program itself, not one that starts it",
+    )
 
 
 def _judge(done: subprocess.CompletedProcess[str], name: str) -> None:
@@ -154,11 +183,17 @@ def _judge(done: subprocess.CompletedProcess[str], name: str) -> None:
     raise ProgramError(f"{name} {how} under QEMU (exit code {code})", hint, code)
 
 
-def _executable(name: str) -> str:
-    """Find a program and read its ELF header."""
+def find_program(name: str) -> str:
+    """Find a program and read its ELF header; gives its path.
+
+    Raises:
+        InputError: It is not there, cannot be executed, or is for another architecture.
+    """
     path = name if os.sep in name else shutil.which(name)
     if path is None or not Path(path).is_file():
-        raise InputError(f"there is no program {name}", "give the path of an aarch64 executable")
+        raise InputError(f"there is no program `{name}`", "give the path of an aarch64 executable")
+    if not os.access(path, os.X_OK):
+        raise InputError(f"{path} may not be executed", "`chmod +x` it, if it is a program")
     with Path(path).open("rb") as stream:
         header = stream.read(20)
     if header[:4] != b"\x7fELF" or len(header) < 20:
