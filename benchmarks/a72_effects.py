@@ -18,6 +18,8 @@ from pathlib import Path
 
 from a72_validation import ONE_THREAD, model, read_published
 
+from tvmattend.cli.main import errors_told
+from tvmattend.errors import InputError
 from tvmattend.machine.fitting import mean_error, refit, slope_of
 from tvmattend.machine.instructions import Cost, costs_of
 from tvmattend.machine.parameters import SHIPPED
@@ -73,17 +75,38 @@ def programs(
     return made
 
 
+def kept(directory: Path, names: list[str]) -> list[Trace]:
+    """Read the traces of one thread that `a72_validation.py --traces` kept.
+
+    Raises:
+        InputError: One is not there.
+    """
+    traces = []
+    for name in names:
+        path = directory / "1" / f"{name}.trace"
+        if not path.is_file():
+            raise InputError(
+                f"there is no {path}",
+                "make them: a72_validation.py --published DIR --threads 1 --traces DIR",
+            )
+        traces.append(read_trace(path).thinned(_BYTES))
+    return traces
+
+
 def main() -> None:
-    """Print the table."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", type=Path, required=True, metavar="DIR")
     parser.add_argument("--traces", type=Path, required=True, metavar="DIR")
     given = parser.parse_args()
-    networks = read_published(given.published)
-    traces = [
-        read_trace(given.traces / "1" / f"{network.name}.trace").thinned(_BYTES)
-        for network in networks
-    ]
+    with errors_told():
+        show(given.published, given.traces)
+
+
+def show(directory: Path, kept_in: Path) -> None:
+    """Print the table."""
+    networks = read_published(directory)
+    traces = kept(kept_in, [network.name for network in networks])
     published = [network.published[1] for network in networks]
     words = {word for trace in traces for block in trace.blocks.values() for word in block.words}
     plain = {cost.text: cost for cost in costs_of(words, corrected=False).values()}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from tvmattend.cli.main import errors_told
 from tvmattend.machine.bundles import estimate_bundle
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,8 +28,9 @@ def main(bundle: Path, results: Path) -> None:
     def progress(text: str) -> None:
         print(text, file=sys.stderr)
 
-    found = estimate_bundle(bundle, progress=progress)
-    hits = {part.name: part for part in estimate_bundle(bundle, caches=False).parts}
+    with errors_told():
+        found = estimate_bundle(bundle, progress=progress)
+        hits = {part.name: part for part in estimate_bundle(bundle, caches=False).parts}
     columns = ("cycles", "all hits", "FMAs", "of peak", "ports", "front", "L2", "DRAM")
     lines = [f"{'M cycles':28} calls" + "".join(f"{name:>9}" for name in columns)]
     for part in (found.whole, *found.parts):

@@ -18,6 +18,7 @@ import click
 
 from tvmattend.bench.catalogue import TVM_DEFAULT, UNTUNED, parse_against
 from tvmattend.bench.estimated import AGAINST, EstimateOptions, compare_estimates
+from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.frontend import ModelRequest
 from tvmattend.machine.bundles import RUNTIME, estimate_bundle
@@ -69,9 +70,10 @@ def main(
 ) -> None:
     """Compare, explain, and write both down."""
     target = parse_target("cortex-a72", int(threads))
-    options = EstimateOptions(int(threads), parse_against(against), tuning_records)
-    found = compare_estimates(ModelRequest(model), target, options, say)
-    ours = kernels(model, target, tuning_records)
+    with errors_told():
+        options = EstimateOptions(int(threads), parse_against(against), tuning_records)
+        found = compare_estimates(ModelRequest(model), target, options, say)
+        ours = kernels(model, target, tuning_records)
     text = [*found.lines(), "", *lines(ours)]
     print("\n".join(text))
     stem = results / f"a72-network-{threads}"

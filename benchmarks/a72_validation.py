@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvmattend.cache import prepared
+from tvmattend.cli.main import errors_told
 from tvmattend.device.emulated import prepare
 from tvmattend.device.wheels import download_wheels, unpack_wheel
-from tvmattend.errors import InputError, TvmattendError
+from tvmattend.errors import InputError
 from tvmattend.machine.estimate import seconds
 from tvmattend.machine.fitting import Fit, fit, kendall, mean_error, spearman
 from tvmattend.machine.parameters import FITTED, SHIPPED, Parameters
@@ -242,7 +243,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    try:
+    with errors_told():
         every = chosen(read_published(given.published), given.networks)
         parameters, results = SHIPPED, []
         for threads in given.threads or (1, 4):
@@ -259,9 +260,6 @@ def main() -> None:
             raise InputError(
                 "nothing to compare with", "published.csv has times for 1 or 4 threads"
             )
-    except TvmattendError as error:
-        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
     numbers = {name: getattr(parameters, name) for name in FITTED}
     if given.json:
         first = results[0]

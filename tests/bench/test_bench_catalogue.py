@@ -6,8 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tvmattend.bench.catalogue import AGAINST, CATALOGUE, OURS, Entry, find, parse_against
+from tvmattend.cli.bench import command
 from tvmattend.errors import BenchmarkError
 
 METHODS = {"convert", "prepare", "version", "feed", "run", "outputs", "time"}
@@ -68,6 +70,14 @@ def test_unknown_runtime_far_from_all_names_them_all() -> None:
     with pytest.raises(BenchmarkError) as caught:
         find("zzz")
     assert "ncnn" in caught.value.hint
+    assert "litert" in caught.value.hint
+
+
+def test_unknown_runtime_of_an_estimate_names_those_that_can_be_estimated() -> None:
+    words = ["--estimate", "--target", "cortex-a72", "--against", "foo"]
+    with pytest.raises(BenchmarkError) as caught:
+        CliRunner().invoke(command, words, catch_exceptions=False)
+    assert caught.value.hint == "there are ncnn, litert, onnxruntime"
 
 
 def test_against_nothing_is_an_error() -> None:

@@ -125,6 +125,109 @@ def test_a_baseline_as_long_as_the_command_is_refused(emulated, place, capfd, pr
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("baseline", "reason"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("'", "no command line: No closing"),
+        ("/nope x", "/nope"),
+    ],
+)
+def test_a_baseline_that_is_none_is_refused_before_anything_runs(
+    place, capfd, program, baseline, reason
+):
+    with pytest.raises(SystemExit) as left:
+        main(["estimate", "--exec", "--baseline", baseline, "--", program])
+    out, err = capfd.readouterr()
+    assert left.value.code == 17
+    assert (out, len(err.splitlines())) == ("", 2)  # no word of a program under QEMU
+    assert reason in err
+    assert list(place.iterdir()) == []
+    with pytest.raises(SystemExit) as left:
+        main(["estimate", "--baseline", baseline, "bundle"])
+    assert left.value.code == 2
+
+
+def test_a_program_that_may_not_be_executed_is_refused(place, capfd, program, tmp_path):
+    other = tmp_path / "other"
+    shutil.copy(program, other)
+    other.chmod(0o644)
+    code, lines = refused(capfd, "--exec", "--", str(other))
+    assert (code, len(lines)) == (17, 2)
+    assert "may not be executed" in lines[0]
+    assert "chmod +x" in lines[1]
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.emulated
+def test_a_program_without_its_loader_is_told_where_it_is(place, capfd, tmp_path):
+    source = tmp_path / "main.c"
+    source.write_text("int main(void) { return 0; }\n")
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.28"]
+    subprocess.run([*zig, "-o", str(tmp_path / "main"), str(source)], check=True)
+    root = tmp_path / "root"
+    root.mkdir()
+    code, lines = refused(capfd, "--exec", "--sysroot", str(root), "--", str(tmp_path / "main"))
+    assert code == 255
+    assert "libc6-arm64-cross" in lines[1]
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"launches": 3}, {"launches": [3]}, {"kernels": None}])
+def test_a_malformed_manifest_is_refused(tmp_path, capfd, changes):
+    bundle = cortex_a72_bundle(tmp_path)
+    rewrite_manifest(bundle, **changes)
+    code, lines = refused(capfd, str(bundle))
+    assert (code, len(lines)) == (14, 2)
+    assert next(iter(changes)) in lines[0]
+
+
+def test_a_full_disk_is_no_fault_of_the_sources(tmp_path, monkeypatch):
+    """Compilers write to $TMPDIR first."""
+    from tvmattend.errors import StorageError
+    from tvmattend.machine import guest_programs, native
+
+    def full(command, **_):
+        text = "error: x\nfatal error: writing /tmp/x.s: No space left on device\n"
+        return subprocess.CompletedProcess(command, 1, "", text)
+
+    monkeypatch.setattr("subprocess.run", full)
+    sources = Path(native.__file__).parent
+    with pytest.raises(StorageError, match=r"to compile a72_plugin\.c: .*No space left"):
+        native._build(sources, tmp_path)
+    with pytest.raises(StorageError, match=r"to compile kernel_guest\.c: .*No space left"):
+        guest_programs._compile(sources / "kernel_guest.c", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0.00"), (0.00116, "0.00116"), (0.5, "0.500"), (7.256, "7.26"), (70.123, "70.12")],
+)
+def test_small_figures_have_three_digits(value, text):
+    from tvmattend.cli.estimate import _count, _figure
+
+    assert _figure(value, 2) == text
+    assert (_count(2090.4), _count(123456), _count(126.19e6)) == ("2090", "0.123 M", "126.2 M")
+
+
+@pytest.mark.emulated
+def test_what_is_said_of_the_error_of_a_short_program(emulated, place, capfd, program):
+    del emulated
+
+    def printed(*words):
+        with pytest.raises(SystemExit) as left:
+            main(["estimate", *words, "--exec", "--", program])
+        assert left.value.code == 0
+        return capfd.readouterr().out
+
+    out = printed()
+    assert "of such estimates, of whole networks: " in out
+    assert "nothing as short as this was compared with a board" in out
+    assert "0.00 ms" not in out
+    assert "too short by 10 to 40 %" in printed("--no-caches")
+
+
 def test_a_bundle_for_another_core_is_refused_and_not_touched(tmp_path, place, capfd):
     bundle = cortex_a72_bundle(tmp_path)
     target = json.loads((bundle / "manifest.json").read_text())["target"]

@@ -2,6 +2,7 @@
 """The folder that `benchmarks/a72_validation.py --published` reads: any networks, refusals."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,3 +68,27 @@ def test_one_network_has_no_rank_and_int8_no_fp32_error(script, tmp_path):
 def test_no_folder(script, tmp_path):
     with pytest.raises(InputError, match=r"no .*published\.csv"):
         script.read_published(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (("a72_effects.py", "--published", "{0}/absent", "--traces", "{0}"), 17, "published.csv"),
+        (("a72_effects.py", "--published", "{0}", "--traces", "{0}/absent"), 17, "first.trace"),
+        (("a72_kernels.py", "{0}/absent"), 14, "manifest.json"),
+        (("a72_network.py", "--model", "nope", "--results", "{0}"), 4, "`nope`"),
+    ],
+)
+def test_the_other_commands_refuse_in_one_line_as_well(tmp_path, words, code, reason):
+    folder(tmp_path, HEAD + "first,32x32x1,1,1\n", "first")
+    file, *options = (word.format(tmp_path) for word in words)
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    done = subprocess.run(
+        [sys.executable, str(benchmarks / file), *options],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert reason in error
+    assert hint.startswith("hint: ")

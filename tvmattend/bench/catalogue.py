@@ -89,9 +89,21 @@ AGAINST = tuple(
     if (entry.peer and name != LITERT) or name == TVM_DEFAULT
 )
 
+# What a hint names.
+_OFFERED = (*AGAINST, LITERT)
 
-def find(name: str, catalogue: Mapping[str, Entry] = CATALOGUE) -> Entry:
+
+def find(
+    name: str,
+    catalogue: Mapping[str, Entry] = CATALOGUE,
+    offered: tuple[str, ...] = _OFFERED,
+) -> Entry:
     """Look a runtime up.
+
+    Args:
+        name: Of the runtime.
+        catalogue: Where.
+        offered: What the hint names where nothing is near.
 
     Raises:
         BenchmarkError: There is none of that name; the hint names the nearest.
@@ -99,11 +111,11 @@ def find(name: str, catalogue: Mapping[str, Entry] = CATALOGUE) -> Entry:
     if name in catalogue:
         return catalogue[name]
     near = difflib.get_close_matches(name, catalogue, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(AGAINST)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(offered)}"
     raise BenchmarkError(f"the bench knows no runtime `{name}`", hint)
 
 
-def parse_against(text: str) -> tuple[str, ...]:
+def parse_against(text: str, offered: tuple[str, ...] = _OFFERED) -> tuple[str, ...]:
     """Understand `openvino,ncnn,...`; spaces and repetitions are forgiven.
 
     Raises:
@@ -111,8 +123,8 @@ def parse_against(text: str) -> tuple[str, ...]:
     """
     names = [word.strip() for word in text.split(",") if word.strip()]
     if not names:
-        raise BenchmarkError("--against names no runtime", f"e.g. --against {','.join(AGAINST)}")
-    chosen = [find(name).name for name in names]
+        raise BenchmarkError("--against names no runtime", f"e.g. --against {','.join(offered)}")
+    chosen = [find(name, offered=offered).name for name in names]
     return tuple(dict.fromkeys(name for name in chosen if name != OURS))
 
 

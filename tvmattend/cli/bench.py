@@ -117,7 +117,7 @@ def _estimate(
 
     options = estimated.EstimateOptions(
         threads,
-        estimated.AGAINST if against is None else parse_against(against),
+        estimated.AGAINST if against is None else parse_against(against, estimated.AGAINST),
         records,
         not no_records,
     )

@@ -2,6 +2,7 @@
 """`tvmattend estimate`: how long a Cortex-A72 would take, without one."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,13 +90,33 @@ def command(
     else:
         if len(words) != 1:
             raise click.UsageError("give one BUNDLE, or --exec -- COMMAND")
-        if baseline or sysroot:
+        if baseline is not None or sysroot is not None:
             raise click.UsageError("--baseline and --sysroot go with --exec")
+        from tvmattend.bundle import Manifest
         from tvmattend.machine.bundles import estimate_bundle
+        from tvmattend.runtime.network import read_manifest
 
+        # Read as strictly as this machine reads it before it runs a bundle.
+        Manifest.from_json(read_manifest(Path(words[0])))
         found = estimate_bundle(Path(words[0]), int(threads), parameters, not no_caches, _say)
         subject = {"bundle": words[0]}
     _show(found, subject, top, not no_caches, as_json)
+
+
+# Seconds below which a program has nothing in common with the networks of the validation.
+_SHORT = 1e-4
+
+
+def _figure(value: float, places: int) -> str:
+    """Write a number with so many places, or more where fewer than three digits would show."""
+    if value > 0:
+        places = max(places, 2 - math.floor(math.log10(value)))
+    return f"{value:.{places}f}"
+
+
+def _count(value: float, places: int = 1) -> str:
+    """Write a count, in millions unless it is small."""
+    return f"{_figure(value / 1e6, places)} M" if value >= 1e5 else f"{value:.0f}"
 
 
 def _say(text: str) -> None:
@@ -116,25 +137,28 @@ def _show(
     data = found.to_json()
     clock = data["clock_hz"] / 1e9
     click.echo(
-        f"{data['ms']:.2f} ms, {data['cycles'] / 1e6:.1f} M cycles at {clock:.2f} GHz, "
+        f"{_figure(data['ms'], 2)} ms, {_count(data['cycles'])} cycles at {clock:.2f} GHz, "
         f"{found.threads} thread{'s' if found.threads > 1 else ''} (estimated)"
     )
     if error is None:
-        click.echo("without caches: too short by 20 to 40 % for most networks")
+        click.echo("without caches: too short by 10 to 40 % for most networks")
     else:
+        of = ", of whole networks" if "command" in subject else ""
         click.echo(
-            f"mean error of such estimates: {100 * error:.1f} % (benchmarks/a72_validation.py)"
+            f"mean error of such estimates{of}: {100 * error:.1f} % (benchmarks/a72_validation.py)"
         )
+        if "command" in subject and found.seconds < _SHORT:
+            click.echo("nothing as short as this was compared with a board: its error is not known")
     click.echo(
-        f"{data['instructions'] / 1e6:.1f} M instructions, FMA utilisation "
-        f"{100 * data['fma_utilisation']:.0f} %, L1D misses {data['l1d_misses'] / 1e6:.2f} M, "
-        f"L2 misses {data['l2_misses'] / 1e6:.2f} M, DRAM {data['dram_bytes'] / 1e6:.1f} MB"
+        f"{_count(data['instructions'])} instructions, FMA utilisation "
+        f"{100 * data['fma_utilisation']:.0f} %, L1D misses {_count(data['l1d_misses'], 2)}, "
+        f"L2 misses {_count(data['l2_misses'], 2)}, DRAM {_figure(data['dram_bytes'] / 1e6, 1)} MB"
     )
-    click.echo(f"\n{'kernel':<44}{'calls':>6}{'ms':>9}{'share':>7}{'FMA':>6}  bound")
+    click.echo(f"\n{'kernel':<44}{'calls':>6}{'ms':>12}{'share':>7}{'FMA':>6}  bound")
     for part in data["kernels"][:top]:
         share = 100 * part["cycles"] / data["cycles"] if data["cycles"] else 0.0
         click.echo(
-            f"{part['name'][:43]:<44}{part['calls']:>6}{part['ms']:>9.3f}{share:>6.1f}%"
+            f"{part['name'][:43]:<44}{part['calls']:>6}{_figure(part['ms'], 3):>12}{share:>6.1f}%"
             f"{100 * part['fma_utilisation']:>5.0f}%  {part['bound']}"
         )
         if part["modules"]:

@@ -176,7 +176,10 @@ def _judge(done: subprocess.CompletedProcess[str], name: str) -> None:
     killed = done.returncode < 0 or "uncaught target signal" in text
     code = 128 - done.returncode if done.returncode < 0 else done.returncode
     if "Could not open" in text and "/lib/ld-" in text:
-        hint = "give the directory of its libraries: --sysroot (Debian: /usr/aarch64-linux-gnu)"
+        hint = (
+            "give the directory of its libraries: --sysroot (/usr/aarch64-linux-gnu, of Debian's "
+            "package libc6-arm64-cross)"
+        )
     else:
         hint = "its output is above; it must run by itself under `qemu-aarch64 -cpu cortex-a72`"
     how = "was killed" if killed else "failed"
