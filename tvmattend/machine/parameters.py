@@ -113,6 +113,6 @@ class Parameters:
 
 SHIPPED = Parameters()
 
-# What `benchmarks/a72_validation.py --fit` found for networks left out of the fit, by threads. Traces
-# made anew moved it by 0.3 percent points on one thread, and single networks on four by up to 8 %.
+# What `benchmarks/a72_validation.py --fit` found for networks left out of the fit, by threads.
+# Traces made anew moved it by 0.3 points on one thread, and single networks on four by up to 8 %.
 MODEL_ERROR = {1: 0.019, 4: 0.040}
