@@ -2,6 +2,7 @@
 """Tuning on the Cortex-A72 model: what is refused, what is checked, what is recorded."""
 
 import tempfile
+from concurrent.futures import Future
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from tvmattend.machine.kernels import KernelModel
 from tvmattend.target import parse_target
 from tvmattend.transform import lower
 from tvmattend.tuning import TuneOptions, plan_tuning, tune
+from tvmattend.tuning.bench import Outcome
 from tvmattend.tuning.estimated import Estimators, difference
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.records import find_records
@@ -177,6 +179,17 @@ def test_without_a_default_there_is_nothing_to_compare_with(machine):
     (found,) = outcomes(machine, fine)
     assert found.status == "run-error"
     assert "nothing to compare with: the default: CrashError" in found.error
+
+
+@pytest.mark.emulated
+def test_a_default_that_was_late_is_run_once_more(machine):
+    """On a busy machine, a whole task would be lost otherwise."""
+    task = matmul(24)
+    late = Future()
+    late.set_result(Outcome("timeout", error="building took more than 20 s"))
+    machine._defaults[task.key] = late
+    (found,) = outcomes(machine, scheduled(task, {"rows": 1, "cols": 8}))
+    assert found.status == "ok", found.error
 
 
 @pytest.mark.emulated

@@ -164,8 +164,12 @@ class Estimators(Workshop):
         super().close()
 
     def _missing_defaults(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Default points that a run which goes on with earlier records did not try itself."""
-        known = {item.task.key for item in candidates if _is_default(item)} | {*self._defaults}
+        """Default points that a run which goes on with earlier records did not try itself.
+
+        And those that were late: without one nothing of its task can be compared.
+        """
+        known = {item.task.key for item in candidates if _is_default(item)}
+        known |= {key for key, trial in self._defaults.items() if not _was_late(trial)}
         tasks = {item.task.key: item.task for item in candidates if item.task.key not in known}
         return [_default(task) for task in tasks.values()]
 
@@ -290,6 +294,10 @@ def _relative_error(expected: "np.ndarray", actual: "np.ndarray") -> float:
 
 def _is_default(candidate: Candidate) -> bool:
     return dict(candidate.point) == dict(candidate.task.space.default)
+
+
+def _was_late(trial: Future[Outcome]) -> bool:
+    return trial.done() and not trial.exception() and trial.result().status == "timeout"
 
 
 def _default(task: Task) -> Candidate:
