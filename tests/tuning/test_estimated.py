@@ -2,8 +2,8 @@
 """Tuning on the Cortex-A72 model: what is refused, what is checked, what is recorded."""
 
 import tempfile
-from concurrent.futures import Future
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
