@@ -3,7 +3,9 @@
 
 import errno
 import inspect
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,32 @@ def test_a_full_disk_is_no_fault_of_ours_wherever_it_is_met(capsys, monkeypatch)
     assert lines[0] == "error: some/file: No space left on device"
     assert lines[1].startswith("hint: free some space")
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_does_not_interrupt_the_cleaning_up(monkeypatch, number):
+    """`timeout` sends two: to the command, and to its process group."""
+    cleaned = []
+
+    def invoke(*_):
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            for each in (signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), each)
+            cleaned.append(True)
+
+    monkeypatch.setattr("click.Group.invoke", invoke)
+    before = signal.getsignal(number)
+    assert run(["models"]) == 130
+    assert cleaned
+    assert signal.getsignal(number) is before
+
+
+def test_what_nohup_ignores_stays_ignored(monkeypatch):
+    monkeypatch.setattr("click.Group.invoke", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(["models"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

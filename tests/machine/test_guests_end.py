@@ -28,13 +28,15 @@ GUEST = r"""
 #include <unistd.h>
 static float data[64][4096];
 static pthread_barrier_t all;
+static long lazy; /* so many threads have nothing to do */
 __attribute__((noinline)) void work(volatile float *mine) {
     for (int round = 0; round < 20; round++)
         for (int at = 0; at < 4096; at++) mine[at] += round;
 }
 static void *run(void *mine) {
     pthread_barrier_wait(&all); /* so that each is a thread of its own */
-    work(mine);
+    if ((float *)mine >= data[lazy]) work(mine);
+    pthread_barrier_wait(&all);
     return 0;
 }
 int main(int argc, char **argv) {
@@ -42,6 +44,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "crash")) *(volatile int *)8 = 1;
     if (!strcmp(argv[1], "sleep")) for (;;) sleep(100);
     int count = atoi(argv[1]);
+    if (argc > 2) lazy = atoi(argv[2]);
     pthread_t ids[64];
     pthread_barrier_init(&all, 0, count);
     for (int i = 1; i < count; i++) pthread_create(&ids[i], 0, run, data[i]);
@@ -97,6 +100,13 @@ def test_threads_beyond_the_records_share_one_and_none_is_lost(guest, threads):
     # The sum of many threads is nobody's time.
     whole = estimate(Program(run), SHIPPED, 4).whole
     assert whole.cycles < 20 * 4096 * 30
+
+
+def test_work_in_threads_without_a_record_is_refused(guest, place):
+    with pytest.raises(InputError, match=r"of 12 threads, those beyond 8 did most") as refused:
+        trace([guest, "12", "8"], Settings(markers=False))
+    assert "at most 8 threads" in refused.value.hint
+    assert list(place.iterdir()) == []
 
 
 def test_a_program_that_becomes_another_is_refused(guest, place):

@@ -28,7 +28,7 @@ WARM, COUNT, STOP = 1, 2, 3
 
 # As the plugin says it.
 _UNWRITTEN = re.compile(r"^a72_plugin: cannot write: errno (\d+)$", re.MULTILINE)
-_ROOM_BYTES = 16 << 20  # more than a trace takes
+_ROOM_BYTES = 1 << 20  # a disk on which a trace had no room has less
 
 _AARCH64 = 183  # e_machine of the ELF header
 _NAMES = {62: "x86-64", 3: "x86", 40: "32-bit Arm", 243: "RISC-V"}
@@ -87,7 +87,8 @@ def trace(
         The trace, and what the program printed to stdout.
 
     Raises:
-        InputError: The program is not there, is for another architecture, or became another one.
+        InputError: The program is not there, is for another architecture, became another one,
+            or does its work in threads that have no record.
         ProgramError: It exited with an error, or was killed.
         StorageError: There is no room for the trace.
         ToolMissingError: No qemu, or one without plugins.
@@ -133,11 +134,24 @@ def trace(
                 shutil.copyfile(f"{out}{name}", f"{settings.keep}{name}")
         run = read_trace(out, settings.caches)
     if run.crowd:
-        progress(
-            f"note: {run.crowd} threads: those beyond {THREADS} share a record and a cache, so "
-            "their cache misses are rough, and none of them counts as the longest"
-        )
+        _say_crowd(run, progress)
     return run, done.stdout
+
+
+def _say_crowd(run: Trace, progress: Progress) -> None:
+    """Say what is rough of a run with more threads than there are records."""
+    longest = max((run.instructions(thread) for thread in run.threads), default=0)
+    # The estimate's time is the longest thread's, which the shared record cannot tell.
+    if run.instructions(THREADS) > 2 * longest * (run.crowd - THREADS):
+        raise InputError(
+            f"of {run.crowd} threads, those beyond {THREADS} did most of the work, and they have "
+            "no record each",
+            f"let it start at most {THREADS} threads",
+        )
+    progress(
+        f"note: {run.crowd} threads: those beyond {THREADS} share a record and a cache, so their "
+        "cache misses are rough, and none of them counts as the longest"
+    )
 
 
 def _untraced(text: str, place: Path, name: str) -> TvmattendError:
