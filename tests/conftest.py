@@ -23,6 +23,10 @@ from tvmattend.target import host_target
 # passes that on: the programs that the tests interrupt would never end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# So does `nohup` with a closed terminal. The suite goes on without it, and programs do not inherit
+# what a handler does.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
