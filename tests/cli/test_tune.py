@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from sample_records import FAILED, RECORD
 from sample_tasks import FakeMeasurer, add_one, matmul
 
+from tvmattend.cli.main import cli
 from tvmattend.cli.tune import command
 from tvmattend.cli.tune_progress import LiveProgress, Progress
 from tvmattend.errors import (
@@ -409,7 +410,7 @@ def test_other_ways_of_stopping_are_ctrl_c(fake, number):
         raise AssertionError("the signal did not arrive")
 
     fake.answer = answer
-    result = run(*TINY)
+    result = CliRunner().invoke(cli, ["tune", *TINY])  # the group is what takes the signals
     assert result.exit_code == 130
     assert "interrupted: 0 trials of this run" in result.stderr
     assert signal.getsignal(number) is before

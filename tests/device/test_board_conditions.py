@@ -177,7 +177,7 @@ def test_what_is_no_server_of_ours(ssh_port: str, closed_port: str, silent_port:
 
     assert ask(closed_port) is None
     assert ask(ssh_port) == BoardStatus()
-    assert ask(silent_port) == BoardStatus()
+    assert ask(silent_port) == BoardStatus(silent=True)
 
 
 @pytest.fixture
