@@ -142,7 +142,7 @@ def test_sessions_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
         memory, files = process.memory_info().rss, process.num_fds()
         sessions(60)
         assert children(server) == []  # zombies would be here
-        assert process.num_fds() == files
+        assert process.num_fds() <= files  # a session may still have been ending at the first count
         assert process.memory_info().rss - memory < 2_000_000
         assert list(directories.iterdir()) == []
 
