@@ -94,6 +94,16 @@ def says_full(text: str) -> bool:
     return _FULL_TEXT.search(text) is not None
 
 
+def compiler_fault(file: str, text: str) -> StorageError | None:
+    """Give the error of a compiler that had no room, by what it printed; else None."""
+    if not says_full(text):
+        return None
+    return StorageError(
+        f"no space left to compile {file}: {text.strip().splitlines()[-1]}",
+        "free some space (also in $TMPDIR and in the cache, $TVMATTEND_CACHE)",
+    )
+
+
 def storage_fault(error: OSError) -> StorageError | None:
     """Give the error for a full disk, a limit on files or a lack of permission; else None."""
     place = error.filename if error.filename is not None else _full_place(error)

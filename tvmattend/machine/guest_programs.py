@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tvmattend.cache import Progress, prepared
 from tvmattend.device.emulated import prepare
-from tvmattend.errors import CompileError, StorageError
+from tvmattend.errors import CompileError
 from tvmattend.machine.board_files import board_files_version, write_board_files
-from tvmattend.storage import says_full
+from tvmattend.storage import compiler_fault
 
 _TARGET = "aarch64-linux-gnu.2.28"
 _FLAGS = ("-O2", "-rdynamic")
@@ -59,12 +59,10 @@ def _compile(source: Path, output: Path) -> None:
         [*command, "-o", str(output), str(source), *_LIBRARIES],
         check=False, capture_output=True, text=True,
     )  # fmt: skip
-    if done.returncode != 0 and says_full(done.stderr):
-        raise StorageError(
-            f"no space left to compile {source.name}: {done.stderr.strip().splitlines()[-1]}",
-            "free some space (also in $TMPDIR and in the cache, $TVMATTEND_CACHE)",
-        )
     if done.returncode != 0:
+        fault = compiler_fault(source.name, done.stderr)
+        if fault is not None:
+            raise fault
         lines = [line for line in done.stderr.splitlines() if "error" in line]
         raise CompileError(
             f"Zig cannot compile {source.name}: {(lines or ['no message'])[0]}",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvmattend.cache import Progress, prepared
-from tvmattend.errors import CompileError, StorageError, ToolMissingError
-from tvmattend.storage import says_full
+from tvmattend.errors import CompileError, ToolMissingError
+from tvmattend.storage import compiler_fault
 
 _SOURCES = {"plugin": "a72_plugin.c", "core": "a72_core.c"}
 _HEADERS = ("a72_caches.h", "a72_samples.h", "qemu_plugin_api.h")
@@ -65,12 +65,10 @@ def _build(here: Path, place: Path) -> None:
     for name, file in _SOURCES.items():
         command = [*compiler, *_FLAGS, "-o", str(place / f"{name}.so"), str(here / file)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode != 0 and says_full(done.stderr):
-            raise StorageError(
-                f"no space left to compile {file}: {done.stderr.strip().splitlines()[-1]}",
-                "free some space (also in $TMPDIR and in the cache, $TVMATTEND_CACHE)",
-            )
         if done.returncode != 0:
+            fault = compiler_fault(file, done.stderr)
+            if fault is not None:
+                raise fault
             lines = [line for line in done.stderr.splitlines() if "error" in line]
             raise CompileError(
                 f"{compiler[0]} cannot compile {file}: {(lines or ['no message'])[0]}",

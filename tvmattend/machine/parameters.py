@@ -44,9 +44,8 @@ FITTED: dict[str, Range] = {
 class Parameters:
     """The memory system and the front end.
 
-    Those that are not in `FITTED` were set by hand, once, by what single loops take
-    (`benchmarks/a72_micro.py`): nobody publishes them, and leaving a network out does not show
-    whether they suit the networks too well.
+    Those that are not in `FITTED` were set by hand and have no published range; leaving a network
+    out of the fit does not show whether they suit the networks too well.
 
     Attributes:
         l2_latency: Of a lone L1 miss that hits L2.

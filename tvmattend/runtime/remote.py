@@ -99,7 +99,7 @@ def _check_fit(manifest: Manifest, board: BoardInfo, place: Endpoint) -> None:
         ("TVM", needs.tvm, board.tvm_version),
         ("apache-tvm-ffi", needs.tvm_ffi, board.ffi_version),
     ):
-        # As `load` does: a post-release repackages the same library.
+        # A post-release repackages the same library.
         if manifest.format == "vm" and has and has.split(".")[:3] != wanted.split(".")[:3]:
             raise BundleMismatchError(
                 f"the bundle needs {package} {wanted}; {place} serves {has}",

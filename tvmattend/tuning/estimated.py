@@ -23,7 +23,7 @@ from tvmattend.tuning.crew import Finished
 from tvmattend.tuning.own_faults import own_fault, settled
 from tvmattend.tuning.pools import DiedError, Pool
 from tvmattend.tuning.record import Origin
-from tvmattend.tuning.tasks import Task
+from tvmattend.tuning.search import scheduled
 from tvmattend.tuning.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Estimators(Workshop):
         known = {item.task.key for item in candidates if _is_default(item)}
         known |= {key for key, trial in self._defaults.items() if not _was_late(trial)}
         tasks = {item.task.key: item.task for item in candidates if item.task.key not in known}
-        return [_default(task) for task in tasks.values()]
+        return [scheduled(task, task.space.default) for task in tasks.values()]
 
     def _start(self, candidate: Candidate) -> Future[Outcome]:
         future = self._threads.submit(self._do, candidate, self.begin(candidate))
@@ -298,16 +298,3 @@ def _is_default(candidate: Candidate) -> bool:
 
 def _was_late(trial: Future[Outcome]) -> bool:
     return trial.done() and not trial.exception() and trial.result().status == "timeout"
-
-
-def _default(task: Task) -> Candidate:
-    """The default point, scheduled if it can be."""
-    import tvm
-
-    schedule: Any = tvm.s_tir.Schedule(task.mod)
-    point = task.space.default
-    try:
-        task.space.apply(schedule, point)
-    except (RuntimeError, ValueError) as error:  # TVM's ScheduleError is a RuntimeError
-        return Candidate(task, point, None, f"{type(error).__name__}: {error}")
-    return Candidate(task, point, schedule)

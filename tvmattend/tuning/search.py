@@ -126,7 +126,7 @@ class TaskSearch:
         lessons = []
         for record in records:
             self._note(record)
-            candidate = self._schedule(record.point)
+            candidate = scheduled(self.task, record.point)
             lessons.append((candidate, record))
         self.teach(lessons)
 
@@ -148,7 +148,7 @@ class TaskSearch:
         key = _key(point)
         self._pending.add(key)
         known = self._pool.pop(key, None) or self._near.pop(key, None)
-        return known or self._schedule(point)
+        return known or scheduled(self.task, point)
 
     def _from_pool(self, count: int, draw: random.Random) -> list[Candidate]:
         if count < 1:
@@ -194,7 +194,7 @@ class TaskSearch:
         key = _key(point)
         if self._settled(key):
             return {}
-        candidate = self._near.get(key) or self._pool.get(key) or self._schedule(point)
+        candidate = self._near.get(key) or self._pool.get(key) or scheduled(self.task, point)
         if candidate.schedule is None:
             self.rejected[key] = candidate.error
             _LOG.info("%s cannot be scheduled at %s: %s", self.task.name, point, candidate.error)
@@ -211,24 +211,26 @@ class TaskSearch:
                     if choice != parent.point[knob.name]:
                         yield {**parent.point, knob.name: choice}
 
-    def _schedule(self, point: Mapping[str, int]) -> Candidate:
-        import tvm
 
-        _trust_hints()
-        schedule: Any = tvm.s_tir.Schedule(self.task.mod)
-        try:
-            self.task.space.apply(schedule, point)
-        except (RuntimeError, ValueError) as error:  # TVM's ScheduleError is a RuntimeError
-            return Candidate(self.task, dict(point), None, f"{type(error).__name__}: {error}")
-        return Candidate(self.task, dict(point), schedule)
+def scheduled(task: Task, point: Mapping[str, int]) -> Candidate:
+    """A point of a task, scheduled; the candidate says why if it cannot be."""
+    import tvm
+
+    _trust_hints()
+    schedule: Any = tvm.s_tir.Schedule(task.mod)
+    try:
+        task.space.apply(schedule, point)
+    except (RuntimeError, ValueError) as error:  # TVM's ScheduleError is a RuntimeError
+        return Candidate(task, dict(point), None, f"{type(error).__name__}: {error}")
+    return Candidate(task, dict(point), schedule)
 
 
 @cache
 def _trust_hints() -> None:
     """Have TVM's schedules not check the arguments of every call against type hints, here.
 
-    That takes as long as the calls, and the calls of our schedules are checked once, by mypy and
-    by every build.
+    That is a quarter of the time it takes to apply a point; `tvmattend build` makes the same calls
+    with the check.
     """
     from tvm.s_tir import Schedule
 
