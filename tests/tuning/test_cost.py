@@ -2,8 +2,10 @@
 import sys
 
 import pytest
-from sample_tasks import matmul, scheduled
+from sample_tasks import matmul, scheduled, task
+from tvm import te
 
+from schedules.space import Knob
 from tvmattend.target import parse_target
 from tvmattend.tuning.cost import CostModel
 
@@ -39,6 +41,39 @@ def test_it_learns_to_rank_and_the_same_seed_ranks_the_same(lessons):
     fastest = {index for index in range(16) if seconds[index] == min(seconds)}
     assert set(by_score[:4]) == fastest
     assert model.rank(task, []) == []
+
+
+def chain(length=24):
+    """A kernel of many stores: stages one behind the other, each in vectors of the same length."""
+    stages = [te.placeholder((64, 64), name="a")]
+    for number in range(length):
+        stages.append(
+            te.compute((64, 64), lambda i, j: stages[-1][i, j] * 2.0 + 1.0, name=f"c{number}")
+        )
+
+    def schedule(sch, choose):
+        rows, cols = choose("rows"), choose("cols")
+        for number in range(length):
+            i, j = sch.get_loops(sch.get_sblock(f"c{number}"))
+            sch.unroll(sch.split(i, [None, rows])[1])
+            sch.vectorize(sch.split(j, [None, cols])[1])
+
+    knobs = (Knob("rows", (1, 2, 4, 8), 2), Knob("cols", (4, 8, 16, 32), 8))
+    return task("chain", te.create_prim_func([stages[0], stages[-1]]), schedule, knobs)
+
+
+def test_it_learns_to_rank_kernels_of_many_stores():
+    many = chain()
+    candidates = [scheduled(many, point) for point in many.space.points(0)]
+    schedules = [candidate.schedule for candidate in candidates]
+    columns = [candidate.point["cols"] for candidate in candidates]
+    model = CostModel(parse_target("host"), 0)
+    lessons = [(sch, (1e-3 / cols,)) for sch, cols in zip(schedules, columns, strict=True)]
+    model.learn(many, lessons[:12])
+    scores = model.rank(many, schedules)
+    assert all(-0.5 < score < 1.5 for score in scores), "shares of the best speed"
+    unseen = sorted(zip(scores[12:], columns[12:], strict=True))
+    assert [cols for _, cols in unseen] == sorted(columns[12:])
 
 
 def test_failures_teach_too(lessons):

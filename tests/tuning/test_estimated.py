@@ -131,6 +131,30 @@ def outcomes(machine, *candidates):
 
 
 @pytest.mark.emulated
+def test_the_same_machine_code_runs_once(machine, monkeypatch):
+    ran = []
+    run = machine._run
+
+    def counted(artifact, tensors):
+        ran.append(artifact.path)
+        return run(artifact, tensors)
+
+    monkeypatch.setattr(machine, "_run", counted)
+    task = add_one()  # whose knob changes nothing
+    default = outcomes(machine, scheduled(task))
+    assert default[0].status == "ok"
+    assert outcomes(machine, scheduled(task, {"flag": 1})) == default
+    assert len(ran) == 1
+    other = matmul(16)
+    found = outcomes(machine, scheduled(other), scheduled(other, {"rows": 1, "cols": 4}))
+    assert len(ran) == 3
+    assert found[1].run_secs != found[0].run_secs
+    for flag in (0, 1):
+        assert outcomes(machine, scheduled(crashing(), {"flag": flag}))[0].status == "run-error"
+    assert len(ran) == 5, "what failed may have been the machine's fault"
+
+
+@pytest.mark.emulated
 def test_estimates_tell_schedules_apart_and_failures_stay_single(machine):
     task = matmul(32)
     slow, fast = {"rows": 1, "cols": 4}, {"rows": 4, "cols": 16}

@@ -7,6 +7,7 @@ work on this machine does not disturb an estimate: what is built runs at once, a
 is under way before this one is over.
 """
 
+import hashlib
 import tempfile
 import time
 from collections import deque
@@ -109,6 +110,7 @@ class Estimators(Workshop):
         self._under_way: deque[tuple[Candidate, Future[Outcome]]] = deque()
         self._defaults: dict[str, Future[Outcome]] = {}
         self._references: dict[str, Path] = {}  # the tensors after the default point of each task
+        self._libraries: dict[tuple[str, bytes], Future[Outcome]] = {}
         self._fault: StorageError | TuningError | None = None
         self._threads = ThreadPoolExecutor(_THREADS, "tvmattend-estimate")
         self._last = time.monotonic()
@@ -184,6 +186,25 @@ class Estimators(Workshop):
         product = self.product(candidate, begun)
         if isinstance(product, Outcome):
             return product
+        # Some knobs change nothing of a kernel: the same machine code, the same estimate.
+        code = hashlib.sha256(Path(product.path).read_bytes()).digest()
+        mine: Future[Outcome] = Future()
+        first = self._libraries.setdefault((candidate.task.key, code), mine)
+        if first is not mine and not _is_default(candidate):
+            outcome = first.result()
+            if outcome.status == "ok":  # a fault may have been the machine's, so that one runs
+                Path(product.path).unlink(missing_ok=True)
+                return outcome
+        try:
+            outcome = self._tried(candidate, product)
+        except BaseException as fault:
+            mine.set_exception(fault)
+            raise
+        mine.set_result(outcome)
+        return outcome
+
+    def _tried(self, candidate: Candidate, product: Artifact) -> Outcome:
+        """Run a kernel, and compare what it computes."""
         tensors = Path(product.path).with_suffix(".tensors")
         outcome = self._run(product, tensors)
         Path(product.path).unlink(missing_ok=True)
@@ -261,6 +282,8 @@ def difference(reference: Path, tensors: Path, args_info: Sequence[Any]) -> str:
             np.frombuffer(data[at : at + size], dtype).reshape(shape) for data in (expected, actual)
         )
         at += size
+        if np.array_equal(first, second):  # the inputs, as a rule: most of the bytes
+            continue
         error = _relative_error(first, second)
         if error > TOLERANCE:
             return (

@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 _EPSILON = 0.15
 _POOL = 24
-_NEW = 8  # schedules added to the pool, and as many neighbours, for one batch
+_NEW = 4  # schedules added to the pool, and as many neighbours, for one batch
 _PARENTS = 2  # best points whose neighbours join the pool
 _STARTS = 3  # points tried because records of another machine or origin liked them
 
