@@ -57,7 +57,7 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
     if len(sch.get_output_blocks(blocks.root(sch))) != 1:
         return _plain()
     try:
-        found = stages.cut(sch)
+        found, inlined = stages.cut(sch)
     except ValueError:  # two reductions that finish in one block: no family schedules them
         return _plain()
     machine = machine_of(target)
@@ -82,7 +82,7 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
         knobs = (*knobs, columns.knob(runs, machine))
 
     def schedule(sch: Any, choose: Choose) -> None:
-        stages.cut(sch)
+        stages.inline(sch, inlined)
         together = runs if runs and choose(columns.KNOB) else []
         placed = {}
         for index, part in enumerate(parts):

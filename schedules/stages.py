@@ -11,6 +11,7 @@ not element-wise (a reduction, a padded copy), which would compute them many tim
 that only moves values, a change of layout, computes nothing: its readers read its source instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,13 +60,16 @@ class Stage:
         return "" if self.anchor is None else self.anchor.rstrip("0123456789").rstrip("_")
 
 
-def cut(sch: Any) -> list[Stage]:
+def cut(sch: Any) -> tuple[list[Stage], list[str]]:
     """Inline what can be inlined, in place, and describe what remains, in order of computation.
+
+    Returns:
+        The stages, and the blocks that were inlined, for `inline` of another schedule.
 
     Raises:
         ValueError: A stage finishes two reductions that are not a convolution and a softmax.
     """
-    _inline(sch)
+    inlined = _inline(sch)
     found = []
     for name in blocks.names(sch):
         if not _is_kept(sch, name):
@@ -80,10 +84,17 @@ def cut(sch: Any) -> list[Stage]:
         anchor = reductions[0] if reductions else None
         pads = [p for p in _producers(sch, anchor) if p.startswith(_PADS)] if anchor else []
         found.append(Stage(name, anchor, tuple(pads), softmax))
-    return found
+    return found, inlined
 
 
-def _inline(sch: Any) -> None:
+def inline(sch: Any, names: Sequence[str]) -> None:
+    """Inline blocks of the kernel that another schedule's `cut` named, without a second look."""
+    for name in names:
+        sch.compute_inline(sch.get_sblock(name, func_name="main"))
+
+
+def _inline(sch: Any) -> list[str]:
+    inlined = []
     for name in blocks.names(sch):
         consumers = _consumers(sch, name)
         if not _is_map(sch, name) or not consumers:
@@ -92,7 +103,9 @@ def _inline(sch: Any) -> None:
         own = _finishes(sch, name)
         crowded = own and any(_finishes(sch, user) - own for user in consumers)
         if not crowded and (_moves(sch, name) or all(_is_map(sch, user) for user in consumers)):
-            sch.compute_inline(sch.get_sblock(name, func_name="main"))
+            inline(sch, [name])
+            inlined.append(name)
+    return inlined
 
 
 def _finishes(sch: Any, name: str) -> set[str]:
