@@ -26,7 +26,7 @@ _WINDOWS, _WINDOW = 256, 256
 # Of this room's files, those that decide what a kernel's estimate is.
 _DECISIVE = (
     "a72_caches.h", "a72_core.c", "a72_plugin.c", "a72_samples.h", "kernel_guest.c",
-    "qemu_plugin_api.h", "instructions.py",
+    "qemu_plugin_api.h", "estimate.py", "instructions.py", "operands.py", "replay.py",
 )  # fmt: skip
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}
 
@@ -185,7 +185,8 @@ class KernelModel:
 
     def describe(self) -> dict[str, Any]:
         """Describe the machine for tuning records; another `digest` means other estimates."""
-        digest = hashlib.sha256(repr(sorted(asdict(SHIPPED).items())).encode())
+        numbers = (sorted(asdict(SHIPPED).items()), _WINDOWS, _WINDOW)
+        digest = hashlib.sha256(repr(numbers).encode())
         for name in _DECISIVE:
             digest.update(Path(__file__).with_name(name).read_bytes())
         return {
