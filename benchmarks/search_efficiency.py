@@ -8,7 +8,7 @@ plan, so a shorter run is the longer one's beginning), and prints
   the run gave it, where those are fewer), as a share of the speed;
 - for the network, the sum of its kernels' best times after a quarter of the run against the end's.
 
-    tvmattend tune --target host --threads 1 --trials 1040 --tuning-records DIR
+    tvmattend tune --target host --threads 1 --trials 400 -o DIR
 """
 
 import json
