@@ -122,7 +122,7 @@ def test_estimating_needs_no_board_and_says_so(monkeypatch, tmp_path):
     """The default is one thread; a tracker in the environment is not asked for a board."""
     monkeypatch.setenv("TVM_TRACKER_HOST", "127.0.0.1")
     monkeypatch.setattr("tvmattend.tuning.session._tasks", lambda *_: ([matmul(), add_one()], None))
-    measurer = FakeMeasurer(origin="estimated", machine=KernelModel().describe())
+    measurer = FakeMeasurer(origin="estimated", machine=KernelModel().describe(1))
     monkeypatch.setattr(
         "tvmattend.tuning.estimated.Estimators",
         lambda *_: contextlib.nullcontext(Alone(measurer, Patience(lambda _: None))),

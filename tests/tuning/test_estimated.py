@@ -25,6 +25,7 @@ from tvmattend.device.endpoint import Endpoint
 from tvmattend.errors import StorageError, TargetError, ToolMissingError, TuningError
 from tvmattend.frontend import import_model
 from tvmattend.machine.kernels import KernelModel
+from tvmattend.machine.parameters import MODEL_ERROR
 from tvmattend.target import parse_target
 from tvmattend.transform import lower
 from tvmattend.tuning import TuneOptions, plan_tuning, tune
@@ -85,6 +86,12 @@ def test_a_missing_tool_is_known_before_the_import(no_import, monkeypatch, missi
     instructions.llvm_tool.cache_clear()
 
 
+def test_records_say_the_error_of_their_threads():
+    described = {threads: MODEL.describe(threads) for threads in MODEL.threads}
+    assert {threads: each["model_error"] for threads, each in described.items()} == MODEL_ERROR
+    assert len({each["digest"] for each in described.values()}) == 1, "comparable all the same"
+
+
 def write(path: Path, *arrays: np.ndarray) -> Path:
     path.write_bytes(b"".join(array.tobytes() for array in arrays))
     return path
@@ -117,7 +124,7 @@ def test_tensors_are_compared_by_their_largest_value(tmp_path):
 @pytest.fixture(scope="module")
 def machine(emulated):
     del emulated
-    with Estimators(MODEL, A72, 20.0, MODEL.describe()) as made:
+    with Estimators(MODEL, A72, 20.0, MODEL.describe(1)) as made:
         yield made
 
 
@@ -233,7 +240,7 @@ def test_a_kernel_that_hangs_is_a_timeout_and_leaves_nothing(emulated, tmp_path,
         }
 
     before, running = leftovers(), guests()
-    with Estimators(MODEL, A72, 8.0, MODEL.describe()) as machine:
+    with Estimators(MODEL, A72, 8.0, MODEL.describe(1)) as machine:
         late, fine = outcomes(machine, scheduled(hanging()), scheduled(add_one()))
         assert (late.status, late.error) == ("timeout", "running took more than 8 s")
         assert fine.status == "ok"
@@ -244,7 +251,7 @@ def test_a_kernel_that_hangs_is_a_timeout_and_leaves_nothing(emulated, tmp_path,
 @pytest.mark.emulated
 def test_a_machine_that_cannot_write_gives_no_verdict_but_those_it_has(emulated, monkeypatch):
     del emulated
-    with Estimators(MODEL, A72, 20.0, MODEL.describe()) as machine:
+    with Estimators(MODEL, A72, 20.0, MODEL.describe(1)) as machine:
         assert outcomes(machine, scheduled(add_one()))[0].status == "ok"
         good, bad = scheduled(matmul(32)), scheduled(unbuildable())
         machine.submit([bad, good])
@@ -284,7 +291,7 @@ def test_tune_and_use_the_records(emulated, tmp_path):
     assert (len(records), faults) == (trials, [])
     for record in records:
         assert (record.origin, record.threads) == ("estimated", 1)
-        assert record.machine == MODEL.describe()
+        assert record.machine == MODEL.describe(1)
         assert record.is_for(A72)
 
     # `build` takes them, for four threads too, and says what they are.

@@ -183,7 +183,7 @@ class KernelModel:
         find_qemu()
         require_llvm()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Any]:
         """Describe the machine for tuning records; another `digest` means other estimates."""
         numbers = (sorted(asdict(SHIPPED).items()), _WINDOWS, _WINDOW)
         digest = hashlib.sha256(repr(numbers).encode())
@@ -197,7 +197,7 @@ class KernelModel:
             "governor": "",
             "emulated": False,
             "digest": digest.hexdigest()[:16],
-            "model_error": MODEL_ERROR[1],
+            "model_error": MODEL_ERROR[threads],
         }
 
     def open(self, timeout: float, threads: int) -> KernelTrial:

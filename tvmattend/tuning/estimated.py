@@ -70,7 +70,7 @@ class Model(Protocol):
     def check(self) -> None:
         """Refuse early if a tool is missing."""
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self, threads: int) -> Mapping[str, Any]:
         """Describe it for the records; `digest` tells its versions apart."""
 
     def open(self, timeout: float, threads: int) -> Trial:

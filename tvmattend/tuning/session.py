@@ -254,7 +254,7 @@ def _reach(order: _Order, observer: Observer) -> _Board | None:
 
     endpoint, target = order.endpoint, order.target
     if order.model is not None:
-        return _Board(None, "estimated", order.model.describe())
+        return _Board(None, "estimated", order.model.describe(target.num_cores))
     if endpoint is None:
         return _Board(None, "measured", host_machine()) if target.is_host else None
     observer(Stage(f"reaching the board {endpoint}"))
