@@ -45,7 +45,7 @@ KERNEL = """
 int __tvm_ffi_main(void *self, const void *arguments, int count, void *result) {
     volatile float x = 1;
     char block[100];
-    for (int i = 0; i < 500; i++) x = expf(x * 0.5f) - 1;
+    for (int i = 0; i < 5000; i++) x = expf(x * 0.5f) - 1;
     memset(block, (int)x, sizeof block);
     return block[count];
 }
@@ -66,7 +66,8 @@ def test_the_quick_linker_changes_no_estimate(tmp_path):
     one, other = (
         estimator(tmp_path / name, [Argument((4,))]).whole for name in ("quick.so", "zig.so")
     )
-    assert one.instructions == other.instructions > 500 * 10
+    assert one.instructions == other.instructions > 5000 * 10
+    # Another layout of the file costs a line from DRAM more or less: about 100 of these cycles.
     assert one.cycles == pytest.approx(other.cycles, rel=0.01)
     with pytest.raises(CompileError, match=r"linking none\.so for aarch64.* failed"):
         quick(str(tmp_path / "none.so"), [str(tmp_path / "absent.o")])
