@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests that have many threads, no room, no successor or no parent: told, and nothing is left."""
 
+import json
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tvmattend.cli.main import main
 from tvmattend.errors import InputError, StorageError
 from tvmattend.machine.estimate import estimate
 from tvmattend.machine.parameters import SHIPPED
@@ -100,6 +102,17 @@ def test_threads_beyond_the_records_share_one_and_none_is_lost(guest, threads):
     # The sum of many threads is nobody's time.
     whole = estimate(Program(run), SHIPPED, 4).whole
     assert whole.cycles < 20 * 4096 * 30
+
+
+@pytest.mark.parametrize("threads", [8, 9])
+def test_json_says_what_is_rough(guest, threads, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["estimate", "--exec", "--json", "--", str(guest), str(threads)])
+    assert left.value.code == 0
+    said = capsys.readouterr()
+    notes = json.loads(said.out)["notes"]
+    assert [note for note in notes if note not in said.err] == []
+    assert [note.split(":")[1].strip() for note in notes] == ["9 threads"] * (threads - 8)
 
 
 def test_work_in_threads_without_a_record_is_refused(guest, place):

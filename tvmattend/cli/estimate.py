@@ -78,13 +78,20 @@ def command(
     from tvmattend.machine.parameters import SHIPPED
 
     parameters = SHIPPED.but(clock_hz=clock)
+    notes: list[str] = []
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+        if text.startswith(_NOTE) and text not in notes:
+            notes.append(text)
+
     if is_program:
         if not words:
             raise click.UsageError("--exec needs a command: --exec -- ./program arguments")
         from tvmattend.machine.programs import estimate_program
 
         found = estimate_program(
-            words, int(threads), parameters, not no_caches, baseline, sysroot, _say
+            words, int(threads), parameters, not no_caches, baseline, sysroot, say
         )
         subject: dict[str, Any] = {"command": list(words)}
     else:
@@ -98,10 +105,13 @@ def command(
 
         # Read as strictly as this machine reads it before it runs a bundle.
         Manifest.from_json(read_manifest(Path(words[0])))
-        found = estimate_bundle(Path(words[0]), int(threads), parameters, not no_caches, _say)
+        found = estimate_bundle(Path(words[0]), int(threads), parameters, not no_caches, say)
         subject = {"bundle": words[0]}
-    _show(found, subject, top, not no_caches, as_json)
+    _show(found, {**subject, "notes": notes}, top, not no_caches, as_json)
 
+
+# Begins what is said of an estimate, not of the work on it: it goes into the JSON as well.
+_NOTE = "note: "
 
 # Seconds below which a program has nothing in common with the networks of the validation.
 _SHORT = 1e-4
@@ -117,10 +127,6 @@ def _figure(value: float, places: int) -> str:
 def _count(value: float, places: int = 1) -> str:
     """Write a count, in millions unless it is small."""
     return f"{_figure(value / 1e6, places)} M" if value >= 1e5 else f"{value:.0f}"
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _show(

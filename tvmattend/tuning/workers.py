@@ -34,7 +34,10 @@ def make_kernel(mod: Any, target: Any, directory: str, linker: Linker) -> str:
     import tvm
 
     use_vector_math()
-    with target:  # the lowering of intrinsics asks which core it is for
+    # A trial's arguments are of the right shapes by construction. The checks are up to a quarter of
+    # what LLVM compiles: 0.1 of 0.7 s of a core.
+    trusting = tvm.transform.PassContext(config={"tirx.disable_assert": True})
+    with trusting, target:  # the lowering of intrinsics asks which core it is for
         module = tvm.tirx.build(mod, target=target)
     path = os.path.join(directory, f"kernel-{uuid.uuid4().hex}.so")  # noqa: PTH118
     module.export_library(path, fcompile=linker)
