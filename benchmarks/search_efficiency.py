@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How soon a search is good: `python benchmarks/search_efficiency.py RECORDS.jsonl`.
+"""How soon a search is good: `python benchmarks/search_efficiency.py RECORDS.jsonl [--again]`.
 
 Reads the unpruned records of one long run, in the order of its trials (the same seed gives the same
 plan, so a shorter run is the longer one's beginning), and prints
@@ -9,43 +9,95 @@ plan, so a shorter run is the longer one's beginning), and prints
 - for the network, the sum of its kernels' best times after a quarter of the run against the end's.
 
     tvmattend tune --target host --threads 1 --trials 400 -o DIR
+
+A machine whose clock drifts makes the first trials look slow, and a search takes the luckiest of
+its times for the best. `--again` builds the points that were best then and there once more, and
+times them in turns, here.
 """
 
 import json
 import math
+import os
+import tempfile
+import time
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tvmattend.bench.host import Load
+from tvmattend.bench.timing import interleave
+from tvmattend.codegen.link import Linker
 from tvmattend.frontend import import_model
 from tvmattend.models import REGISTRY
-from tvmattend.target import parse_target
+from tvmattend.target import TargetSpec, parse_target
 from tvmattend.transform import lower
 from tvmattend.tuning.record import Record
 from tvmattend.tuning.record_file import read_records
-from tvmattend.tuning.tasks import extract_tasks
+from tvmattend.tuning.search import scheduled
+from tvmattend.tuning.tasks import Task, extract_tasks
+from tvmattend.tuning.workers import make_kernel
 
 RESULTS = Path(__file__).parent / "results"
 FEW, MANY = 16, 256
+ROUNDS = 41  # turns of each point
+TURN = 0.01  # seconds of calls in a turn
 
 
-def best(records: list[Record]) -> float:
-    """Seconds of the fastest trial; infinity where none succeeded."""
-    return min((record.seconds for record in records), default=math.inf)
+def best(records: list[Record]) -> Record | None:
+    """The fastest trial; None where none succeeded."""
+    return min((record for record in records if record.ok), key=lambda r: r.seconds, default=None)
+
+
+def timed_again(
+    task: Task, points: list[Mapping[str, int]], target: TargetSpec, place: Path
+) -> list[float]:
+    """Seconds of points of a task, the medians of turns that they take."""
+    import numpy as np
+    import tvm
+    from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+
+    info = ArgInfo.from_entry_func(task.mod, remove_preproc=False)
+    noise = np.random.default_rng(0)
+    shapes = [tuple(int(size) for size in each.shape) for each in info]
+    arguments = [tvm.runtime.tensor(noise.standard_normal(s).astype("float32")) for s in shapes]
+
+    def burst(kernel: Any, calls: int) -> list[float]:
+        times = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            kernel(*arguments)
+            times.append(time.perf_counter() - began)
+        return times
+
+    bursts = {}
+    for point in points:
+        name = json.dumps(dict(point), sort_keys=True)
+        if name not in bursts:
+            mod = scheduled(task, point).schedule.mod
+            library = make_kernel(mod, target.to_tvm(), str(place), Linker(target))
+            kernel = tvm.runtime.load_module(library)["main"]
+            bursts[name] = partial(burst, kernel, max(1, round(TURN / min(burst(kernel, 3)))))
+    timings, _ = interleave(bursts, ROUNDS)
+    return [timings[json.dumps(dict(point), sort_keys=True)].median for point in points]
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", type=click.Choice(list(REGISTRY)), default="attendnext")
+@click.option("--again", is_flag=True, help="Time the best points once more, in turns.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
-def main(file: Path, model: str, results: Path) -> None:
+def main(file: Path, model: str, again: bool, results: Path) -> None:
     """Print the two figures and write `results/search-<core>.json`."""
     records, _ = read_records(file)
     first = records[0]
     target = parse_target(dict(first.target))
+    # Read when TVM's pool of threads starts, with the first kernel.
+    os.environ["TVM_NUM_THREADS"] = str(target.num_cores)
     tasks = {
         task.key: task
         for task in extract_tasks(lower(import_model(model).ir_module, target), target)
@@ -53,37 +105,56 @@ def main(file: Path, model: str, results: Path) -> None:
     by_task: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_task[record.key].append(record)
+    quarter = records[: len(records) // 4]
+    others = Load(sorted(os.sched_getaffinity(0)), [os.getpid()])
     rows: list[dict[str, Any]] = []
     for key, task in tasks.items():
         mine = by_task[key]
-        few, many = best(mine[:FEW]), best(mine[:MANY])
+        # A kernel that a short run never tried has its default schedule.
+        found = {
+            "few": best(mine[:FEW]),
+            "quarter": best([record for record in quarter if record.key == key])
+            or next(iter(mine), None),
+            "many": best(mine[:MANY]),
+            "all": best(mine),
+        }
+        good = {name: record for name, record in found.items() if record is not None}
+        if again:
+            points = [record.point for record in good.values()]
+            with tempfile.TemporaryDirectory(prefix="tvmattend-search-") as place:
+                times = timed_again(task, points, target, Path(place))
+            seconds = dict(zip(good, times, strict=True))
+        else:
+            seconds = {name: record.seconds for name, record in good.items()}
+        seconds = {name: seconds.get(name, math.inf) for name in found}
         rows.append({
             "kernel": task.name,
             "family": task.space.kernel,
             "points": task.space.size,
             "trials": len(mine),
+            "weight": task.weight,
             "default_us": round(mine[0].seconds * 1e6, 2) if mine else None,
-            "few_us": round(few * 1e6, 2),
-            "many_us": round(many * 1e6, 2),
-            "share": round(many / few, 4),
+            **{f"{name}_us": round(value * 1e6, 2) for name, value in seconds.items()},
+            "share": round(seconds["many"] / seconds["few"], 4),
         })
         print(
-            f"{task.name:40} {task.space.size:6} points, {len(mine):4} trials: "
-            f"first {few * 1e6:9.1f} us, all {many * 1e6:9.1f} us, {many / few:6.1%}"
+            f"{task.name:40} {task.space.size:6} points, {len(mine):4} trials: first "
+            f"{seconds['few'] * 1e6:9.1f} us, all {seconds['many'] * 1e6:9.1f} us, "
+            f"{rows[-1]['share']:6.1%}",
+            flush=True,
         )
-    quarter = records[: len(records) // 4]
     begun = {record.key for record in quarter}
-    totals = [
-        sum(task.weight * best([r for r in some if r.key == key]) for key, task in tasks.items())
-        for some in (quarter, records)
-    ]
+    totals = [sum(row["weight"] * row[f"{name}_us"] for row in rows) for name in ("quarter", "all")]
     shares = sorted(row["share"] for row in rows if row["trials"])
     behind = totals[0] / totals[1] - 1
     most = min(MANY, max(row["trials"] for row in rows))
+    busy = others.others() if again else None
     print(
         f"{FEW} trials of a kernel reach {shares[0]:.1%} of the speed of up to {most} or more "
         f"(median {shares[len(shares) // 2]:.1%}); {len(quarter)} trials of all end {behind:.1%} "
-        f"behind {len(records)} ({len(begun)} of {len(tasks)} kernels begun)"
+        f"behind {len(records)} ({len(begun)} of {len(tasks)} kernels begun); "
+        + ("timed again, in turns" if again else "as recorded")
+        + ("" if busy is None else f", others took {busy:.0%} of the machine")
     )
     results.mkdir(exist_ok=True)
     path = results / f"search-{model}-{target.name}-{first.origin}-{target.num_cores}.json"
@@ -95,9 +166,11 @@ def main(file: Path, model: str, results: Path) -> None:
             "origin": first.origin,
             "machine": dict(first.machine),
             "seed": first.seed,
+            "again": again,
+            "others": busy,
             "kernels": rows,
-            "quarter": {"trials": len(quarter), "seconds": totals[0]},
-            "whole": {"trials": len(records), "seconds": totals[1]},
+            "quarter": {"trials": len(quarter), "seconds": totals[0] / 1e6},
+            "whole": {"trials": len(records), "seconds": totals[1] / 1e6},
         },
         indent=1,
     )
