@@ -13,6 +13,7 @@ the slab is the padded map. A column's features are padded with zero weights to 
 
 With AVX2's sixteen registers the pixels of a pointwise convolution are one line, filled up to whole
 blocks of T: rows of 7 or 14 admit no block of twelve accumulators that does not wait for its loads.
+Other convolutions may cut a row into blocks of which the last is a pixel short: 7 = 4 + 3.
 """
 
 from typing import Any
@@ -60,6 +61,15 @@ def _vectors(outer: int, machine: Machine) -> int:
 def tile_columns(width: int) -> int:
     """T: pixels of a row that are computed together; a divisor of the row's."""
     return blocks.divisors(width, _PIXELS + 1)[-1]
+
+
+def _row_blocks(width: int, lanes: int) -> list[int]:
+    """Pixels of a row that a register block may have, in ascending order."""
+    if lanes == _ARM_LANES:
+        return blocks.divisors(tile_columns(width), 14)
+    exact = blocks.divisors(width, 14)
+    short = [step for step in range(3, min(width, 14)) if width % step == step - 1]
+    return sorted({*exact, *short}) if lanes == _AVX2_LANES else exact
 
 
 def line_block(outer: int, pixels: int) -> int:
@@ -213,7 +223,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     tiles = [
         (rows, cols, vectors)
         for rows in blocks.divisors(rows_of_block, 2)
-        for cols in blocks.divisors(tile_columns(out_w) if lanes == _ARM_LANES else out_w, 14)
+        for cols in (blocks.divisors(out_w, 14) if line else _row_blocks(out_w, lanes))
         for vectors in blocks.divisors(outer, 4)
         if machine.holds(rows * cols, vectors) and (rows == 1 or cols * 2 > out_w)
     ]
@@ -282,11 +292,14 @@ def _schedule(
 
     n, y, x, g, o, lane, ry, rx, rc = sch.get_loops(conv)[-9:]
     y_out, y_in = sch.split(y, [None, tile[0]])
+    even = int(sch.get(x).extent) % tile[1] == 0
     x_out, x_in = sch.split(x, [None, tile[1]])
     o_out, o_in = sch.split(o, [None, tile[2]])
     c_out, c_in = sch.split(rc, [None, unroll])
     sch.reorder(n, g, o_out, y_out, x_out, ry, rx, c_out, c_in, y_in, x_in, o_in, lane)
     sch.unroll(c_in)
+    if not even:  # what the shorter block lacks is then known
+        sch.unroll(x_out)
     if by_features:
         sch.parallel(sch.fuse(n, g, o_out))
         for pad in stage.pads:

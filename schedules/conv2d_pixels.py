@@ -48,13 +48,38 @@ class Slab:
         return 1.0 - self.rows * width / (self.vectors * lanes)
 
 
+def register_blocks(features: int, vectors: int, machine: Machine) -> list[tuple[int, int]]:
+    """Blocks of features x vectors that divide a column's slab and fit the registers."""
+    return [
+        (f, v)
+        for f in blocks.divisors(features)
+        for v in blocks.divisors(vectors, 8)
+        if machine.holds(f, v)
+    ]
+
+
 def choose_slab(
-    height: int, width: int, kernel_width: int, stride: int, channels: int, machine: Machine
+    height: int,
+    width: int,
+    kernel_width: int,
+    stride: int,
+    channels: int,
+    features: int,
+    machine: Machine,
 ) -> Slab:
     """The slab with the least waste among those whose input fits half of the first-level cache.
 
     A pitch a few pixels longer is tried too: it can make the number of vectors divisible by two or
     three, which a register block of several vectors wants.
+
+    Args:
+        height: Rows of the output.
+        width: Its columns.
+        kernel_width: Taps across.
+        stride: Across.
+        channels: Of one column.
+        features: Of one column.
+        machine: Lanes, first-level cache and registers.
     """
     shortest = width + (kernel_width - 1) // stride
     best: tuple[float, Slab] | None = None
@@ -72,10 +97,19 @@ def choose_slab(
             cost += 0.02 * (kernel_width - 1) / rows
             blocked = vectors == 1 or any(vectors % part == 0 for part in (2, 3, 5, 7))
             cost += 0.0 if blocked else 0.1
+            cost += min(
+                machine.stall(f, v, _loads(kernel_width))
+                for f, v in register_blocks(features, vectors, machine)
+            )
             if best is None or cost < best[0] - 1e-9:
                 best = (cost, slab)
     assert best is not None  # noqa: S101  (a height has at least the divisor 1)
     return best[1]
+
+
+def _loads(kernel_width: int) -> float:
+    """Loads of a vector of pixels: neighbouring taps read most of them across two lines."""
+    return 1.0 if kernel_width == 1 else 1.5
 
 
 def conv2d(
@@ -104,7 +138,7 @@ def conv2d(
     (down, across), (top, left, bottom, right) = strides, padding
     out_h = (height + top + bottom - kh) // down + 1
     out_w = (width + left + right - kw) // across + 1
-    slab = choose_slab(out_h, out_w, kw, across, per_group, machine)
+    slab = choose_slab(out_h, out_w, kw, across, per_group, features, machine)
     pitch, lanes = slab.pitch, machine.lanes
     chunks = out_h // slab.rows
     reach = ((kh - 1) // down) * pitch + (kw - 1) // across
@@ -160,12 +194,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
     _, groups, chunks, features, vectors = (int(var.dom.extent) for var in iters[:5])
     kernel_width = int(iters[-1].dom.extent)
-    tiles = [
-        (f, v)
-        for f in blocks.divisors(features)
-        for v in blocks.divisors(vectors, 8)
-        if machine.holds(f, v)
-    ]
+    tiles = register_blocks(features, vectors, machine)
 
     # Each step of the reduction loads v vectors and f weights for f * v multiply-adds.
     def cost(tile: tuple[int, int]) -> float:

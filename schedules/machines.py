@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a schedule must know of a core: vector length, registers, first-level cache."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ class Machine:
         l1_bytes: First-level data cache of one core.
         weights_a_load: Consecutive scalars that one load brings to multiply-adds: a vector of them
             where these take an element of a register, one where they broadcast from memory.
+        in_flight: Multiply-adds of vectors that must be under way for none to be waited for: the
+            cycles of one times how many begin in a cycle (Zen 3 to 5: 4 x 2; Cortex-A72: 7 x 1).
         spill: Relative cost of each doubling of a working set beyond the first-level cache.
         weights_wait: Multiply-adds of vectors that a core does while one vector of weights comes
             from memory. Decides how much a Winograd transform may enlarge the weights.
@@ -30,6 +33,7 @@ class Machine:
     l1_bytes: int
     registers: int | None = None
     weights_a_load: int = 1
+    in_flight: int = 8
     spill: float = 0.01
     weights_wait: float = 12.0
     chains: int = 4
@@ -41,6 +45,20 @@ class Machine:
         fed = block + vectors + 1
         return block <= self.accumulators and (self.registers is None or fed <= self.registers)
 
+    def stall(self, scalars: int, vectors: int, across: float = 1.0) -> float:
+        """Cycles of a step of a register block beyond its multiply-adds', as a share of those.
+
+        All cores here begin as many loads in a cycle as multiply-adds.
+
+        Args:
+            scalars: Of the block, each loaded once a step.
+            vectors: Of the block, likewise.
+            across: Loads of a vector; more than one where it lies across two lines.
+        """
+        products = scalars * vectors
+        loads = across * vectors + math.ceil(scalars / self.weights_a_load)
+        return max(loads, self.in_flight, products) / products - 1
+
 
 # 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6) and
 # the L2 gives one core 8 bytes a cycle, an eighth of what Zen 5's does. DRAM gives all cores of a
@@ -50,6 +68,7 @@ AARCH64 = Machine(
     accumulators=24,
     l1_bytes=32 * 1024,
     weights_a_load=4,
+    in_flight=7,
     spill=0.07,
     weights_wait=7.3,
     chains=8,

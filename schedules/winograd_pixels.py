@@ -15,13 +15,16 @@ import math
 from typing import Any
 
 from schedules import blocks, winograd
-from schedules.conv2d_pixels import Slab
+from schedules.conv2d_pixels import Slab, register_blocks
 from schedules.machines import Machine
 from schedules.softmax import place_rows
 from schedules.space import Choose, Knob, Part, Placed
 from schedules.stages import Stage
 
 NAME = "winograd_pixels"
+
+# Of a vector of pixels: taps across read most of them across a boundary of 16 bytes.
+_LOADS = 1.5
 
 
 def choose_slab(
@@ -35,7 +38,7 @@ def choose_slab(
         channels: Of one column.
         features: Of one column.
         groups: Columns.
-        machine: Lanes, first-level cache and threads.
+        machine: Lanes, first-level cache, registers and threads.
     """
     algorithm = winograd.algorithm(height)
     tiles = height // algorithm.outputs
@@ -52,6 +55,9 @@ def choose_slab(
             cost += 0.5 if groups * (tiles // rows) % machine.threads else 0.0
             cost += 0.0 if vectors % 2 == 0 or vectors % 3 == 0 or vectors == 1 else 0.1
             cost += 0.0 if pitch % 4 == 0 else 0.005
+            cost += min(
+                machine.stall(f, v, _LOADS) for f, v in register_blocks(features, vectors, machine)
+            )
             if best is None or cost < best[0] - 1e-9:
                 best = (cost, slab)
     assert best is not None  # noqa: S101  (a height has at least the divisor 1)
@@ -131,18 +137,12 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
     _, groups, chunks, points, features, vectors = (int(var.dom.extent) for var in iters[:6])
-    tiles = [
-        (f, v)
-        for f in blocks.divisors(features)
-        for v in blocks.divisors(vectors, 8)
-        if machine.holds(f, v)
-    ]
+    tiles = register_blocks(features, vectors, machine)
 
-    # Each step of the reduction loads v vectors, most of them across a boundary of 16 bytes, and f
-    # weights for f * v multiply-adds.
+    # Each step of the reduction loads v vectors and f weights for f * v multiply-adds.
     def cost(tile: tuple[int, int]) -> float:
         f, v = tile
-        loads = 1.5 * v + math.ceil(f / machine.weights_a_load)
+        loads = _LOADS * v + math.ceil(f / machine.weights_a_load)
         return loads / (f * v) + (0.2 if f * v < 8 else 0.0)
 
     code = {f * 100 + v: (f, v) for f, v in sorted(tiles, key=cost)[:8]}

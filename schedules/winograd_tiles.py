@@ -24,7 +24,7 @@ from schedules.winograd import TAPS, Winograd
 
 NAME = "winograd_tiles"
 
-# Vectors of features that a register block holds.
+# Most vectors of features that a register block holds.
 _VECTORS = 3
 
 
@@ -178,7 +178,8 @@ def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
     out, per_group = weight.shape[:2]
     features, lanes = out // groups, machine.lanes
     outer = feature_blocks(features, lanes)
-    vectors = _vectors(outer)
+    down, across = tiling.grid
+    _, vectors = _block(down * across, outer, machine)
     transformed = winograd.transform_tile_weights(tiling.rows, tiling.cols, weight)
     shape = (groups, features, per_group, tiling.points)
     padded = np.zeros((groups, outer * lanes, *shape[2:]), dtype=weight.dtype)
@@ -187,9 +188,15 @@ def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
     return shaped.transpose(0, 5, 1, 4, 2, 3).copy()
 
 
-def _vectors(outer: int) -> int:
-    """V: vectors of a register block, whose weights lie in one stream."""
-    return blocks.divisors(outer, _VECTORS)[-1]
+def _block(tiles: int, outer: int, machine: Machine) -> tuple[int, int]:
+    """Tiles of a register block, and V, its vectors of features, whose weights are one stream."""
+    fitting = [
+        (step, vectors)
+        for step in blocks.divisors(tiles, machine.accumulators)
+        for vectors in blocks.divisors(outer, _VECTORS)
+        if machine.holds(step, vectors)
+    ]
+    return min(fitting, key=lambda block: (machine.stall(*block), -block[0] * block[1]))
 
 
 def part(sch: Any, stage: Stage, machine: Machine) -> Part:
@@ -201,7 +208,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
     batch, groups, _, tiles, outer, _, per_group = (int(var.dom.extent) for var in iters)
-    vectors = _vectors(outer)
+    most, vectors = _block(tiles, outer, machine)
     fitting = [
         step
         for step in blocks.divisors(tiles, machine.accumulators)
@@ -209,7 +216,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     ]
     unrolls = tuple(blocks.divisors(per_group, 4))
     knobs = (
-        Knob("tiles", tuple(fitting[-4:]), fitting[-1]),
+        Knob("tiles", tuple(fitting[-4:]), most),
         Knob("unroll", unrolls, unrolls[-1]),
         Knob("by_column", (0, 1), int(batch * groups >= machine.threads)),
     )

@@ -76,6 +76,7 @@ def utilisation(conv: ConvShape, layout: str, machine: Machine) -> float:
         conv.kernel[1],
         conv.stride,
         conv.channels // conv.groups,
+        conv.features // conv.groups,
         machine,
     )
     return 1.0 - slab.waste(conv.out_width, machine.lanes)
