@@ -53,14 +53,13 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
     """
     from tvm import s_tir
 
-    sch = s_tir.Schedule(mod)
+    sch, machine = s_tir.Schedule(mod), machine_of(target)
     if len(sch.get_output_blocks(blocks.root(sch))) != 1:
         return _plain()
     try:
-        found, inlined = stages.cut(sch)
+        found, inlined = stages.cut(sch, machine)
     except ValueError:  # two reductions that finish in one block: no family schedules them
         return _plain()
-    machine = machine_of(target)
     numbered = len(found) > 1
     parts = [_part(sch, stage, machine) for stage in found]
     if numbered:

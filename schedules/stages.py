@@ -8,7 +8,8 @@ A kernel of one convolution is one stage; a fused DC-AC block has several:
 
 Every element-wise block is inlined into its user unless its values are read by something that is
 not element-wise (a reduction, a padded copy), which would compute them many times over. A block
-that only moves values, a change of layout, computes nothing: its readers read its source instead.
+that only moves values, a change of layout, computes nothing: its readers read its source instead,
+unless that takes more lines than the first-level cache has.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules import blocks
+from schedules.machines import Machine
 
 # Blocks that copy their input into a padded buffer.
 _PADS = ("slab", "pad_temp")
@@ -24,6 +26,9 @@ _SOFTMAX = ("softmax_max", "softmax_exp", "softmax_sum", "softmax_inverse")
 # Blocks between a reduction and what finishes it, which the reduction's family schedules.
 _BETWEEN = ("tile_outputs",)
 _OWNED = (*_PADS, *_SOFTMAX, *_BETWEEN)
+# Sums over channels that may read a map where it lies.
+_DIRECT = ("conv2d_channels",)
+_LINE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,12 @@ class Stage:
         return "" if self.anchor is None else self.anchor.rstrip("0123456789").rstrip("_")
 
 
-def cut(sch: Any) -> tuple[list[Stage], list[str]]:
+def cut(sch: Any, machine: Machine) -> tuple[list[Stage], list[str]]:
     """Inline what can be inlined, in place, and describe what remains, in order of computation.
+
+    Args:
+        sch: Schedule of the kernel.
+        machine: Its first-level cache.
 
     Returns:
         The stages, and the blocks that were inlined, for `inline` of another schedule.
@@ -69,7 +78,7 @@ def cut(sch: Any) -> tuple[list[Stage], list[str]]:
     Raises:
         ValueError: A stage finishes two reductions that are not a convolution and a softmax.
     """
-    inlined = _inline(sch)
+    inlined = _inline(sch, machine)
     found = []
     for name in blocks.names(sch):
         if not _is_kept(sch, name):
@@ -93,16 +102,19 @@ def inline(sch: Any, names: Sequence[str]) -> None:
         sch.compute_inline(sch.get_sblock(name, func_name="main"))
 
 
-def _inline(sch: Any) -> list[str]:
+def _inline(sch: Any, machine: Machine) -> list[str]:
     inlined = []
     for name in blocks.names(sch):
         consumers = _consumers(sch, name)
         if not _is_map(sch, name) or not consumers:
             continue
+        moves = _moves(sch, name)
+        if moves and any(_crosses_maps(sch, user, machine) for user in consumers):
+            continue
         # Two convolutions would finish in one block where a sigmoid gates features.
         own = _finishes(sch, name)
         crowded = own and any(_finishes(sch, user) - own for user in consumers)
-        if not crowded and (_moves(sch, name) or all(_is_map(sch, user) for user in consumers)):
+        if not crowded and (moves or all(_is_map(sch, user) for user in consumers)):
             inline(sch, [name])
             inlined.append(name)
     return inlined
@@ -139,6 +151,18 @@ def _softmax(sch: Any, producers: list[str]) -> Softmax | None:
 
 def _is_map(sch: Any, name: str) -> bool:
     return not _reduces(sch, name) and not name.startswith(_OWNED)
+
+
+def _crosses_maps(sch: Any, name: str, machine: Machine) -> bool:
+    """Whether a sum over channels would read a line of more maps than half of L1 holds.
+
+    Its block of a few pixels needs one line of each map, and so does the next block: of 352 maps
+    the sums waited longer than a copy takes, of 84 they did not.
+    """
+    if not name.startswith(_DIRECT):
+        return False
+    maps = int(sch.get(sch.get_sblock(name, func_name="main")).iter_vars[-1].dom.extent)
+    return maps * _LINE_BYTES > machine.l1_bytes // 2
 
 
 def _moves(sch: Any, name: str) -> bool:

@@ -5,18 +5,25 @@ The kernels are made for `x86-64-v3` on whatever machine runs the tests, which r
 """
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tvm
 from one_kernel import constants, convolution, relative, run_point
-from tvm import s_tir
+from tvm import s_tir, te
 
-from schedules import conv2d_channels, conv2d_pixels, winograd_pixels, winograd_tiles
+from schedules import (
+    conv2d_channels,
+    conv2d_pixels,
+    space_for,
+    winograd_pixels,
+    winograd_tiles,
+)
 from schedules.machines import AARCH64, X86_64_V3, X86_64_V4
 from tvmattend.target import parse_target
 from tvmattend.transform.layout import CHANNELS, PIXELS
-from tvmattend.tuning.tasks import extract_tasks
+from tvmattend.tuning.tasks import extract_tasks, kernel_module
 
 AVX2 = parse_target("llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v3")
 # Another order of the sum; Winograd multiplies by up to 8 and divides by 24.
@@ -135,3 +142,25 @@ def test_blocks_that_are_a_pixel_short(height, width, stored):
         point = {**task.space.default, "tile": tile}
         found = run_point(task, point, [*arrays, np.zeros_like(wanted)])
         assert relative(found, wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel"),
+    [(84, "conv2d_channels"), (256, "conv2d_channels"), (352, "elementwise+conv2d_channels")],
+)
+def test_many_maps_are_copied_before_channels_are_summed(channels, kernel):
+    """A sum over channels of NCHW reads a line of each map; 352 lines leave L1 no room."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1, channels, 7, 7)).astype("float32")
+    weight = random.standard_normal((48, channels, 1, 1)).astype("float32")
+    packed = conv2d_channels.pack(weight, 1, X86_64_V3)
+    source, stored = te.placeholder(x.shape, name="x"), te.placeholder(packed.shape, name="w")
+    moved = te.compute((1, 7, 7, channels), lambda n, y, xx, c: source[n, c, y, xx], "T_transpose")
+    result = conv2d_channels.conv2d(moved, stored, 48, (1, 1), (0, 0, 0, 0))
+    mod = kernel_module(te.create_prim_func([source, stored, result]))
+    space = space_for(mod, AVX2.to_tvm())
+    assert space.kernel == kernel
+    wanted = np.einsum("nchw,fcij->nhwf", x, weight)
+    task = SimpleNamespace(mod=mod, space=space)
+    found = run_point(task, space.default, [x, packed, np.zeros_like(wanted)])
+    assert relative(found, wanted) < TOLERANCE
