@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from tvmattend.bench.host import describe_machine, machine_line, machine_slug
+from tvmattend.bundle.manifest import FORMATS
 from tvmattend.codegen import build
 from tvmattend.models import REGISTRY, lookup, parameters
 from tvmattend.target import host_target
@@ -81,7 +82,10 @@ def probe(bundle: Path) -> dict[str, Any]:
 
 @click.command()
 @click.option("--model", default="attendnext", type=click.Choice(list(REGISTRY)))
-@click.option("--format", "kind", default="vm", show_default=True, help="Of the bundle.")
+@click.option(
+    "--format", "kind", default="vm", show_default=True, type=click.Choice(FORMATS),
+    help="Of the bundle.",
+)  # fmt: skip
 @click.option("--repeat", default=5, show_default=True, help="Processes; the median counts.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
 def main(model: str, kind: str, repeat: int, results: Path) -> None:

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from guest_sources import STATIC, compiled
 
 from tvmattend.cli.main import main
 from tvmattend.errors import InputError, StorageError
@@ -59,23 +59,7 @@ int main(int argc, char **argv) {
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory) -> str:
-    place = tmp_path_factory.mktemp("guest")
-    (place / "guest.c").write_text(GUEST)
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-O2"]
-    subprocess.run(
-        [*command, "-static", "-o", str(place / "guest"), str(place / "guest.c")], check=True
-    )
-    return str(place / "guest")
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """Where temporary files go."""
-    directory = tmp_path / "tmp"
-    directory.mkdir()
-    monkeypatch.setenv("TMPDIR", str(directory))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return directory
+    return compiled(tmp_path_factory.mktemp("guest"), GUEST, *STATIC)
 
 
 def work_of(run) -> dict[int, int]:

@@ -2,10 +2,10 @@
 """What the tuner gets of a kernel that fails or hangs."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from guest_sources import DYNAMIC, compiled
 
 from tvmattend.codegen.link import BareLinker, Linker
 from tvmattend.errors import CompileError
@@ -55,14 +55,11 @@ int __tvm_ffi_main(void *self, const void *arguments, int count, void *result) {
 @pytest.mark.emulated
 def test_the_quick_linker_changes_no_estimate(tmp_path):
     """Symbols without a version would find the slow `expf` of glibc 2.17."""
-    source, objects = tmp_path / "kernel.c", tmp_path / "kernel.o"
-    source.write_text(KERNEL)
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.28"]
-    subprocess.run([*command, "-O1", "-fPIC", "-c", "-o", objects, source], check=True)
+    objects = compiled(tmp_path, KERNEL, *DYNAMIC, "-fPIC", "-c")
     target, estimator = parse_target("cortex-a72", 1), kernel_estimator()
     quick = BareLinker(target, libraries=KernelTrial(estimator, 9.0, 1).libraries)
-    quick(str(tmp_path / "quick.so"), [str(objects)])
-    Linker(target)(str(tmp_path / "zig.so"), [str(objects)])
+    quick(str(tmp_path / "quick.so"), [objects])
+    Linker(target)(str(tmp_path / "zig.so"), [objects])
     one, other = (
         estimator(tmp_path / name, [Argument((4,))]).whole for name in ("quick.so", "zig.so")
     )

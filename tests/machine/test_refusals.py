@@ -8,20 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from guest_sources import DYNAMIC, STATIC, compiled
 from sample_bundles import cortex_a72_bundle, rewrite_manifest
 
 from tvmattend.cli.main import main
 from tvmattend.machine import instructions
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """Where temporary files go; a test leaves it empty."""
-    directory = tmp_path / "tmp"
-    directory.mkdir()
-    monkeypatch.setenv("TMPDIR", str(directory))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return directory
 
 
 @pytest.fixture
@@ -45,11 +36,8 @@ def hide(monkeypatch):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> str:
     """An aarch64 program that needs nothing: exits with the number of its arguments."""
-    folder = tmp_path_factory.mktemp("program")
-    (folder / "main.c").write_text("int main(int argc, char **argv) { return argc - 1; }\n")
-    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static"]
-    subprocess.run([*zig, "-o", str(folder / "main"), str(folder / "main.c")], check=True)
-    return str(folder / "main")
+    source = "int main(int argc, char **argv) { return argc - 1; }\n"
+    return compiled(tmp_path_factory.mktemp("program"), source, *STATIC)
 
 
 def refused(capfd, *words: str) -> tuple[int, list[str]]:
@@ -162,13 +150,10 @@ def test_a_program_that_may_not_be_executed_is_refused(place, capfd, program, tm
 
 @pytest.mark.emulated
 def test_a_program_without_its_loader_is_told_where_it_is(place, capfd, tmp_path):
-    source = tmp_path / "main.c"
-    source.write_text("int main(void) { return 0; }\n")
-    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.28"]
-    subprocess.run([*zig, "-o", str(tmp_path / "main"), str(source)], check=True)
+    program = compiled(tmp_path, "int main(void) { return 0; }\n", *DYNAMIC)
     root = tmp_path / "root"
     root.mkdir()
-    code, lines = refused(capfd, "--exec", "--sysroot", str(root), "--", str(tmp_path / "main"))
+    code, lines = refused(capfd, "--exec", "--sysroot", str(root), "--", program)
     assert code == 255
     assert "libc6-arm64-cross" in lines[1]
     assert list(place.iterdir()) == []

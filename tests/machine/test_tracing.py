@@ -3,12 +3,12 @@
 
 import json
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from guest_sources import STATIC, compiled
 
 from tvmattend.cli.main import main
 from tvmattend.errors import InputError, ToolMissingError
@@ -49,13 +49,7 @@ pytestmark = pytest.mark.emulated
 
 @pytest.fixture(scope="module")
 def passes(tmp_path_factory) -> str:
-    place = tmp_path_factory.mktemp("passes")
-    (place / "passes.c").write_text(PASSES)
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-O2"]
-    subprocess.run(
-        [*command, "-static", "-o", str(place / "passes"), str(place / "passes.c")], check=True
-    )
-    return str(place / "passes")
+    return compiled(tmp_path_factory.mktemp("passes"), PASSES, *STATIC)
 
 
 def counted(program: str, kilobytes: int, settings: Settings = Settings()):  # noqa: B008

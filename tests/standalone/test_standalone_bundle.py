@@ -17,7 +17,7 @@ from tvmattend.bundle import verify
 from tvmattend.cli.build import command
 from tvmattend.codegen import build
 from tvmattend.device.emulated import EmulatedPython
-from tvmattend.errors import BundleMismatchError, TargetError
+from tvmattend.errors import BundleMismatchError, TargetError, TvmattendError
 from tvmattend.runtime import load, standalone
 from tvmattend.runtime.network import BundleError, DeviceError, InputError
 from tvmattend.runtime.remote import load_remote
@@ -114,6 +114,16 @@ def test_a_library_of_another_network_is_refused(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="other outputs than said"):
         load(bundle)
+
+
+def test_an_unknown_format_is_refused_before_any_work(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(TvmattendError, match="no format `library`") as refused:
+        build("attendnext_tiny", host_target(1), output=tmp_path / "b", format="library",
+              observer=said.append)  # fmt: skip
+    assert refused.value.hint == "give vm or standalone"
+    assert said == []
+    assert not (tmp_path / "b").exists()
 
 
 def test_musl_is_for_the_standalone_format_only(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from tvmattend.bundle import (
     check_output,
     write_bundle,
 )
+from tvmattend.bundle.manifest import FORMATS
 from tvmattend.codegen.kernel_facts import KernelFact, kernel_facts
 from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
-from tvmattend.errors import StorageError, TargetError
+from tvmattend.errors import InputError, StorageError, TargetError
 from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
 from tvmattend.target import TargetSpec
@@ -141,6 +142,8 @@ def build(
     request.check()
     directory = bundle_directory(request, target) if output is None else output
     check_output(directory, force=force)
+    if format not in FORMATS:
+        raise InputError(f"there is no format `{format}`", f"give {' or '.join(FORMATS)}")
     if libc != "glibc" and format == "vm":
         raise TargetError(
             f"TVM's runtime needs glibc: there is none for {libc}", "build with --format standalone"
