@@ -10,9 +10,9 @@ STATIC = ("-target", "aarch64-linux-musl", "-static", "-O2")
 DYNAMIC = ("-target", "aarch64-linux-gnu.2.28", "-O1")
 
 
-def compiled(place: Path, source: str, *options: str) -> str:
+def compiled(place: Path, source: str, *options: str, name: str = "guest") -> str:
     """The path of what `zig cc` makes of a source, in a directory that exists."""
     (place / "guest.c").write_text(source)
     zig = [sys.executable, "-m", "ziglang", "cc", *options]
-    subprocess.run([*zig, "-o", str(place / "guest"), str(place / "guest.c")], check=True)
-    return str(place / "guest")
+    subprocess.run([*zig, "-o", str(place / name), str(place / "guest.c")], check=True)
+    return str(place / name)

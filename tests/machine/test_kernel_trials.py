@@ -55,7 +55,7 @@ int __tvm_ffi_main(void *self, const void *arguments, int count, void *result) {
 @pytest.mark.emulated
 def test_the_quick_linker_changes_no_estimate(tmp_path):
     """Symbols without a version would find the slow `expf` of glibc 2.17."""
-    objects = compiled(tmp_path, KERNEL, *DYNAMIC, "-fPIC", "-c")
+    objects = compiled(tmp_path, KERNEL, *DYNAMIC, "-fPIC", "-c", name="kernel.o")
     target, estimator = parse_target("cortex-a72", 1), kernel_estimator()
     quick = BareLinker(target, libraries=KernelTrial(estimator, 9.0, 1).libraries)
     quick(str(tmp_path / "quick.so"), [objects])

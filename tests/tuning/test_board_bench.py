@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from fault_proxy import Fault, FaultProxy
@@ -102,7 +103,8 @@ def test_a_board_that_falls_silent_is_given_up_in_time_and_nobody_is_blamed(monk
         with machine_at(proxy.port) as machine:
             kernel = built(machine, matmul())
             assert machine.run(kernel).status == "ok"
-            for after in (0, 300, 9000):
+            uploading = Path(kernel.path).stat().st_size // 2
+            for after in (0, 300, uploading):
                 faults |= dict.fromkeys(range(100), None)
                 # A connection to see that the port is open, then the session.
                 faults[proxy.connections] = faults[proxy.connections + 1] = Fault(
