@@ -96,6 +96,8 @@ def main(file: Path, model: str, again: bool, results: Path) -> None:
     records, _ = read_records(file)
     first = records[0]
     target = parse_target(dict(first.target))
+    if again and not target.is_host:
+        raise click.UsageError(f"--again runs kernels, and this machine is no {target.describe()}")
     # Read when TVM's pool of threads starts, with the first kernel.
     os.environ["TVM_NUM_THREADS"] = str(target.num_cores)
     tasks = {

@@ -28,6 +28,9 @@ NAME = "conv2d_pixels"
 
 _LINE_BYTES = 64
 
+# Of a vector of pixels: taps across read most of them across a boundary of 16 bytes.
+SPLIT_LOADS = 1.5
+
 
 @dataclass(frozen=True)
 class Slab:
@@ -58,6 +61,12 @@ def register_blocks(features: int, vectors: int, machine: Machine) -> list[tuple
     ]
 
 
+def least_stall(features: int, vectors: int, machine: Machine, loads: float) -> float:
+    """`Machine.stall` of the best block; each of its vectors takes so many loads."""
+    fitting = register_blocks(features, vectors, machine)
+    return min(machine.stall(f, v, loads) for f, v in fitting)
+
+
 def choose_slab(
     height: int,
     width: int,
@@ -82,6 +91,7 @@ def choose_slab(
         machine: Lanes, first-level cache and registers.
     """
     shortest = width + (kernel_width - 1) // stride
+    loads = 1.0 if kernel_width == 1 else SPLIT_LOADS
     best: tuple[float, Slab] | None = None
     for rows in blocks.divisors(height):
         for pitch in range(shortest, shortest + 4):
@@ -97,19 +107,11 @@ def choose_slab(
             cost += 0.02 * (kernel_width - 1) / rows
             blocked = vectors == 1 or any(vectors % part == 0 for part in (2, 3, 5, 7))
             cost += 0.0 if blocked else 0.1
-            cost += min(
-                machine.stall(f, v, _loads(kernel_width))
-                for f, v in register_blocks(features, vectors, machine)
-            )
+            cost += least_stall(features, vectors, machine, loads)
             if best is None or cost < best[0] - 1e-9:
                 best = (cost, slab)
     assert best is not None  # noqa: S101  (a height has at least the divisor 1)
     return best[1]
-
-
-def _loads(kernel_width: int) -> float:
-    """Loads of a vector of pixels: neighbouring taps read most of them across two lines."""
-    return 1.0 if kernel_width == 1 else 1.5
 
 
 def conv2d(

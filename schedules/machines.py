@@ -53,7 +53,7 @@ class Machine:
         Args:
             scalars: Of the block, each loaded once a step.
             vectors: Of the block, likewise.
-            across: Loads of a vector; more than one where it lies across two lines.
+            across: Loads of a vector; more than one where it lies across a boundary.
         """
         products = scalars * vectors
         loads = across * vectors + math.ceil(scalars / self.weights_a_load)

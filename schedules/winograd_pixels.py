@@ -15,16 +15,13 @@ import math
 from typing import Any
 
 from schedules import blocks, winograd
-from schedules.conv2d_pixels import Slab, register_blocks
+from schedules.conv2d_pixels import SPLIT_LOADS, Slab, least_stall, register_blocks
 from schedules.machines import Machine
 from schedules.softmax import place_rows
 from schedules.space import Choose, Knob, Part, Placed
 from schedules.stages import Stage
 
 NAME = "winograd_pixels"
-
-# Of a vector of pixels: taps across read most of them across a boundary of 16 bytes.
-_LOADS = 1.5
 
 
 def choose_slab(
@@ -55,9 +52,7 @@ def choose_slab(
             cost += 0.5 if groups * (tiles // rows) % machine.threads else 0.0
             cost += 0.0 if vectors % 2 == 0 or vectors % 3 == 0 or vectors == 1 else 0.1
             cost += 0.0 if pitch % 4 == 0 else 0.005
-            cost += min(
-                machine.stall(f, v, _LOADS) for f, v in register_blocks(features, vectors, machine)
-            )
+            cost += least_stall(features, vectors, machine, SPLIT_LOADS)
             if best is None or cost < best[0] - 1e-9:
                 best = (cost, slab)
     assert best is not None  # noqa: S101  (a height has at least the divisor 1)
@@ -142,7 +137,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     # Each step of the reduction loads v vectors and f weights for f * v multiply-adds.
     def cost(tile: tuple[int, int]) -> float:
         f, v = tile
-        loads = _LOADS * v + math.ceil(f / machine.weights_a_load)
+        loads = SPLIT_LOADS * v + math.ceil(f / machine.weights_a_load)
         return loads / (f * v) + (0.2 if f * v < 8 else 0.0)
 
     code = {f * 100 + v: (f, v) for f, v in sorted(tiles, key=cost)[:8]}

@@ -91,7 +91,7 @@ def test_threads_beyond_the_records_share_one_and_none_is_lost(guest, threads):
 @pytest.mark.parametrize("threads", [8, 9])
 def test_json_says_what_is_rough(guest, threads, capsys):
     with pytest.raises(SystemExit) as left:
-        main(["estimate", "--exec", "--json", "--", str(guest), str(threads)])
+        main(["estimate", "--exec", "--json", "--", guest, str(threads)])
     assert left.value.code == 0
     said = capsys.readouterr()
     notes = json.loads(said.out)["notes"]

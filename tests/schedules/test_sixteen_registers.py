@@ -13,13 +13,7 @@ import tvm
 from one_kernel import constants, convolution, relative, run_point
 from tvm import s_tir, te
 
-from schedules import (
-    conv2d_channels,
-    conv2d_pixels,
-    space_for,
-    winograd_pixels,
-    winograd_tiles,
-)
+from schedules import conv2d_channels, conv2d_pixels, space_for, winograd_pixels, winograd_tiles
 from schedules.machines import AARCH64, X86_64_V3, X86_64_V4
 from tvmattend.target import parse_target
 from tvmattend.transform.layout import CHANNELS, PIXELS
@@ -145,10 +139,10 @@ def test_blocks_that_are_a_pixel_short(height, width, stored):
 
 
 @pytest.mark.parametrize(
-    ("channels", "kernel"),
+    ("channels", "family"),
     [(84, "conv2d_channels"), (256, "conv2d_channels"), (352, "elementwise+conv2d_channels")],
 )
-def test_many_maps_are_copied_before_channels_are_summed(channels, kernel):
+def test_many_maps_are_copied_before_channels_are_summed(channels, family):
     """A sum over channels of NCHW reads a line of each map; 352 lines leave L1 no room."""
     random = np.random.default_rng(0)
     x = random.standard_normal((1, channels, 7, 7)).astype("float32")
@@ -159,7 +153,7 @@ def test_many_maps_are_copied_before_channels_are_summed(channels, kernel):
     result = conv2d_channels.conv2d(moved, stored, 48, (1, 1), (0, 0, 0, 0))
     mod = kernel_module(te.create_prim_func([source, stored, result]))
     space = space_for(mod, AVX2.to_tvm())
-    assert space.kernel == kernel
+    assert space.kernel == family
     wanted = np.einsum("nchw,fcij->nhwf", x, weight)
     task = SimpleNamespace(mod=mod, space=space)
     found = run_point(task, space.default, [x, packed, np.zeros_like(wanted)])

@@ -35,7 +35,7 @@ def make_kernel(mod: Any, target: Any, directory: str, linker: Linker) -> str:
 
     use_vector_math()
     # A trial's arguments are of the right shapes by construction. The checks are up to a quarter of
-    # what LLVM compiles: 0.1 of 0.7 s of a core.
+    # what LLVM compiles (benchmarks/NOTES.md, "Where a candidate's time goes").
     trusting = tvm.transform.PassContext(config={"tirx.disable_assert": True})
     with trusting, target:  # the lowering of intrinsics asks which core it is for
         module = tvm.tirx.build(mod, target=target)
