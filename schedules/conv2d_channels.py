@@ -18,7 +18,7 @@ Other convolutions may cut a row into blocks of which the last is a pixel short:
 
 from typing import Any
 
-from schedules import blocks
+from schedules import blocks, streamed_weights
 from schedules.machines import Machine
 from schedules.softmax import place_rows
 from schedules.space import Choose, Knob, Part
@@ -190,14 +190,23 @@ def _pointwise(x: Any, weight: Any, features: int) -> Any:
     return te.compute((batch, height, width, groups * features), pick, name="columns")
 
 
-def pack(weight: Any, groups: int, machine: Machine) -> Any:
-    """OIHW array [G * F, C / G, KH, KW] -> [G, O / V, KH, KW, C / G, V, L]; zeros behind F."""
+def pack(weight: Any, groups: int, pixels: int, machine: Machine) -> Any:
+    """OIHW array [G * F, C / G, KH, KW] -> [G, O / V, KH, KW, C / G, V, L]; zeros behind F.
+
+    Args:
+        weight: The array.
+        groups: G.
+        pixels: Of the output.
+        machine: Decides V and L.
+    """
     import numpy as np
 
     out, per_group, kh, kw = weight.shape
     features, lanes = out // groups, machine.lanes
     outer = feature_blocks(features, lanes)
-    vectors = _vectors(outer, machine)
+    stored = groups * outer * lanes * per_group * kh * kw
+    streams = streamed_weights.suits(stored, pixels, groups * per_group, machine)
+    vectors = 1 if streams else _vectors(outer, machine)
     padded = np.zeros((groups, outer * lanes, per_group, kh, kw), dtype=weight.dtype)
     padded[:, :features] = weight.reshape(groups, features, per_group, kh, kw)
     shaped = padded.reshape(groups, outer // vectors, vectors, lanes, per_group, kh, kw)
@@ -219,6 +228,9 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         int(var.dom.extent)
         for var in sch.get(sch.get_sblock(stage.out, func_name="main")).iter_vars
     )
+    weights = groups * outer * lanes * kh * kw * per_group
+    if streamed_weights.suits(weights, out_h * width, groups * per_group, machine):
+        return _streamed_part(sch, stage, machine)
     line = rows_of_block < out_h  # of all pixels; a job is some rows of the map all the same
     tiles = [
         (rows, cols, vectors)
@@ -235,13 +247,12 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
 
     ranked = sorted(tiles, key=cost)[:8]
     code = {rows * 10000 + cols * 100 + v: (rows, cols, v) for rows, cols, v in ranked}
-    weights = groups * outer * lanes * kh * kw * per_group
-    pixels = out_h * width * groups * per_group
+    read = out_h * width * groups * per_group
     by_rows = out_h if groups >= machine.threads or machine.threads == 1 else ranked[0][0]
     unrolls = tuple(blocks.divisors(per_group, 4))
     knobs = (
         Knob("tile", tuple(code), next(iter(code))),
-        Knob("job_rows", (0, *blocks.divisors(out_h)), 0 if weights > pixels else by_rows),
+        Knob("job_rows", (0, *blocks.divisors(out_h)), 0 if weights > read else by_rows),
         Knob("unroll", unrolls, unrolls[-1] if lanes == _ARM_LANES else 1),
     )
 
@@ -257,26 +268,34 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     return Part(knobs, schedule)
 
 
-def _schedule(
-    sch: Any,
-    stage: Stage,
-    machine: Machine,
-    groups: int,
-    plan: tuple[tuple[int, int, int], int, int],
-) -> None:
-    tile, job_rows, unroll = plan
+def _streamed_part(sch: Any, stage: Stage, machine: Machine) -> Part:
+    conv = sch.get_sblock(stage.anchor, func_name="main")
+    width = int(sch.get(conv).iter_vars[2].dom.extent)
+
+    def schedule(sch: Any, choose: Choose) -> None:
+        conv = _schedule_map(sch, stage, machine, columns=1, job_rows=0)
+        streamed_weights.schedule(sch, conv, choose)
+        _make_pads_parallel(sch, stage)
+
+    found = streamed_weights.knobs(sch, conv, _row_blocks(width, machine.lanes), machine)
+    return Part(found, schedule)
+
+
+def _schedule_map(sch: Any, stage: Stage, machine: Machine, columns: int, job_rows: int) -> Any:
+    """Schedule the map that the sums end in and the slab that they read; give the sums' block.
+
+    Jobs are rows of the map and hold its sums; with `job_rows` 0 the sums have jobs of their own.
+    """
     conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
     n, y, x, c = sch.get_loops(out)
-    by_features = job_rows == 0
-    columns = 1 if by_features or stage.softmax is not None else groups
-    g, f = sch.split(c, [columns, None])
+    g, f = sch.split(c, [1 if stage.softmax is not None else columns, None])
     y_job, y_in = sch.split(y, [None, job_rows or 1])
     sch.reorder(n, g, y_job, y_in, x, f)
     finish_softmax = None
     if stage.softmax is not None:
         finish_softmax = place_rows(sch, stage.softmax, x, machine, innermost=True)
     job = sch.fuse(n, g, y_job)
-    if not by_features:
+    if job_rows:
         sch.compute_at(conv, job, preserve_unit_loops=True)
         for pad in stage.pads:
             sch.compute_at(sch.get_sblock(pad, func_name="main"), job, preserve_unit_loops=True)
@@ -285,11 +304,30 @@ def _schedule(
     else:
         blocks.vectorize_innermost(sch, out, machine.lanes)
     for pad in stage.pads:
-        _fill_slab(sch, sch.get_sblock(pad, func_name="main"), machine, rows_are_jobs=by_features)
+        slab = sch.get_sblock(pad, func_name="main")
+        _fill_slab(sch, slab, machine, rows_are_jobs=not job_rows)
     sch.parallel(job)
     if finish_softmax is not None:
         finish_softmax()
+    return conv
 
+
+def _make_pads_parallel(sch: Any, stage: Stage) -> None:
+    for pad in stage.pads:
+        slab = sch.get_loops(sch.get_sblock(pad, func_name="main"))
+        sch.parallel(sch.fuse(*slab[:2]))
+
+
+def _schedule(
+    sch: Any,
+    stage: Stage,
+    machine: Machine,
+    groups: int,
+    plan: tuple[tuple[int, int, int], int, int],
+) -> None:
+    tile, job_rows, unroll = plan
+    by_features = job_rows == 0
+    conv = _schedule_map(sch, stage, machine, 1 if by_features else groups, job_rows)
     n, y, x, g, o, lane, ry, rx, rc = sch.get_loops(conv)[-9:]
     y_out, y_in = sch.split(y, [None, tile[0]])
     even = int(sch.get(x).extent) % tile[1] == 0
@@ -302,9 +340,7 @@ def _schedule(
         sch.unroll(x_out)
     if by_features:
         sch.parallel(sch.fuse(n, g, o_out))
-        for pad in stage.pads:
-            slab = sch.get_loops(sch.get_sblock(pad, func_name="main"))
-            sch.parallel(sch.fuse(*slab[:2]))
+        _make_pads_parallel(sch, stage)
     blocks.accumulate_in_registers(sch, conv, x_out, ry, [y_in, x_in, o_in, lane], written=6)
 
 

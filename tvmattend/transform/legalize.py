@@ -59,7 +59,7 @@ def legalizations(machine: Machine) -> dict[str, Legalization]:
         found, features = None, array.shape[0] // groups
         if winograd.suits(array.shape[1], features, array.shape[2:], strides, padding):
             found = _winograd(attrs, array, call.args[0], machine)
-        packed, compute = found or _direct(attrs, array, machine)
+        packed, compute = found or _direct(call, array, machine)
         return builder.call_te(
             compute, call.args[0], relax.const(packed), primfunc_name_hint="conv2d"
         )
@@ -103,8 +103,9 @@ def _winograd(attrs: Any, array: Any, x: Any, machine: Machine) -> tuple[Any, Co
     return packed, lambda x, w: winograd_tiles.conv2d(x, w, features, tiling)
 
 
-def _direct(attrs: Any, array: Any, machine: Machine) -> tuple[Any, Computation]:
+def _direct(call: Any, array: Any, machine: Machine) -> tuple[Any, Computation]:
     """Packed weights, and the computation with them."""
+    attrs = call.attrs
     groups = int(attrs.groups)
     down, across = (int(step) for step in attrs.strides)
     top, left, bottom, right = (int(step) for step in attrs.padding)
@@ -113,7 +114,8 @@ def _direct(attrs: Any, array: Any, machine: Machine) -> tuple[Any, Computation]
         packed = conv2d_pixels.pack(array, groups)
         return packed, lambda x, w: conv2d_pixels.conv2d(x, w, strides, padding, machine)
     features = array.shape[0] // groups
-    packed = conv2d_channels.pack(array, groups, machine)
+    pixels = int(call.ty.shape[1]) * int(call.ty.shape[2])
+    packed = conv2d_channels.pack(array, groups, pixels, machine)
     return packed, lambda x, w: conv2d_channels.conv2d(x, w, features, strides, padding)
 
 
