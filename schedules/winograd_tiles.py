@@ -11,6 +11,7 @@ register block is some tiles by V vectors of features, and both operands are rea
 tiles of an odd map hang over its lower and right edges; what they compute there is not copied out.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,10 @@ NAME = "winograd_tiles"
 
 # Most vectors of features that a register block holds.
 _VECTORS = 3
+# A choice of `by_column`.
+_ROWS_OF_TILES = 2
+# `Machine.spill` of a core whose second-level cache is as dear as this.
+_SPILLS = 0.05
 
 
 @dataclass(frozen=True)
@@ -202,8 +207,9 @@ def _block(tiles: int, outer: int, machine: Machine) -> tuple[int, int]:
 def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """Tiles of a register block, channels that are unrolled, and what a job is.
 
-    `by_column` makes a column of the network a job, from its transform to its outputs; otherwise
-    each step is cut for itself.
+    `by_column` 1 makes a column of the network a job, from its transform to its outputs, 2 a row of
+    tiles of it: its products then stay in the first-level cache, for weights that are read once
+    more a row. With 0 each step is cut for itself.
     """
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
@@ -215,21 +221,23 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         if machine.holds(step, vectors)
     ]
     unrolls = tuple(blocks.divisors(per_group, 4))
+    # Four columns at once are 2 MB, of which a Cortex-A72's second-level cache holds one.
+    together = 2 if machine.spill >= _SPILLS else int(batch * groups >= machine.threads)
     knobs = (
         Knob("tiles", tuple(fitting[-4:]), most),
         Knob("unroll", unrolls, unrolls[-1]),
-        Knob("by_column", (0, 1), int(batch * groups >= machine.threads)),
+        Knob("by_column", (0, 1, 2), together),
     )
 
     def schedule(sch: Any, choose: Choose) -> None:
         block = (choose("tiles"), vectors, choose("unroll"))
-        _schedule(sch, stage, machine, block, by_column=bool(choose("by_column")))
+        _schedule(sch, stage, machine, block, choose("by_column"))
 
     return Part(knobs, schedule)
 
 
 def _schedule(
-    sch: Any, stage: Stage, machine: Machine, block: tuple[int, int, int], *, by_column: bool
+    sch: Any, stage: Stage, machine: Machine, block: tuple[int, int, int], by_column: int
 ) -> None:
     tiles, vectors, unroll = block
     conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
@@ -248,17 +256,21 @@ def _schedule(
     if finish_softmax is not None:
         finish_softmax()
 
-    n, g, *_ = sch.get_loops(untiled)
+    tiles_across, points_down, points_across = _tile_shape(sch, strip, slab)
+    n, g, y, *_ = sch.get_loops(untiled)
     job = sch.fuse(n, g)
+    if by_column == _ROWS_OF_TILES:
+        row, _ = sch.split(y, [None, points_down - TAPS + 1])
+        job = sch.fuse(job, row)
+        tiles = math.gcd(tiles, tiles_across)
     per_group = int(sch.get(conv).iter_vars[-1].dom.extent)
-    within = by_column and per_group % machine.lanes == 0
+    within = bool(by_column) and per_group % machine.lanes == 0
     if by_column:
         sch.compute_at(conv, job, preserve_unit_loops=True)
         if within:
             sch.compute_at(slab, job, preserve_unit_loops=True)
     # Before reductions and padded buffers are cut in two: TVM makes no loop parallel over those.
     sch.parallel(job)
-    _, points_down, points_across = _tile_shape(sch, strip, slab)
     _transform_outputs(sch, untiled, (points_down - TAPS + 1, points_across - TAPS + 1))
     _transform_inputs(sch, slab, strip, machine, parallel=not within)
     _multiply(sch, conv, (tiles, vectors, unroll), parallel=not by_column)

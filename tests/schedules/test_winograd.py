@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Winograd's F(2, 3) and F(4, 3): the identity itself, and the kernels made of it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_kernel import HOST, constants, convolution, relative, run_point
@@ -105,9 +107,34 @@ def test_every_shape_of_tile(tile, height, width, monkeypatch):
     (task,) = extract_tasks(mod, four_lanes)
     assert task.space.kernel == winograd_tiles.NAME
     (packed,) = constants(mod)
-    for point in (task.space.default, *list(task.space.points(seed=1))[-2:]):
+    jobs = [{**task.space.default, "by_column": by_column} for by_column in (0, 1, 2)]
+    for point in (*jobs, *list(task.space.points(seed=1))[-2:]):
         found = run_point(task, point, [array, packed, np.zeros_like(wanted)])
         assert relative(found, wanted) < 2 * TOLERANCE  # both axes
+
+
+@pytest.mark.parametrize(("by_column", "rows"), [(1, 4), (2, 1)])
+def test_a_job_keeps_the_products_of_its_rows_of_tiles(by_column, rows):
+    four_lanes = parse_target("cortex-a72")
+    x = np.zeros((1, 4 * 8, 14, 14), dtype="float32")
+    weight = np.zeros((4 * 12, 8, 3, 3), dtype="float32")
+    _, mod, _ = convolution(CHANNELS, x, weight, (1, 1), (1, 1), 4, four_lanes)
+    (task,) = extract_tasks(mod, four_lanes)
+    sch = tvm.s_tir.Schedule(task.mod)
+    task.space.apply(sch, {**task.space.default, "by_column": by_column})
+    passes = tvm.s_tir.transform
+    kept = tvm.transform.Sequential([
+        passes.PlanAndUpdateBufferAllocationLocation(),
+        passes.ConvertBlocksToOpaque(),
+        passes.CompactBufferAllocation(),
+    ])(sch.mod)
+    shapes = {
+        name: [int(extent) for extent in re.findall(r"\((\d+)\)", shape)]
+        for name, shape in re.findall(r"(\w+) = T.*alloc_buffer\(\((.*)\)\)", kept.script())
+    }
+    points, tiles = shapes[winograd_tiles.NAME][2:4]
+    assert tiles == rows * 7
+    assert shapes["slab"][1:3] == [points, tiles]
 
 
 @pytest.mark.parametrize(
