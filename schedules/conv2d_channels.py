@@ -16,6 +16,8 @@ blocks of T: rows of 7 or 14 admit no block of twelve accumulators that does not
 Other convolutions may cut a row into blocks of which the last is a pixel short: 7 = 4 + 3.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from schedules import blocks, streamed_weights
@@ -265,7 +267,11 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
                 rows = 0
         _schedule(sch, stage, machine, groups, (tile, rows, choose("unroll")))
 
-    return Part(knobs, schedule)
+    def feed(sch: Any, choose: Choose, loop: Any) -> Callable[[], None]:
+        return _feed(sch, stage, machine, loop, (code[choose("tile")], choose("unroll")))
+
+    rows_are_jobs = lanes == _ARM_LANES and stage.softmax is None and weights <= read
+    return Part(knobs, schedule, feed=feed if rows_are_jobs else None)
 
 
 def _streamed_part(sch: Any, stage: Stage, machine: Machine) -> Part:
@@ -328,6 +334,36 @@ def _schedule(
     tile, job_rows, unroll = plan
     by_features = job_rows == 0
     conv = _schedule_map(sch, stage, machine, 1 if by_features else groups, job_rows)
+    _schedule_sums(sch, conv, tile, unroll, parallel=by_features)
+    if by_features:
+        _make_pads_parallel(sch, stage)
+
+
+def _feed(
+    sch: Any, stage: Stage, machine: Machine, loop: Any, plan: tuple[tuple[int, int, int], int]
+) -> Callable[[], None]:
+    """Compute what a job of the only reader reads: the slab, the sums, their end."""
+    conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
+    for block in (out, conv, *(sch.get_sblock(pad, func_name="main") for pad in stage.pads)):
+        sch.compute_at(block, loop, preserve_unit_loops=True)
+    blocks.finish_side_by_side(sch, out, machine.lanes)
+    for pad in stage.pads:
+        slab = sch.get_sblock(pad, func_name="main")
+        _fill_slab(sch, slab, machine, rows_are_jobs=False)
+
+    def finish() -> None:
+        (rows, cols, vectors), unroll = plan
+        y, x = sch.get_loops(conv)[-8:-6]
+        tile = (math.gcd(rows, int(sch.get(y).extent)), math.gcd(cols, int(sch.get(x).extent)))
+        _schedule_sums(sch, conv, (*tile, vectors), unroll, parallel=False)
+
+    return finish
+
+
+def _schedule_sums(
+    sch: Any, conv: Any, tile: tuple[int, int, int], unroll: int, *, parallel: bool
+) -> None:
+    """Register blocks of rows x columns x vectors; their features in parallel if that is asked."""
     n, y, x, g, o, lane, ry, rx, rc = sch.get_loops(conv)[-9:]
     y_out, y_in = sch.split(y, [None, tile[0]])
     even = int(sch.get(x).extent) % tile[1] == 0
@@ -338,9 +374,8 @@ def _schedule(
     sch.unroll(c_in)
     if not even:  # what the shorter block lacks is then known
         sch.unroll(x_out)
-    if by_features:
+    if parallel:
         sch.parallel(sch.fuse(n, g, o_out))
-        _make_pads_parallel(sch, stage)
     blocks.accumulate_in_registers(sch, conv, x_out, ry, [y_in, x_in, o_in, lane], written=6)
 
 

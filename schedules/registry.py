@@ -2,7 +2,7 @@
 """PrimFunc and target -> its design space, made of the spaces of its stages."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from schedules import (
     conv2d_pixels,
     dense,
     elementwise,
+    pooled_rows,
     reduction,
     softmax,
     stages,
@@ -60,40 +61,71 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
         found, inlined = stages.cut(sch, machine)
     except ValueError:  # two reductions that finish in one block: no family schedules them
         return _plain()
-    numbered = len(found) > 1
     parts = [_part(sch, stage, machine) for stage in found]
-    if numbered:
+    if len(found) > 1:
         parts = [replace(part, knobs=tuple(map(_fewer, part.knobs))) for part in parts]
     counts = Counter(_family(stage) for stage in found)
     names = [name if count == 1 else f"{count}*{name}" for name, count in counts.items()]
 
-    def label(index: int, name: str) -> str:
-        return f"{index}.{name}" if numbered else name
-
+    label = _label if len(found) > 1 else _plain_label
     knobs = tuple(
         Knob(label(index, knob.name), knob.choices, knob.default)
         for index, part in enumerate(parts)
         for knob in part.knobs
     )
-
     runs = columns.runs(sch, found, parts, machine)
     if runs:
         knobs = (*knobs, columns.knob(runs, machine))
+    feeders = pooled_rows.pairs(sch, found, parts)
+    if feeders:
+        knobs = (*knobs, pooled_rows.knob())
 
     def schedule(sch: Any, choose: Choose) -> None:
         stages.inline(sch, inlined)
+        views = [_within(choose, partial(label, index)) for index in range(len(parts))]
         together = runs if runs and choose(columns.KNOB) else []
-        placed = {}
-        for index, part in enumerate(parts):
-            own = _within(choose, partial(label, index))
-            if part.place is not None:
-                count = next((run.columns for run in together if index in run.stages), None)
-                placed[index] = part.place(sch, own, count or part.columns[0])
-            elif part.schedule is not None:
-                part.schedule(sch, own)
-        columns.make_parallel(sch, placed, together)
+        fed_by = feeders if feeders and choose(pooled_rows.KNOB) else {}
+        _schedule(sch, parts, views, together, fed_by)
 
     return DesignSpace("+".join(names), knobs, schedule)
+
+
+def _label(index: int, name: str) -> str:
+    return f"{index}.{name}"
+
+
+def _plain_label(index: int, name: str) -> str:
+    del index
+    return name
+
+
+def _schedule(
+    sch: Any,
+    parts: Sequence[Part],
+    views: Sequence[Choose],
+    together: Sequence[columns.Run],
+    fed_by: Mapping[int, int],
+) -> None:
+    placed = {}
+    for index, (part, own) in enumerate(zip(parts, views, strict=True)):
+        if index in fed_by.values():
+            continue
+        if index in fed_by:
+            feeder = fed_by[index]
+            _host(sch, part, own, parts[feeder], views[feeder])
+        elif part.place is not None:
+            count = next((run.columns for run in together if index in run.stages), None)
+            placed[index] = part.place(sch, own, count or part.columns[0])
+        elif part.schedule is not None:
+            part.schedule(sch, own)
+    columns.make_parallel(sch, placed, together)
+
+
+def _host(sch: Any, pool: Part, own: Choose, feeder: Part, feeders: Choose) -> None:
+    """Schedule a pool with the stage that feeds it."""
+    host, feed = pool.host, feeder.feed
+    assert host is not None and feed is not None  # noqa: S101, PT018  (they are a pair for that)
+    host(sch, own, lambda job: feed(sch, feeders, job))
 
 
 def _fewer(knob: Knob) -> Knob:

@@ -57,6 +57,8 @@ class Placed:
 
 
 Place = Callable[[Any, Choose, int], Placed]
+# Computes a stage within a loop, and gives what is left to do once that loop is parallel.
+Inner = Callable[[Any], Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Part:
             kernel what runs in parallel.
         columns: Numbers of columns that `place` can cut the features into, its own first.
         groups: Columns of the input that no two columns of features share.
+        feed: Schedules the stage within a loop of the only stage that reads it, its last argument.
+        host: Schedules the stage with another within its jobs.
     """
 
     knobs: tuple[Knob, ...]
@@ -77,6 +81,8 @@ class Part:
     place: Place | None = None
     columns: tuple[int, ...] = ()
     groups: int = 1
+    feed: Callable[[Any, Choose, Any], Callable[[], None]] | None = None
+    host: Callable[[Any, Choose, Inner], None] | None = None
 
 
 @dataclass(frozen=True)
