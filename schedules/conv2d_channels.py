@@ -268,10 +268,10 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         _schedule(sch, stage, machine, groups, (tile, rows, choose("unroll")))
 
     def feed(sch: Any, choose: Choose, loop: Any) -> Callable[[], None]:
-        return _feed(sch, stage, machine, loop, (code[choose("tile")], choose("unroll")))
+        plan = (code[choose("tile")], choose("job_rows"), choose("unroll"))
+        return _feed(sch, stage, machine, loop, plan)
 
-    rows_are_jobs = lanes == _ARM_LANES and stage.softmax is None and weights <= read
-    return Part(knobs, schedule, feed=feed if rows_are_jobs else None)
+    return Part(knobs, schedule, feed=feed if lanes == _ARM_LANES and not stage.softmax else None)
 
 
 def _streamed_part(sch: Any, stage: Stage, machine: Machine) -> Part:
@@ -340,22 +340,29 @@ def _schedule(
 
 
 def _feed(
-    sch: Any, stage: Stage, machine: Machine, loop: Any, plan: tuple[tuple[int, int, int], int]
+    sch: Any, stage: Stage, machine: Machine, loop: Any, plan: tuple[tuple[int, int, int], int, int]
 ) -> Callable[[], None]:
-    """Compute what a job of the only reader reads: the slab, the sums, their end."""
+    """Compute what a job of the only reader reads: the slab, the sums, their end.
+
+    Of sums whose jobs are features only the end.
+    """
+    tile, job_rows, unroll = plan
     conv, out = (sch.get_sblock(name, func_name="main") for name in (stage.anchor, stage.out))
-    for block in (out, conv, *(sch.get_sblock(pad, func_name="main") for pad in stage.pads)):
+    pads = [sch.get_sblock(pad, func_name="main") for pad in stage.pads]
+    for block in (out, conv, *pads) if job_rows else (out,):
         sch.compute_at(block, loop, preserve_unit_loops=True)
     blocks.finish_side_by_side(sch, out, machine.lanes)
-    for pad in stage.pads:
-        slab = sch.get_sblock(pad, func_name="main")
-        _fill_slab(sch, slab, machine, rows_are_jobs=False)
+    for slab in pads:
+        _fill_slab(sch, slab, machine, rows_are_jobs=not job_rows)
 
     def finish() -> None:
-        (rows, cols, vectors), unroll = plan
         y, x = sch.get_loops(conv)[-8:-6]
-        tile = (math.gcd(rows, int(sch.get(y).extent)), math.gcd(cols, int(sch.get(x).extent)))
-        _schedule_sums(sch, conv, (*tile, vectors), unroll, parallel=False)
+        rows, cols = (
+            math.gcd(t, int(sch.get(i).extent)) for t, i in zip(tile, (y, x), strict=False)
+        )
+        _schedule_sums(sch, conv, (rows, cols, tile[2]), unroll, parallel=not job_rows)
+        if not job_rows:
+            _make_pads_parallel(sch, stage)
 
     return finish
 

@@ -84,12 +84,21 @@ def test_rows_are_halved_where_they_do_not_share_out_evenly(threads, found):
     assert jobs(task, 1)[0] == found
 
 
+def test_sums_whose_jobs_are_features_end_within_the_pool():
+    task, x, weights, wanted = kernel(features=320, size=(10, 12), threads=4)
+    assert task.space.default["0.job_rows"] == 0
+    extents, _ = jobs(task, 1)
+    assert extents[-1] == 10
+    assert len(extents) == len(jobs(task, 0)[0]) - 1
+    found = run_point(task, task.space.default, [x, *weights, np.zeros_like(wanted)])
+    assert relative(found, wanted) < 1e-5
+
+
 @pytest.mark.parametrize(
     "odd",
     [
         {"window": 3, "stride": 2, "size": (13, 29)},  # rows of two windows
         {"size": (13, 28)},  # a row of none
-        {"features": 800, "size": (8, 8), "threads": 4},  # jobs are features: weights come first
         {"target": "llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v3"},
     ],
 )
