@@ -202,9 +202,11 @@ def show(result: dict[str, object], fitted: bool) -> None:
             line += f"{row['left_out_ms']:>13.2f}{row['left_out_error_percent']:>9.1f}"
         print(line)
     kind = "leave-one-out" if fitted else "shipped parameters"
-    print(f"MAPE {result['mape']:.2f} % (fp32 {result['mape_fp32']:.2f} %), {kind}; "
-          f"in-sample {result['mape_in_sample']:.2f} % (fp32 "
-          f"{result['mape_fp32_in_sample']:.2f} %)")  # fmt: skip
+    line = f"MAPE {result['mape']:.2f} % (fp32 {result['mape_fp32']:.2f} %), {kind}"
+    if fitted:
+        line += f"; in-sample {result['mape_in_sample']:.2f} % (fp32 "
+        line += f"{result['mape_fp32_in_sample']:.2f} %)"
+    print(line)
     print(f"worst {result['worst']:.1f} %, Spearman {result['spearman']:.4f}, "
           f"Kendall {result['kendall']:.4f}")  # fmt: skip
 

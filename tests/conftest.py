@@ -29,6 +29,26 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 
+# Files of a minute and more begin first, so that no worker of `pytest -n 2` is left with one at the
+# end. `--no-loadscope-reorder` keeps this order.
+_LONG = (
+    "test_kills.py",
+    "test_device_apps.py",
+    "test_faults.py",
+    "test_fleet.py",
+    "test_silence.py",
+    "test_end_to_end.py",
+    "test_tune_emulated.py",
+    "test_bench_estimated.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file stays."""
+    places = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(_LONG)))
+
+
 @pytest.fixture(scope="session")
 def emulated() -> EmulatedBoard:
     """The prepared board itself; the first call ever downloads it (20 s, 150 MB)."""

@@ -147,9 +147,10 @@ def test_the_c_guest_finds_the_kernels_as_long_as_python_does(standalone, monkey
         if part.name in names:
             assert part.instructions == there[part.name].instructions
             # With several threads, who finds a line where depends on how this machine runs them.
-            # Tensors lie at other addresses, so other lines share a set of the caches.
+            # Tensors lie at other addresses, so other lines share a set of the caches: up to 10 %
+            # of kernels as small as these (79,145 and 85,218 cycles were seen).
             if threads == 1:
-                assert part.cycles == pytest.approx(there[part.name].cycles, rel=0.05, abs=2000)
+                assert part.cycles == pytest.approx(there[part.name].cycles, rel=0.1, abs=2000)
     assert next(part.name for part in here.parts if part.name != STARTS) in names
 
 

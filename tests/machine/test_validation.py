@@ -92,3 +92,39 @@ def test_the_other_commands_refuse_in_one_line_as_well(tmp_path, words, code, re
     assert error.startswith("error: ")
     assert reason in error
     assert hint.startswith("hint: ")
+
+
+README = """
+### Raspberry Pi 3
+num_threads = 4
+               first  min =    9.00  max =    9.00  avg =    9.00
+### Raspberry Pi 4 Model B Broadcom BCM2711B0, Cortex-A72 (ARMv8) (1.8GHz x 4)
+num_threads = 4
+               first  min =    2.00  max =    3.00  avg =    2.50
+              second  min =    4.00  max =    4.00  avg =    4.00
+num_threads = 1
+               first  min =    6.00  max =    8.00  avg =    7.00
+              second  min =    9.00  max =    9.00  avg =    9.00
+              absent  min =    1.00  max =    1.00  avg =    1.00
+### Raspberry Pi 5
+num_threads = 1
+               first  min =    1.00  max =    1.00  avg =    1.00
+"""
+
+
+def test_a_folder_is_made_of_what_ncnn_publishes_less_what_was_fitted_on(script, tmp_path):
+    home, out, fitted = (tmp_path / name for name in ("ncnn/benchmark", "out", "fitted"))
+    (home / "models").mkdir(parents=True)
+    fitted.mkdir()
+    (home / "README.md").write_text(README)
+    calls = [f'benchmark("{n}", ncnn::Mat(32, 16, 3), opt);' for n in ("first", "second", "absent")]
+    (home / "benchncnn.cpp").write_text("\n".join(calls))
+    for name in ("first", "second"):
+        (home / "models" / f"{name}.param").write_text("7767517\n0 0\n")
+    (fitted / "second.param").write_text("")
+    command = Path(__file__).parents[2] / "benchmarks" / "ncnn_published.py"
+    words = [sys.executable, str(command), str(home.parent), str(out), "--without", str(fitted)]
+    subprocess.run(words, check=True)
+    (network,) = script.read_published(out)
+    assert (network.name, network.shape) == ("first", (32, 16, 3))
+    assert network.published == {1: 0.007, 4: 0.0025}

@@ -2,7 +2,8 @@
 """The Cortex-A72 without a board: execution counts, port model, caches, and what they add up to.
 
     libraries.py, bundles.py  what is run for a bundle; guest_programs.py compiles it
-    tracing.py   a program under QEMU with a72_plugin.c -> trace.py: blocks, misses, samples
+    tracing.py   a program under QEMU with a72_plugin.c -> trace.py: blocks, misses, samples;
+                 a72_pace.h keeps its threads in step
     instructions.py  llvm-mca's ports and latencies, corrected from measurements of silicon;
                  answers.py keeps them on disk
     replay.py    the samples through a72_core.c, an out-of-order core -> cycles of each block

@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "a72_caches.h"
+#include "a72_pace.h"
 #include "a72_samples.h"
 #include "qemu_plugin_api.h"
 
@@ -104,9 +105,11 @@ static void on_memory(unsigned vcpu, meminfo info, uint64_t address, void *data)
 static void on_block(unsigned vcpu, void *data)
 {
     unsigned thread = record_of(vcpu);
+    struct block *block = data;
+    if (thread != CROWD && warm && model_caches)
+        keep_pace(thread, block->instructions);
     if (!active)
         return;
-    struct block *block = data;
     if (thread == CROWD) { /* no samples: they are stretches of one thread */
         __atomic_fetch_add(&block->count[thread], 1, __ATOMIC_RELAXED);
         unsigned known = __atomic_load_n(&most_vcpu, __ATOMIC_RELAXED);
@@ -192,6 +195,8 @@ static void on_syscall(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1,
                        uint64_t a3, uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8)
 {
     (void)id, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
+    if (record_of(vcpu) != CROWD)
+        leave_pace(vcpu);
     if (number == AARCH64_FUTEX && active)
         __atomic_fetch_add(&futexes[record_of(vcpu)], 1, __ATOMIC_RELAXED);
     if (number != AARCH64_CLOSE || (a1 & ~0xFull) != MARKER || !markers)

@@ -25,7 +25,7 @@ _SOURCE = Path(__file__).with_name("kernel_guest.c")
 _WINDOWS, _WINDOW = 256, 256
 # Of this room's files, those that decide what a kernel's estimate is.
 _DECISIVE = (
-    "a72_caches.h", "a72_core.c", "a72_plugin.c", "a72_samples.h", "kernel_guest.c",
+    "a72_caches.h", "a72_core.c", "a72_pace.h", "a72_plugin.c", "a72_samples.h", "kernel_guest.c",
     "qemu_plugin_api.h", "estimate.py", "instructions.py", "operands.py", "replay.py",
 )  # fmt: skip
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}

@@ -15,7 +15,7 @@ from tvmattend.errors import CompileError, ToolMissingError
 from tvmattend.storage import compiler_fault
 
 _SOURCES = {"plugin": "a72_plugin.c", "core": "a72_core.c"}
-_HEADERS = ("a72_caches.h", "a72_samples.h", "qemu_plugin_api.h")
+_HEADERS = ("a72_caches.h", "a72_pace.h", "a72_samples.h", "qemu_plugin_api.h")
 # The plugin's undefined names are QEMU's own, found when QEMU loads it.
 _FLAGS = ("-O2", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden")
 

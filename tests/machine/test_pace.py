@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads that read the same memory read it at the same time, however this machine runs them."""
+
+import pytest
+from guest_sources import STATIC, compiled
+
+from tvmattend.machine.trace import EVENTS
+from tvmattend.machine.tracing import Settings, trace
+
+MEGABYTES = 4  # four times the second-level cache
+LINES = MEGABYTES * 2**20 // 64
+READ = r"""
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+enum { SIZE = MEGABYTES << 20, THREADS = 4 };
+static float *shared;
+static volatile float sums[THREADS];
+static pthread_barrier_t all;
+static volatile int apart;
+
+static void *run(void *argument) {
+    long id = (long)argument;
+    float *from = apart ? malloc(SIZE) : shared, sum = 0;
+    if (apart) for (long i = 0; i < SIZE / 4; i += 16) from[i] = 1;
+    pthread_barrier_wait(&all);
+    if (!id) close(0x0A720002);
+    pthread_barrier_wait(&all);
+    for (long i = 0; i < SIZE / 4; i += 16) sum += from[i];
+    pthread_barrier_wait(&all);
+    if (!id) close(0x0A720003);
+    sums[id] = sum;
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    (void)argv;
+    pthread_t ids[THREADS];
+    apart = argc > 1;
+    shared = malloc(SIZE);
+    for (long i = 0; i < SIZE / 4; i += 16) shared[i] = 1;
+    pthread_barrier_init(&all, 0, THREADS);
+    for (long i = 1; i < THREADS; i++) pthread_create(&ids[i], 0, run, (void *)i);
+    run(0);
+    for (long i = 1; i < THREADS; i++) pthread_join(ids[i], 0);
+    return 0;
+}
+""".replace("MEGABYTES", str(MEGABYTES))
+# One thread works while another sleeps, a third waits for it by looking, and a fourth is gone.
+WAIT = r"""
+#include <pthread.h>
+#include <unistd.h>
+static volatile int done;
+static float data[4096];
+
+static void *sleeps(void *unused) { (void)unused; usleep(300000); return 0; }
+static void *looks(void *unused) { (void)unused; while (!done) ; return 0; }
+static void *ends(void *unused) { (void)unused; return 0; }
+
+int main(void) {
+    pthread_t ids[3];
+    pthread_create(&ids[0], 0, sleeps, 0);
+    pthread_create(&ids[1], 0, looks, 0);
+    pthread_create(&ids[2], 0, ends, 0);
+    for (int round = 0; round < 500; round++)
+        for (int i = 0; i < 4096; i++) data[i] += i;
+    done = 1;
+    for (int i = 0; i < 3; i++) pthread_join(ids[i], 0);
+    return 0;
+}
+"""
+
+
+def _misses(run):
+    """Lines that loads fetched from DRAM, of all threads."""
+    fetched = [EVENTS.index(name) for name in ("dram_stream", "dram_lone")]
+    sites = [counts for block in run.blocks.values() for counts in block.events.values()]
+    return sum(counts[event] for counts in sites for event in fetched)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("reader"), READ, *STATIC)
+
+
+def test_one_fetch_serves_all_threads(reader):
+    run, _ = trace([reader], Settings())
+    # Without the pace a thread is a time slice ahead, and each fetches nearly all for itself.
+    assert LINES * 0.95 < _misses(run) < LINES * 1.3
+
+
+def test_what_is_not_shared_is_fetched_by_each(reader):
+    run, _ = trace([reader, "apart"], Settings())
+    assert _misses(run) > 4 * LINES * 0.95
+
+
+def test_nobody_waits_for_who_waits(tmp_path):
+    run, _ = trace([compiled(tmp_path, WAIT, *STATIC)], Settings(markers=False))
+    most = max(sum(block.counts.values()) for block in run.blocks.values())
+    assert most > 500 * 4096 / 16

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Keeps the threads of a guest in step, for a72_plugin.c.
+ *
+ * Four cores that read the same weights read them at about the same time, and one fetch from DRAM
+ * serves them all. QEMU's threads share the cores of this machine for a time slice each, in which
+ * one runs ahead by more than the caches hold. So a thread that is ahead of the slowest by more
+ * than STEP instructions waits for it. Threads within a system call count as waiting, and return
+ * to where the slowest is. Who waits for a thread that does not move goes on after a while.
+ */
+#ifndef A72_PACE_H
+#define A72_PACE_H
+
+#include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "a72_caches.h"
+
+enum {
+    STEP = 4096,          /* instructions */
+    PATIENCE_NS = 50000000, /* a page fault of QEMU's or the translation of a block takes less */
+};
+
+struct runner {
+    volatile uint64_t done; /* instructions */
+    uint64_t check;         /* look at the others when so many are done */
+    volatile bool running;
+    char pad[64];
+};
+
+static struct runner runners[THREADS];
+
+/* The slowest of the other running threads; UINT64_MAX if there is none. */
+static uint64_t slowest(unsigned thread)
+{
+    uint64_t least = UINT64_MAX;
+    for (unsigned other = 0; other < THREADS; other++)
+        if (other != thread && runners[other].running && runners[other].done < least)
+            least = runners[other].done;
+    return least;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Called with each block that a thread executes. */
+static void keep_pace(unsigned thread, uint32_t instructions)
+{
+    struct runner *mine = &runners[thread];
+    if (!mine->running) {
+        uint64_t least = slowest(thread);
+        if (least != UINT64_MAX && least > mine->done)
+            mine->done = least;
+        mine->check = mine->done + STEP;
+        mine->running = true;
+    }
+    mine->done += instructions;
+    if (mine->done < mine->check)
+        return;
+    sched_yield(); /* to whom a system call has just returned */
+    uint64_t least = slowest(thread), since = 0;
+    while (least != UINT64_MAX && mine->done > least + STEP) {
+        sched_yield();
+        uint64_t next = slowest(thread);
+        if (next != least) {
+            since = 0;
+        } else if (!since) {
+            since = now_ns();
+        } else if (now_ns() - since > PATIENCE_NS) {
+            break;
+        }
+        least = next;
+    }
+    mine->check = mine->done + STEP;
+}
+
+/* Called where a thread enters a system call: the others do not wait for it. */
+static void leave_pace(unsigned thread) { runners[thread].running = false; }
+
+#endif
