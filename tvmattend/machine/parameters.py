@@ -112,7 +112,7 @@ class Parameters:
 
 SHIPPED = Parameters()
 
-# Mean error, by threads, on the 19 networks whose times ncnn's maintainers publish and no fit has seen
-# (benchmarks/results/a72_unseen.txt). Leaving one out of the 15 of the fit gives 1.9 % and 3.7 %.
-# Traces made anew moved it by 0.3 points on one thread, and single networks on four by up to 5 %.
+# Mean error, by threads, on 19 networks whose times ncnn's maintainers publish and that no fit has
+# seen (benchmarks/results/a72_unseen.txt); with each of the 15 of the fit left out it is 1.9 and
+# 3.7 %. Traces made anew moved it by 0.3 points on one thread, and single networks on four by 5 %.
 MODEL_ERROR = {1: 0.035, 4: 0.048}
