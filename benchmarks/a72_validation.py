@@ -70,7 +70,7 @@ def read_published(directory: Path) -> list[Network]:
             try:
                 width, height, channels = (int(size) for size in row["input_whc"].split("x"))
                 published = {
-                    threads: float(row[column]) / 1e3
+                    threads: _seconds(row[column])
                     for threads, column in _COLUMNS.items()
                     if (row.get(column) or "").strip()
                 }
@@ -87,6 +87,13 @@ def read_published(directory: Path) -> list[Network]:
     if not networks:
         raise InputError(f"{table} names no network", "one a line, below the line of the columns")
     return networks
+
+
+def _seconds(milliseconds: str) -> float:
+    found = float(milliseconds) / 1e3
+    if not 0 < found < math.inf:
+        raise ValueError(f"a time is above zero, not {milliseconds}")
+    return found
 
 
 def chosen(networks: list[Network], names: str | None) -> list[Network]:
@@ -177,6 +184,10 @@ def report(networks: list[Network], threads: int, found: Fit, fitted: bool) -> d
         for i, network in enumerate(networks)
     }  # fmt: skip
     every = [True] * len(networks)
+    plain_judged, plain_published = (
+        [time for time, take in zip(times, plain, strict=True) if take]
+        for times in (judged, published)
+    )
     return {
         "threads": threads,
         "networks": rows,
@@ -186,7 +197,9 @@ def report(networks: list[Network], threads: int, found: Fit, fitted: bool) -> d
         "mape_fp32_in_sample": error(found.estimated, plain),
         "worst": 100 * max(abs(s / p - 1) for s, p in zip(judged, published, strict=True)),
         "spearman": spearman(judged, published) if len(networks) > 1 else math.nan,
+        "spearman_fp32": spearman(plain_judged, plain_published) if sum(plain) > 1 else math.nan,
         "kendall": kendall(judged, published),
+        "sum_ratio": sum(judged) / sum(published),
     }
 
 
@@ -207,8 +220,9 @@ def show(result: dict[str, object], fitted: bool) -> None:
         line += f"; in-sample {result['mape_in_sample']:.2f} % (fp32 "
         line += f"{result['mape_fp32_in_sample']:.2f} %)"
     print(line)
-    print(f"worst {result['worst']:.1f} %, Spearman {result['spearman']:.4f}, "
-          f"Kendall {result['kendall']:.4f}")  # fmt: skip
+    print(f"worst {result['worst']:.1f} %, Spearman {result['spearman']:.4f} (fp32 "
+          f"{result['spearman_fp32']:.4f}), Kendall {result['kendall']:.4f}; all times together "
+          f"{result['sum_ratio']:.3f} of those published")  # fmt: skip
 
 
 def judge(

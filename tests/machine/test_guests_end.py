@@ -67,7 +67,7 @@ def work_of(run) -> dict[int, int]:
     return max(run.blocks.values(), key=lambda block: sum(block.counts.values())).counts
 
 
-@pytest.mark.parametrize("threads", [8, 9, 48])
+@pytest.mark.parametrize("threads", [8, 9, 16])
 def test_threads_beyond_the_records_share_one_and_none_is_lost(guest, threads):
     notes: list[str] = []
     # Few and short windows: what is sampled is thrown away often, in every thread.
@@ -104,6 +104,11 @@ def test_work_in_threads_without_a_record_is_refused(guest, place):
         trace([guest, "12", "8"], Settings(markers=False))
     assert "at most 8 threads" in refused.value.hint
     assert list(place.iterdir()) == []
+
+
+def test_many_threads_that_did_more_together_than_the_first_eight_are_refused(guest):
+    with pytest.raises(InputError, match=r"of 24 threads, those beyond 8 did most"):
+        trace([guest, "24"], Settings(markers=False))
 
 
 def test_a_program_that_becomes_another_is_refused(guest, place):

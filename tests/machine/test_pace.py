@@ -4,6 +4,9 @@
 import pytest
 from guest_sources import STATIC, compiled
 
+from tvmattend.machine.estimate import estimate
+from tvmattend.machine.parameters import SHIPPED
+from tvmattend.machine.replay import Program
 from tvmattend.machine.trace import EVENTS
 from tvmattend.machine.tracing import Settings, trace
 
@@ -69,6 +72,34 @@ int main(void) {
     return 0;
 }
 """
+# The first thread works, the others spin until it is done; then, if asked, a child works for it,
+# which has a copy of what is known of the spinning threads, and no such threads.
+SPIN = r"""
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static volatile int done;
+static volatile float data[4096];
+
+static void *spins(void *unused) { (void)unused; while (!done) ; return 0; }
+static void work(void) {
+    for (int round = 0; round < 100; round++)
+        for (int i = 0; i < 4096; i++) data[i] += i;
+}
+
+int main(int argc, char **argv) {
+    int threads = atoi(argv[1]);
+    pthread_t ids[8];
+    for (int i = 1; i < threads; i++) pthread_create(&ids[i], 0, spins, 0);
+    if (argc == 2) work();
+    else if (!fork()) { work(); _exit(0); }
+    else wait(0);
+    done = 1;
+    for (int i = 1; i < threads; i++) pthread_join(ids[i], 0);
+    return 0;
+}
+"""
 
 
 def _misses(run):
@@ -98,3 +129,22 @@ def test_nobody_waits_for_who_waits(tmp_path):
     run, _ = trace([compiled(tmp_path, WAIT, *STATIC)], Settings(markers=False))
     most = max(sum(block.counts.values()) for block in run.blocks.values())
     assert most > 500 * 4096 / 16
+
+
+@pytest.fixture(scope="module")
+def spinner(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("spinner"), SPIN, *STATIC)
+
+
+def test_who_spins_is_not_taken_for_who_works(spinner):
+    def cycles(threads):
+        run, _ = trace([spinner, str(threads)], Settings(markers=False))
+        return estimate(Program(run), SHIPPED, threads).whole.cycles
+
+    # Each thread executes as many instructions, three of them three in a cycle.
+    assert cycles(4) == pytest.approx(cycles(1), rel=0.1)
+
+
+def test_a_child_waits_for_none_of_its_parents_threads(spinner):
+    # Each 4,096 of its two million instructions, 50 ms long: 25 s.
+    trace([spinner, "4", "fork"], Settings(markers=False, timeout=15))

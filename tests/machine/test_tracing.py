@@ -175,7 +175,7 @@ def test_nothing_is_left_behind(passes, tmp_path, monkeypatch):
 
 def test_a_qemu_without_plugins_is_named(monkeypatch, passes, tmp_path):
     old = tmp_path / "qemu-aarch64"
-    old.write_text("#!/bin/sh\necho 'qemu: unknown option -plugin' >&2; exit 1\n")
+    old.write_text("#!/bin/sh\necho \"qemu: unknown option 'plugin'\" >&2; exit 1\n")
     old.chmod(0o755)
     monkeypatch.setattr("tvmattend.machine.tracing.find_qemu", lambda: str(old))
     with pytest.raises(ToolMissingError, match="without plugins"):

@@ -47,6 +47,8 @@ def test_any_folder_is_read_and_a_time_may_be_missing(script, tmp_path):
         (HEAD, "names no network"),
         (HEAD + "first,224x224,1,1\n", "line 2 of .* cannot be understood"),
         (HEAD + "first,224x224x3,fast,1\n", "line 2 of .*fast"),
+        (HEAD + "first,224x224x3,0,1\n", "line 2 of .*above zero"),
+        (HEAD + "first,224x224x3,1,nan\n", "line 2 of .*above zero"),
         ("name,ms\nfirst,1\n", "cannot be understood: KeyError"),
         (HEAD + "first,224x224x3,1,1\nabsent,8x8x1,1,1\n", r"there is no .*absent\.param"),
     ],

@@ -6,7 +6,8 @@
  * serves them all. QEMU's threads share the cores of this machine for a time slice each, in which
  * one runs ahead by more than the caches hold. So a thread that is ahead of the slowest by more
  * than STEP instructions waits for it. Threads within a system call count as waiting, and return
- * to where the slowest is. Who waits for a thread that does not move goes on after a while.
+ * to where the slowest is, from behind or from ahead. A thread that does not move for a while is
+ * waited for no longer, until it does. Threads that a forked child has inherited are not there.
  */
 #ifndef A72_PACE_H
 #define A72_PACE_H
@@ -15,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "a72_caches.h"
 
@@ -31,15 +33,17 @@ struct runner {
 };
 
 static struct runner runners[THREADS];
+static pid_t paced; /* the process whose threads they are */
 
-/* The slowest of the other running threads; UINT64_MAX if there is none. */
-static uint64_t slowest(unsigned thread)
+/* The slowest of the other running threads, or NULL. */
+static struct runner *slowest(unsigned thread)
 {
-    uint64_t least = UINT64_MAX;
+    struct runner *found = NULL;
     for (unsigned other = 0; other < THREADS; other++)
-        if (other != thread && runners[other].running && runners[other].done < least)
-            least = runners[other].done;
-    return least;
+        if (other != thread && runners[other].running &&
+            (!found || runners[other].done < found->done))
+            found = &runners[other];
+    return found;
 }
 
 static uint64_t now_ns(void)
@@ -54,28 +58,30 @@ static void keep_pace(unsigned thread, uint32_t instructions)
 {
     struct runner *mine = &runners[thread];
     if (!mine->running) {
-        uint64_t least = slowest(thread);
-        if (least != UINT64_MAX && least > mine->done)
-            mine->done = least;
+        struct runner *last = slowest(thread);
+        if (last)
+            mine->done = last->done;
         mine->check = mine->done + STEP;
         mine->running = true;
     }
     mine->done += instructions;
     if (mine->done < mine->check)
         return;
+    if (getpid() != paced) {
+        mine->check = UINT64_MAX;
+        return;
+    }
     sched_yield(); /* to whom a system call has just returned */
-    uint64_t least = slowest(thread), since = 0;
-    while (least != UINT64_MAX && mine->done > least + STEP) {
-        sched_yield();
-        uint64_t next = slowest(thread);
-        if (next != least) {
-            since = 0;
-        } else if (!since) {
-            since = now_ns();
+    struct runner *last = slowest(thread), *before = NULL;
+    uint64_t done = 0, since = 0;
+    while (last && mine->done > last->done + STEP) {
+        if (last != before || last->done != done) {
+            before = last, done = last->done, since = now_ns();
         } else if (now_ns() - since > PATIENCE_NS) {
-            break;
+            last->running = false;
         }
-        least = next;
+        sched_yield();
+        last = slowest(thread);
     }
     mine->check = mine->done + STEP;
 }

@@ -329,7 +329,7 @@ int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, 
     /* With markers expected, nothing counts before the first. */
     if (markers)
         active = warm = false;
-    owner = getpid();
+    owner = paced = getpid();
     qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
     qemu_plugin_register_vcpu_syscall_cb(id, on_syscall);
     qemu_plugin_register_atexit_cb(id, on_end, NULL);

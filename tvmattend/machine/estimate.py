@@ -141,7 +141,7 @@ def estimate(
 ) -> Estimate:
     """Put counts and cycles together.
 
-    With several threads, the time is that of the thread that executed most: fork and join leave it
+    With several threads, the time is that of the thread that worked most: fork and join leave it
     the largest share of each parallel loop. Where others executed a block too, they shared L2 and
     DRAM meanwhile.
 
@@ -154,7 +154,7 @@ def estimate(
         own: For a file's path, the prefix of entries that own its local functions.
     """
     trace = program.trace
-    main = max(trace.threads, key=trace.instructions, default=0)
+    main = program.longest
     alone = program.cycles(parameters, main)
     shared = program.cycles(parameters.but(sharers=threads), main) if threads > 1 else alone
     if not program.places:
@@ -199,7 +199,7 @@ def seconds(program: Program, parameters: Parameters, threads: int = 1) -> float
     trace = program.trace
     if threads > 1:
         return estimate(program, parameters, threads).seconds
-    main = max(trace.threads, key=trace.instructions, default=0)
+    main = program.longest
     cycles = program.cycles(parameters, main)
     total = sum(cycles[number] * trace.blocks[number].counts[main] for number in cycles)
     return total / parameters.clock_hz

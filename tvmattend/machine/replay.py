@@ -2,6 +2,7 @@
 """Sampled blocks through the out-of-order core: from a trace to cycles a block."""
 
 import ctypes
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ _BLOCK = struct.Struct("<QII")
 _WINDOW, _BLOCK_WORD = 0xFFFFFFFF, 0x80000000
 # A block that no window caught is replayed this often in a row, its data in L1.
 _ALONE = 8
+# Stores (but those of locks, which are exclusive), and whatever names an FP or vector register.
+_WORK = re.compile(r"st(?!l?x)|.*\b[bhsdqv]\d+\b")
 
 
 @dataclass
@@ -45,6 +48,23 @@ class Program:
         """What each instruction costs, by encoding."""
         words = {word for block in self.trace.blocks.values() for word in block.words}
         return costs_of(words, self.corrected, self.quick_divide)
+
+    @cached_property
+    def longest(self) -> int:
+        """The thread that worked most; 0 if none did.
+
+        A thread that spins at a barrier executes as many instructions as those it waits for. So
+        blocks count only if they store, or compute in vectors or floating point; all if none does.
+        """
+        blocks = self.trace.blocks.values()
+        counted = [
+            block for block in blocks if any(_WORK.match(self.costs[w].text) for w in block.words)
+        ]
+
+        def work(thread: int) -> int:
+            return sum(len(b.words) * b.counts.get(thread, 0) for b in counted or blocks)
+
+        return max(self.trace.threads, key=work, default=0)
 
     @cached_property
     def _tables(self) -> tuple[bytes, bytes, int]:

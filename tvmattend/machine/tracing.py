@@ -27,6 +27,8 @@ MARKER = 0x0A720000
 WARM, COUNT, STOP = 1, 2, 3
 
 # As the plugin says it.
+# QEMU names the option without its dash.
+_NO_PLUGINS = re.compile(r"^qemu\S*: unknown option '?-?plugin'?", re.MULTILINE | re.IGNORECASE)
 _UNWRITTEN = re.compile(r"^a72_plugin: cannot write: errno (\d+)$", re.MULTILINE)
 _ROOM_BYTES = 1 << 20  # a disk on which a trace had no room has less
 
@@ -140,9 +142,10 @@ def trace(
 
 def _say_crowd(run: Trace, progress: Progress) -> None:
     """Say what is rough of a run with more threads than there are records."""
-    longest = max((run.instructions(thread) for thread in run.threads), default=0)
+    alone = [run.instructions(thread) for thread in run.threads]
+    shared, longest = run.instructions(THREADS), max(alone, default=0)
     # The estimate's time is the longest thread's, which the shared record cannot tell.
-    if run.instructions(THREADS) > 2 * longest * (run.crowd - THREADS):
+    if shared > sum(alone) or shared > 2 * longest * (run.crowd - THREADS):
         raise InputError(
             f"of {run.crowd} threads, those beyond {THREADS} did most of the work, and they have "
             "no record each",
@@ -176,7 +179,7 @@ def _judge(done: subprocess.CompletedProcess[str], name: str) -> None:
     if done.returncode == 0:
         return
     text = done.stderr
-    if "-plugin" in text and ("unknown option" in text or "Unknown option" in text):
+    if _NO_PLUGINS.search(text):
         raise ToolMissingError(
             "this `qemu-aarch64` was built without plugins",
             "Debian's package `qemu-user` (7.2 or later) has them",
