@@ -71,7 +71,14 @@ def subjects(model: str) -> list[str]:
 
 @click.command()
 @click.option("--model", type=click.Choice(list(REGISTRY)), default="attendnext", show_default=True)
-@click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
+@click.option(
+    "--threads",
+    multiple=True,
+    type=int,
+    default=(1, 2),
+    show_default=True,
+    help="Of this machine; 0 keeps what was measured before.",
+)
 @click.option("--rounds", type=int, default=100, show_default=True, help="Turns of each.")
 @click.option(
     "--trials", type=int, default=0, show_default=True, help="Of each build; 0: defaults."
@@ -101,7 +108,7 @@ def main(
     entries = []
     with tempfile.TemporaryDirectory(prefix="tvmattend-fusion-") as scratch:
         place = Path(scratch)
-        for count in threads:
+        for count in filter(None, threads):
             target = host_target(count)
             kept = None
             if trials:
@@ -115,9 +122,13 @@ def main(
                 entries.append(_estimated(subject, count, place))
                 print(_line(entries[-1]), flush=True)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    path = results / f"fusion-{machine_slug(machine)}.json"
+    if not any(threads):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        measured = [entry for entry in kept["entries"] if entry["how"] == "measured"]
+        entries = [{"date": kept["date"], **entry} for entry in measured] + entries
     found = {"date": date, "machine": machine, "model": model, "trials": trials, "entries": entries}
     results.mkdir(exist_ok=True)
-    path = results / f"fusion-{machine_slug(machine)}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(document(found), encoding="utf-8")
     print(f"written: {path}", file=sys.stderr)
@@ -247,6 +258,9 @@ def document(found: dict[str, Any]) -> str:
             f"{entry['unfused'] * 1e6:.1f} | {launches['unfused']} | {entry['fused'] * 1e6:.1f} | "
             f"{launches['fused']} | {entry['gain']:.3f}x | {'met' if _holds(entry) else 'missed'} |"
         )
+    kept = {entry["date"] for entry in found["entries"] if "date" in entry}
+    if kept:
+        lines += ["", f"Measured earlier: {', '.join(sorted(kept))}."]
     busy = [entry["others"] for entry in found["entries"] if entry.get("others")]
     if busy and max(busy) > 0.05:
         lines += ["", f"The machine was busy: other processes took up to {max(busy):.0%} of it."]

@@ -147,7 +147,7 @@ def _show(
         f"{found.threads} thread{'s' if found.threads > 1 else ''} (estimated)"
     )
     if error is None:
-        click.echo("without caches: too short by 10 to 40 % for most networks")
+        click.echo("without caches: too short by 7 to 45 % for most networks")
     else:
         of = ", of whole networks" if "command" in subject else ""
         click.echo(
