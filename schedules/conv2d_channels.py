@@ -21,14 +21,13 @@ from collections.abc import Callable
 from typing import Any
 
 from schedules import blocks, streamed_weights
-from schedules.machines import Machine
+from schedules.machines import ARM_LANES, Machine
 from schedules.softmax import place_rows
 from schedules.space import Choose, Knob, Part
 from schedules.stages import Stage
 
 NAME = "conv2d_channels"
 
-_ARM_LANES = 4  # also SSE's, for which no rule of its own is worth while
 _AVX2_LANES = 8
 # Pixels of a register block, in the maps of 7, 14 and 28 pixels where channels are innermost.
 _PIXELS = 7
@@ -42,7 +41,7 @@ def feature_blocks(features: int, lanes: int) -> int:
     that accumulate, where 7 by 2 would load two words for three multiply-adds.
     """
     count = -(-features // lanes)
-    if lanes == _ARM_LANES:
+    if lanes == ARM_LANES:
         padded = -(-count // 3) * 3
         return padded if padded <= count * 1.025 else count
     return count + 1 if count > 20 and count % 2 and count % 3 else count
@@ -53,7 +52,7 @@ def _vectors(outer: int, machine: Machine) -> int:
 
     A Zen 5 core is 5 % faster with a stream for each vector of a block than with one for all.
     """
-    if machine.lanes != _ARM_LANES:
+    if machine.lanes != ARM_LANES:
         return 1
     return max(
         v for v in blocks.divisors(outer, 4) if v == 1 or v * _PIXELS <= machine.accumulators
@@ -67,7 +66,7 @@ def tile_columns(width: int) -> int:
 
 def _row_blocks(width: int, lanes: int) -> list[int]:
     """Pixels of a row that a register block may have, in ascending order."""
-    if lanes == _ARM_LANES:
+    if lanes == ARM_LANES:
         return blocks.divisors(tile_columns(width), 14)
     exact = blocks.divisors(width, 14)
     short = [step for step in range(3, min(width, 14)) if width % step == step - 1]
@@ -113,7 +112,7 @@ def conv2d(
     out_h = (height + top + bottom - kh) // down + 1
     out_w = (width + left + right - kw) // across + 1
     zero = tirx.const(0.0, x.dtype)
-    panels = lanes == _ARM_LANES
+    panels = lanes == ARM_LANES
     columns = tile_columns(out_w)
     pointwise = (kh, kw, down, across) == (1, 1, 1, 1) and not any(padding)
     if pointwise and lanes == _AVX2_LANES:
@@ -255,7 +254,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     knobs = (
         Knob("tile", tuple(code), next(iter(code))),
         Knob("job_rows", (0, *blocks.divisors(out_h)), 0 if weights > read else by_rows),
-        Knob("unroll", unrolls, unrolls[-1] if lanes == _ARM_LANES else 1),
+        Knob("unroll", unrolls, unrolls[-1] if lanes == ARM_LANES else 1),
     )
 
     def schedule(sch: Any, choose: Choose) -> None:
@@ -271,7 +270,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
         plan = (code[choose("tile")], choose("job_rows"), choose("unroll"))
         return _feed(sch, stage, machine, loop, plan)
 
-    return Part(knobs, schedule, feed=feed if lanes == _ARM_LANES and not stage.softmax else None)
+    return Part(knobs, schedule, feed=feed if lanes == ARM_LANES and not stage.softmax else None)
 
 
 def _streamed_part(sch: Any, stage: Stage, machine: Machine) -> Part:

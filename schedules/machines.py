@@ -5,6 +5,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+# Of NEON, in fp32; also SSE's, for which no rules of its own are worth while.
+ARM_LANES = 4
+
 
 @dataclass(frozen=True)
 class Machine:

@@ -3,8 +3,8 @@
 
     for each row: stage    for each row: pool    ->    for each row of the pool: stage, pool
 
-Windows that do not overlap need no row twice, and four rows or two, which stay in the cache, take
-the place of a map that is larger than the second-level one (552 KB in front of stage 3).
+Windows that do not overlap need no row twice, and the rows of a window, which stay in the cache,
+take the place of a map that fills half of the second-level one (552 KB in front of stage 3).
 """
 
 from collections.abc import Sequence

@@ -20,10 +20,9 @@ first-level cache holds; hence the parts.
 from typing import Any
 
 from schedules import blocks
-from schedules.machines import Machine
+from schedules.machines import ARM_LANES, Machine
 from schedules.space import Choose, Knob
 
-_ARM_LANES = 4
 # Of a block of one vector. Beside them: the vector of weights, three of pixels.
 _MOST_PIXELS = 28
 # Passes over the weights; more of them outweigh the wait in the first.
@@ -41,7 +40,7 @@ def suits(weights: int, pixels: int, channels: int, machine: Machine) -> bool:
         channels: Of the map that is read, all columns.
         machine: Lanes and threads.
     """
-    waits = machine.lanes == _ARM_LANES and machine.registers is None and machine.threads > 1
+    waits = machine.lanes == ARM_LANES and machine.registers is None and machine.threads > 1
     return waits and pixels <= _MOST_BLOCKS * _MOST_PIXELS and weights > pixels * channels
 
 
