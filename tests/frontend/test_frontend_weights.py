@@ -177,6 +177,16 @@ def test_a_cut_file_is_called_damaged_wherever_it_ends(
         load_weights(create("attendnext_tiny"), path, "attendnext_tiny")
 
 
+def test_a_file_may_be_cut_in_the_middle_of_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(tiny_state(), path, _use_new_zipfile_serialization=False)
+    whole, network = path.read_bytes(), create("attendnext_tiny")
+    for count in range(5000, 5060):  # whatever PyTorch writes there, some of it is four bytes long
+        path.write_bytes(whole[:count])
+        with pytest.raises(WeightsError, match="is damaged or truncated"):
+            load_weights(network, path, "attendnext_tiny")
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_file_that_cannot_be_opened_is_not_called_damaged(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:

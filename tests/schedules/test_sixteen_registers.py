@@ -147,7 +147,7 @@ def test_many_maps_are_copied_before_channels_are_summed(channels, family):
     random = np.random.default_rng(0)
     x = random.standard_normal((1, channels, 7, 7)).astype("float32")
     weight = random.standard_normal((48, channels, 1, 1)).astype("float32")
-    packed = conv2d_channels.pack(weight, 1, X86_64_V3)
+    packed = conv2d_channels.pack(weight, 1, 7 * 7, X86_64_V3)
     source, stored = te.placeholder(x.shape, name="x"), te.placeholder(packed.shape, name="w")
     moved = te.compute((1, 7, 7, channels), lambda n, y, xx, c: source[n, c, y, xx], "T_transpose")
     result = conv2d_channels.conv2d(moved, stored, 48, (1, 1), (0, 0, 0, 0))

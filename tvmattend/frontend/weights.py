@@ -4,6 +4,7 @@
 import errno
 import hashlib
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,10 @@ from tvmattend.frontend.faults import first_line
 
 # Counters of training; older files lack them, and inference does not read them.
 _IGNORED = "num_batches_tracked"
+# What readers raise where a file ends too early; PyTorch's `struct.error` is of a cut number.
+_DAMAGE = (
+    OSError, EOFError, RuntimeError, ValueError, LookupError, SafetensorError, struct.error,
+)  # fmt: skip
 
 
 def load_weights(module: nn.Module, path: Path, network: str) -> None:
@@ -74,7 +79,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"`{path}` holds pickled Python objects, or is no PyTorch file; nothing was run",
             "save the weights alone: torch.save(network.state_dict(), path)",
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
+    except _DAMAGE as error:
         # PyTorch seeks back from the end of a file that is too short: "Invalid argument".
         short = isinstance(error, OSError) and error.errno == errno.EINVAL
         if isinstance(error, OSError) and not short:
