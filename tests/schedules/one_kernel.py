@@ -4,7 +4,8 @@
 import numpy as np
 import torch
 import tvm
-from tvm import relax, s_tir
+import tvm_ffi
+from tvm import relax, s_tir, tirx
 
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.target import parse_target
@@ -46,6 +47,18 @@ def run_point(task, point, arrays):
     tensors = [tvm.runtime.tensor(array) for array in arrays]
     library["main"](*tensors)
     return tensors[-1].numpy()
+
+
+def parallel_loops(schedule):
+    """Extents of the parallel loops of a scheduled kernel."""
+    found = []
+
+    def visit(node):
+        if node.kind == tirx.ForKind.PARALLEL:
+            found.append(int(node.extent))
+
+    tvm_ffi.structural_walk(schedule.mod["main"].body, (tirx.For, visit), order="post")
+    return found
 
 
 def relative(found, wanted):

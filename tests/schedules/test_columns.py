@@ -4,9 +4,8 @@
 import numpy as np
 import pytest
 import torch
-import tvm_ffi
-from one_kernel import HOST, constants, relative, run_point
-from tvm import relax, s_tir, te, tirx
+from one_kernel import HOST, constants, parallel_loops, relative, run_point
+from tvm import relax, s_tir, te
 
 from schedules import conv2d_pixels, space_for
 from schedules.columns import KNOB
@@ -70,14 +69,7 @@ def loops(task, choice):
     """Parallel loops of the scheduled kernel."""
     schedule = s_tir.Schedule(task.mod)
     task.space.apply(schedule, {**task.space.default, KNOB: choice})
-    found = []
-
-    def visit(node):
-        if node.kind == tirx.ForKind.PARALLEL:
-            found.append(int(node.extent))
-
-    tvm_ffi.structural_walk(schedule.mod["main"].body, (tirx.For, visit), order="post")
-    return found
+    return parallel_loops(schedule)
 
 
 def test_one_parallel_loop_and_one_column_between_the_stages():

@@ -4,9 +4,8 @@
 import numpy as np
 import pytest
 import torch
-import tvm_ffi
-from one_kernel import constants, relative, run_point
-from tvm import relax, s_tir, tirx
+from one_kernel import constants, parallel_loops, relative, run_point
+from tvm import relax, s_tir
 
 from schedules.pooled_rows import KNOB
 from tvmattend.target import parse_target
@@ -48,14 +47,7 @@ def jobs(task, choice):
     """Extents of the parallel loops of the scheduled kernel, and its scratch bytes."""
     schedule = s_tir.Schedule(task.mod)
     task.space.apply(schedule, {**task.space.default, KNOB: choice})
-    found = []
-
-    def visit(node):
-        if node.kind == tirx.ForKind.PARALLEL:
-            found.append(int(node.extent))
-
-    tvm_ffi.structural_walk(schedule.mod["main"].body, (tirx.For, visit), order="post")
-    return found, scratch_bytes(schedule.mod["main"], 1)
+    return parallel_loops(schedule), scratch_bytes(schedule.mod["main"], 1)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
