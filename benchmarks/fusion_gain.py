@@ -105,6 +105,11 @@ def main(
 ) -> None:
     """Compare, print, and write `results/fusion-<machine>.{json,md}`."""
     machine = describe_machine()
+    path = results / f"fusion-{machine_slug(machine)}.json"
+    if not any(threads):
+        if not path.is_file():
+            raise click.UsageError(f"--threads 0: nothing was measured before, there is no {path}")
+        kept = json.loads(path.read_text(encoding="utf-8"))
     entries = []
     with tempfile.TemporaryDirectory(prefix="tvmattend-fusion-") as scratch:
         place = Path(scratch)
@@ -122,9 +127,7 @@ def main(
                 entries.append(_estimated(subject, count, place))
                 print(_line(entries[-1]), flush=True)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    path = results / f"fusion-{machine_slug(machine)}.json"
     if not any(threads):
-        kept = json.loads(path.read_text(encoding="utf-8"))
         measured = [entry for entry in kept["entries"] if entry["how"] == "measured"]
         entries = [{"date": kept["date"], **entry} for entry in measured] + entries
     found = {"date": date, "machine": machine, "model": model, "trials": trials, "entries": entries}

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import click
 
+from tvmattend.cli.main import errors_told
+from tvmattend.errors import InputError
+
 _BOARD = "### Raspberry Pi 4 Model B"
 _THREADS = re.compile(r"^num_threads = (\d+)", re.MULTILINE)
 _TIME = re.compile(r"^\s*(\S+)\s+min =.*avg =\s*([\d.]+)", re.MULTILINE)
@@ -25,12 +28,32 @@ _COLUMNS = ("network", "input_whc", "one_thread_ms", "four_threads_ms")
 
 def published(readme: str) -> dict[int, dict[str, str]]:
     """Mean milliseconds by threads and network."""
-    board = readme.split(_BOARD, 1)[1].split("\n### ", 1)[0]
+    board = readme.partition(_BOARD)[2].partition("\n### ")[0]
     runs = _THREADS.split(board)[1:]
     return {
         int(threads): dict(_TIME.findall(times))
         for threads, times in zip(runs[::2], runs[1::2], strict=True)
     }
+
+
+def read_checkout(home: Path) -> tuple[dict[int, dict[str, str]], list[tuple[str, ...]]]:
+    """Times by threads and network, and each network's name and size.
+
+    Raises:
+        InputError: The folder is not ncnn's, or publishes no such times.
+    """
+    texts = []
+    for name in ("README.md", "benchncnn.cpp"):
+        if not (home / name).is_file():
+            raise InputError(f"there is no {home / name}", "give a checkout of Tencent/ncnn")
+        texts.append((home / name).read_text(encoding="utf-8"))
+    times = published(texts[0])
+    if not {1, 4} <= set(times):
+        raise InputError(
+            f"{home / 'README.md'} has no times of one and four threads below `{_BOARD}`",
+            "commit a4d2ea1 of Tencent/ncnn has them",
+        )
+    return times, _INPUT.findall(texts[1])
 
 
 @click.command()
@@ -40,8 +63,8 @@ def published(readme: str) -> dict[int, dict[str, str]]:
 def main(checkout: Path, out: Path, without: Path | None) -> None:
     """Write OUT/published.csv and a .param file a network."""
     home = checkout / "benchmark"
-    times = published((home / "README.md").read_text(encoding="utf-8"))
-    sizes = _INPUT.findall((home / "benchncnn.cpp").read_text(encoding="utf-8"))
+    with errors_told():
+        times, sizes = read_checkout(home)
     known = {path.stem for path in without.glob("*.param")} if without else set()
     out.mkdir(parents=True, exist_ok=True)
     with (out / "published.csv").open("w", encoding="utf-8", newline="") as stream:
