@@ -2,7 +2,9 @@
 """TVM's own pipeline gets time enough to build its candidates beside other work."""
 
 import pytest
-from tvm.s_tir.meta_schedule.builder import Builder
+import tvm
+from tvm import te
+from tvm.s_tir.meta_schedule.builder import Builder, BuilderInput
 
 from tvmattend.bench import tvm_default
 
@@ -14,6 +16,17 @@ def test_builders_have_time_while_the_pipeline_runs():
     assert patient.timeout_sec == tvm_default._BUILD_SECONDS
     assert Builder.create is before
     assert Builder.create("local", max_workers=1).timeout_sec < patient.timeout_sec
+
+
+def test_its_workers_build_a_kernel():
+    x = te.placeholder((64,), name="x")
+    doubled = te.create_prim_func([x, te.compute((64,), lambda i: x[i] * 2.0)])
+    with tvm_default._patient_builds():
+        builder = Builder.create("local", max_workers=1)
+        (built,) = builder.build([
+            BuilderInput(tvm.IRModule({"main": doubled}), tvm.target.Target("llvm"))
+        ])
+    assert built.error_msg is None
 
 
 def test_the_usual_builder_is_back_after_an_error():
