@@ -25,7 +25,9 @@ _PADS = ("slab", "pad_temp")
 _SOFTMAX = ("softmax_max", "softmax_exp", "softmax_sum", "softmax_inverse")
 # Blocks between a reduction and what finishes it, which the reduction's family schedules.
 _BETWEEN = ("tile_outputs",)
-_OWNED = (*_PADS, *_SOFTMAX, *_BETWEEN)
+# Weights that a kernel transforms, likewise.
+_WEIGHTS = ("tile_weights",)
+_OWNED = (*_PADS, *_SOFTMAX, *_BETWEEN, *_WEIGHTS)
 # Sums over channels that may read a map where it lies.
 _DIRECT = ("conv2d_channels",)
 _LINE_BYTES = 64

@@ -63,6 +63,22 @@ class Winograd:
 
         return np.array(_G2 if self.outputs == 2 else _G4)
 
+    def transform_taps(self, taps: Sequence[Any]) -> list[Any]:
+        """G w for three expressions: m + 2 expressions, which share their sums."""
+        first, middle, last = taps
+        if self.outputs == 2:
+            even, odd = 0.5 * (first + last), 0.5 * middle
+            return [first, even + odd, even - odd, last]
+        near, far, odd = (first + last) / 6.0, first / 24.0 + last / 6.0, middle / 12.0
+        return [
+            first / 4.0,
+            -near - 2.0 * odd,
+            2.0 * odd - near,
+            far + odd,
+            far - odd,
+            last,
+        ]
+
     def transform_inputs(self, rows: Sequence[Any], first: Any = 1.0, last: Any = 1.0) -> list[Any]:
         """B^T d for m + 2 expressions; sums that several results share are the same expressions.
 

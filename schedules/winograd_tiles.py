@@ -6,6 +6,11 @@
     acc[g, p, t, o, l] = sum over c of slab[p, t, g*C + c] * u[g, o / V, p, c, o % V, l]
     tile_outputs[g, y, x, o, l] = (A^T acc[g, :, t, o, l] A)[y % a, x % b]
 
+Where a core has a second-level cache of its own that holds a column's u, the kernel computes it,
+
+    u[g, p, o, c, v, l] = (G w G^T)[p],    w: the 3 x 3 taps of a channel and a feature
+
+and the library holds 9 numbers for a feature and a channel in place of p. Elsewhere u is packed.
 Each point is a product of matrices of its own, [tiles x channels] x [channels x features], so a
 register block is some tiles by V vectors of features, and both operands are read as streams. The
 tiles of an odd map hang over its lower and right edges; what they compute there is not copied out.
@@ -24,6 +29,7 @@ from schedules.stages import Stage
 from schedules.winograd import TAPS, Winograd
 
 NAME = "winograd_tiles"
+WEIGHTS = "tile_weights"
 
 # Most vectors of features that a register block holds.
 _VECTORS = 3
@@ -65,13 +71,18 @@ class Tiling:
 _SHAPES = ((winograd.F4, winograd.F2), (winograd.F2, winograd.F4), (winograd.F2, winograd.F2))
 # What the transforms may cost, as a share of a direct convolution.
 _TRANSFORMS = 0.1
-# What the transformed weights of a convolution may be larger, so that a library stays within about
-# a megabyte of its network's weights. At 7 pixels tiles would be faster, and the weights of one
+# What the packed weights of a convolution may be larger, so that a library stays within about a
+# megabyte of its network's weights. At 7 pixels tiles would be faster, and the weights of one
 # convolution 1 to 2 MB larger (benchmarks/NOTES.md).
 _MOST_EXTRA_BYTES = 256 * 1024
+# What a kernel may transform for a column: half of the second-level cache of a Zen 3 core. At 7
+# pixels (571 KB) it would be no faster than a direct convolution.
+_MOST_COLUMN_BYTES = 256 * 1024
 
 
-def tiling_for(height: int, width: int, weights: int, machine: Machine) -> Tiling | None:
+def tiling_for(
+    height: int, width: int, weights: int, groups: int, machine: Machine
+) -> Tiling | None:
     """The tiles with the least work, or None where a direct convolution has no more.
 
     A vector of weights is multiplied with all tiles of a map, once, or with all pixels for each of
@@ -82,13 +93,14 @@ def tiling_for(height: int, width: int, weights: int, machine: Machine) -> Tilin
         height: Rows of the map.
         width: Pixels of a row.
         weights: Bytes of the kernels before the transform.
-        machine: What waits for the weights.
+        groups: Columns that these belong to.
+        machine: What waits for the weights, and transforms them or not.
     """
     wait = machine.weights_wait * machine.threads
     tilings = [
         tiling
         for tiling in (Tiling(rows, cols, height, width) for rows, cols in _SHAPES)
-        if weights * (tiling.points - TAPS * TAPS) <= _MOST_EXTRA_BYTES * TAPS * TAPS
+        if _holds(tiling, weights, groups, machine)
     ]
 
     def cost(tiling: Tiling) -> float:
@@ -102,14 +114,28 @@ def tiling_for(height: int, width: int, weights: int, machine: Machine) -> Tilin
     return best if cost(best) < (1 - _TRANSFORMS) * direct else None
 
 
-def conv2d(x: Any, weight: Any, features: int, tiling: Tiling) -> Any:
+def _holds(tiling: Tiling, weights: int, groups: int, machine: Machine) -> bool:
+    """Whether transformed weights are small enough for where they are kept."""
+    larger = tiling.points / (TAPS * TAPS)
+    if transforms_weights(machine):
+        return weights / groups * larger <= _MOST_COLUMN_BYTES
+    return weights * (larger - 1) <= _MOST_EXTRA_BYTES
+
+
+def transforms_weights(machine: Machine) -> bool:
+    """Whether the kernel transforms its weights, or `pack` does."""
+    return machine.spill < _SPILLS
+
+
+def conv2d(x: Any, weight: Any, features: int, tiling: Tiling, machine: Machine) -> Any:
     """The computation.
 
     Args:
         x: te.Tensor [N, H, W, C].
-        weight: te.Tensor [G, P, O / V, C / G, V, L] from `pack`.
+        weight: te.Tensor from `pack`.
         features: F, output channels a column before padding to O * L.
         tiling: Of the map.
+        machine: Decides who transforms the weights.
 
     Returns:
         te.Tensor [N, H, W, G * F].
@@ -117,6 +143,8 @@ def conv2d(x: Any, weight: Any, features: int, tiling: Tiling) -> Any:
     from tvm import te, tirx
 
     batch, height, width, channels = (int(extent) for extent in x.shape)
+    if transforms_weights(machine):
+        weight = _transformed_weights(weight, tiling)
     groups, points, panels, per_group, vectors, lanes = (int(extent) for extent in weight.shape)
     rows, cols, (down, across) = tiling.rows, tiling.cols, tiling.grid
 
@@ -176,8 +204,35 @@ def conv2d(x: Any, weight: Any, features: int, tiling: Tiling) -> Any:
     return te.compute((batch, height, width, groups * features), pick, name="columns")
 
 
+def _transformed_weights(weight: Any, tiling: Tiling) -> Any:
+    """te.Tensor [G, O / V, C / G, 9, V, L] -> [G, P, O / V, C / G, V, L]."""
+    from tvm import te
+
+    groups, panels, per_group, _, vectors, lanes = (int(extent) for extent in weight.shape)
+
+    def transformed(g: Any, p: Any, o: Any, c: Any, v: Any, lane: Any) -> Any:
+        columns = [
+            tiling.rows.transform_taps([
+                weight[g, o, c, i * TAPS + j, v, lane] for i in range(TAPS)
+            ])
+            for j in range(TAPS)
+        ]
+        points = [
+            point
+            for i in range(tiling.rows.inputs)
+            for point in tiling.cols.transform_taps([column[i] for column in columns])
+        ]
+        return winograd.pick(p, points)
+
+    shape = (groups, tiling.points, panels, per_group, vectors, lanes)
+    return te.compute(shape, transformed, name=WEIGHTS)
+
+
 def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
-    """OIHW array [G * F, C / G, 3, 3] -> transformed [G, P, O / V, C / G, V, L]; zeros behind F."""
+    """OIHW array [G * F, C / G, 3, 3] -> [G, P, O / V, C / G, V, L]; zeros behind F.
+
+    Not transformed where the kernel does it: [G, O / V, C / G, 9, V, L].
+    """
     import numpy as np
 
     out, per_group = weight.shape[:2]
@@ -185,12 +240,14 @@ def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
     outer = feature_blocks(features, lanes)
     down, across = tiling.grid
     _, vectors = _block(down * across, outer, machine)
-    transformed = winograd.transform_tile_weights(tiling.rows, tiling.cols, weight)
-    shape = (groups, features, per_group, tiling.points)
+    raw = transforms_weights(machine)
+    if not raw:
+        weight = winograd.transform_tile_weights(tiling.rows, tiling.cols, weight)
+    shape = (groups, features, per_group, TAPS * TAPS if raw else tiling.points)
     padded = np.zeros((groups, outer * lanes, *shape[2:]), dtype=weight.dtype)
-    padded[:, :features] = transformed.reshape(shape)
+    padded[:, :features] = weight.reshape(shape)
     shaped = padded.reshape(groups, outer // vectors, vectors, lanes, *shape[2:])
-    return shaped.transpose(0, 5, 1, 4, 2, 3).copy()
+    return shaped.transpose((0, 1, 4, 5, 2, 3) if raw else (0, 5, 1, 4, 2, 3)).copy()
 
 
 def _block(tiles: int, outer: int, machine: Machine) -> tuple[int, int]:
@@ -265,10 +322,20 @@ def _schedule(
         tiles = math.gcd(tiles, tiles_across)
     per_group = int(sch.get(conv).iter_vars[-1].dom.extent)
     within = bool(by_column) and per_group % machine.lanes == 0
+    weights = [
+        block
+        for block in sch.get_producers(conv)
+        if str(sch.get(block).name_hint).startswith(WEIGHTS)
+    ]
     if by_column:
         sch.compute_at(conv, job, preserve_unit_loops=True)
         if within:
             sch.compute_at(slab, job, preserve_unit_loops=True)
+        # Rows of tiles would each transform them.
+        for block in weights if by_column == 1 else ():
+            sch.compute_at(block, job, preserve_unit_loops=True)
+    for block in weights:
+        _transform_weights(sch, block, parallel=by_column != 1)
     # Before reductions and padded buffers are cut in two: TVM makes no loop parallel over those.
     sch.parallel(job)
     _transform_outputs(sch, untiled, (points_down - TAPS + 1, points_across - TAPS + 1))
@@ -303,6 +370,16 @@ def _transform_inputs(sch: Any, slab: Any, strip: Any, machine: Machine, *, para
     sch.unroll(i)
     sch.vectorize(lane)
     sch.vectorize(sch.get_loops(zeros)[-1])
+
+
+def _transform_weights(sch: Any, weights: Any, *, parallel: bool) -> None:
+    """All points of a vector of features at once: they share their sums."""
+    g, p, o, c, v, lane = sch.get_loops(weights)[-6:]
+    sch.reorder(g, o, c, v, p, lane)
+    if parallel:
+        sch.parallel(sch.fuse(g, o))
+    sch.unroll(p)
+    sch.vectorize(lane)
 
 
 def _multiply(sch: Any, conv: Any, block: tuple[int, int, int], *, parallel: bool) -> None:

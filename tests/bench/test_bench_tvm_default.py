@@ -18,7 +18,8 @@ def test_builders_have_time_while_the_pipeline_runs():
     assert Builder.create("local", max_workers=1).timeout_sec < patient.timeout_sec
 
 
-def test_its_workers_build_a_kernel():
+def test_its_workers_build_a_kernel(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where they leave it
     x = te.placeholder((64,), name="x")
     doubled = te.create_prim_func([x, te.compute((64,), lambda i: x[i] * 2.0)])
     with tvm_default._patient_builds():

@@ -81,7 +81,9 @@ def check(layout, shape, data):
     weight = random.standard_normal((columns * per_out, per_in, 3, 3)).astype("float32")
     array, mod, wanted = convolution(layout, x, weight, (1, 1), (1, 1), columns)
     (task,) = extract_tasks(mod, HOST)
-    tiling = winograd_tiles.tiling_for(height, width, weight.nbytes, machine_of(HOST.to_tvm()))
+    tiling = winograd_tiles.tiling_for(
+        height, width, weight.nbytes, columns, machine_of(HOST.to_tvm())
+    )
     family = winograd_tiles.NAME if tiling else conv2d_channels.NAME
     assert task.space.kernel == (winograd_pixels.NAME if layout == PIXELS else family)
     points = list(task.space.points(seed=1))
@@ -91,20 +93,21 @@ def check(layout, shape, data):
     assert relative(found, wanted) < TOLERANCE
 
 
+@pytest.mark.parametrize("target", ["cortex-a72", "host"])
 @pytest.mark.parametrize("tile", [(2, 2), (2, 4), (4, 2), (4, 4)])
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 5), (13, 14), (9, 3)])
-def test_every_shape_of_tile(tile, height, width, monkeypatch):
-    """Tiles that hang over the lower edge, the right one, both or none, in four lanes as on Arm."""
+def test_every_shape_of_tile(tile, height, width, target, monkeypatch):
+    """Tiles that hang over the lower edge, the right one, both or none; four lanes as on Arm."""
     algorithms = {2: winograd.F2, 4: winograd.F4}
     pair = (algorithms[tile[0]], algorithms[tile[1]])
     monkeypatch.setattr(winograd_tiles, "_SHAPES", (pair,))
     monkeypatch.setattr(winograd_tiles, "_TRANSFORMS", -10)
-    four_lanes = parse_target("cortex-a72")
+    spec = parse_target(target)
     random = np.random.default_rng(0)
     x = random.standard_normal((2, 2 * 9, height, width)).astype("float32")
     weight = random.standard_normal((2 * 13, 9, 3, 3)).astype("float32")
-    array, mod, wanted = convolution(CHANNELS, x, weight, (1, 1), (1, 1), 2, four_lanes)
-    (task,) = extract_tasks(mod, four_lanes)
+    array, mod, wanted = convolution(CHANNELS, x, weight, (1, 1), (1, 1), 2, spec)
+    (task,) = extract_tasks(mod, spec)
     assert task.space.kernel == winograd_tiles.NAME
     (packed,) = constants(mod)
     jobs = [{**task.space.default, "by_column": by_column} for by_column in (0, 1, 2)]
@@ -150,15 +153,51 @@ def test_a_job_keeps_the_products_of_its_rows_of_tiles(by_column, rows):
     ],
 )
 def test_tiles_of_a_machine(machine, threads, pixels, tile):
-    tiling = winograd_tiles.tiling_for(pixels, pixels, 4096, replace(machine, threads=threads))
+    machine = replace(machine, threads=threads)
+    tiling = winograd_tiles.tiling_for(pixels, pixels, 4096, 1, machine)
     assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
 
 
-@pytest.mark.parametrize(("weights", "tile"), [(300_000, (2, 2)), (1_250_000, None)])
-def test_weights_stay_small(weights, tile):
+@pytest.mark.parametrize(
+    ("machine", "weights", "tile"),
+    [
+        (AARCH64, 300_000, (2, 2)),
+        (AARCH64, 1_250_000, None),
+        (X86_64_V3, 300_000, (4, 2)),  # kept for one column at a time
+        (X86_64_V3, 1_250_000, None),
+    ],
+)
+def test_weights_stay_small(machine, weights, tile):
     """Tiles are larger for fewer weights: of AttendNeXt's at 14 pixels, of those at 7."""
-    tiling = winograd_tiles.tiling_for(14, 14, weights, AARCH64)
+    tiling = winograd_tiles.tiling_for(14, 14, weights, 4, machine)
     assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
+
+
+@pytest.mark.parametrize("tile", [(2, 2), (4, 2)])
+@pytest.mark.parametrize("machine", [AARCH64, X86_64_V3, X86_64_V4])
+def test_what_is_packed(machine, tile):
+    """Transformed where a cache is dear, the nine taps elsewhere; zeros behind 13 features."""
+    algorithms = {2: winograd.F2, 4: winograd.F4}
+    tiling = winograd_tiles.Tiling(algorithms[tile[0]], algorithms[tile[1]], 8, 8)
+    weight = np.random.default_rng(0).standard_normal((2 * 13, 5, 3, 3)).astype("float32")
+    packed = winograd_tiles.pack(weight, 2, tiling, machine)
+    raw = winograd_tiles.transforms_weights(machine)
+    points = packed.transpose(0, 1, 4, 5, 2, 3) if raw else packed.transpose(0, 2, 4, 5, 3, 1)
+    features = points.reshape(2, -1, *points.shape[4:])
+    assert raw == (machine is not AARCH64)
+    assert features.shape[2:] == (5, 9 if raw else tiling.points)
+    assert not features[:, 13:].any()
+    wanted = weight
+    if not raw:
+        wanted = winograd.transform_tile_weights(tiling.rows, tiling.cols, weight)
+    assert np.array_equal(features[:, :13].reshape(26, 5, -1), wanted.reshape(26, 5, -1))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_taps_are_transformed_as_by_the_matrix(algorithm):
+    taps = np.random.default_rng(0).standard_normal(3)
+    found = algorithm.transform_taps(list(taps))
+    assert np.allclose(found, algorithm.matrix() @ taps, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("layout", [PIXELS, CHANNELS])
@@ -169,8 +208,7 @@ def test_wrong_weights_are_seen(layout):
     array, mod, wanted = convolution(layout, x, weight, (1, 1), (1, 1), 1)
     (task,) = extract_tasks(mod, HOST)
     (packed,) = constants(mod)
-    order = [1, 0, *range(2, packed.shape[1])]
-    swapped = np.ascontiguousarray(np.take(packed, order, 1))
+    swapped = np.ascontiguousarray(np.flip(packed, axis=packed.shape.index(max(packed.shape[:4]))))
     found = run_point(task, task.space.default, [array, swapped, np.zeros_like(wanted)])
     assert relative(found, wanted) > 0.1
 
