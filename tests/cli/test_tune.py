@@ -360,6 +360,17 @@ def test_ctrl_c_says_what_is_recorded_and_how_to_go_on(fake):
     assert "2 of 2 kernels have a record" in result.stdout
 
 
+def test_ctrl_c_before_the_first_trial_names_no_file_that_is_not_there(fake, tmp_path):
+    def answer(task, point):
+        raise KeyboardInterrupt
+
+    fake.answer = answer
+    result = run(*TINY, "--trials", 9)
+    assert result.exit_code == 130
+    assert "interrupted: no trial is recorded; repeat the command to go on" in result.stderr
+    assert not (tmp_path / OWN).exists()
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -412,7 +423,7 @@ def test_other_ways_of_stopping_are_ctrl_c(fake, number):
     fake.answer = answer
     result = CliRunner().invoke(cli, ["tune", *TINY])  # the group is what takes the signals
     assert result.exit_code == 130
-    assert "interrupted: 0 trials of this run" in result.stderr
+    assert "interrupted: no trial is recorded" in result.stderr
     assert signal.getsignal(number) is before
 
 

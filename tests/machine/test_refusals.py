@@ -147,6 +147,14 @@ def test_a_program_that_may_not_be_executed_is_refused(place, capfd, program, tm
     assert list(place.iterdir()) == []
 
 
+def test_a_directory_is_no_program(place, capfd, tmp_path):
+    code, lines = refused(capfd, "--exec", "--", str(tmp_path))
+    assert (code, len(lines)) == (17, 2)
+    assert f"{tmp_path} is a directory" in lines[0]
+    assert "aarch64 executable" in lines[1]
+    assert list(place.iterdir()) == []
+
+
 @pytest.mark.emulated
 def test_a_program_without_its_loader_is_told_where_it_is(place, capfd, tmp_path):
     program = compiled(tmp_path, "int main(void) { return 0; }\n", *DYNAMIC)

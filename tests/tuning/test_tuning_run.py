@@ -258,6 +258,19 @@ def test_a_board_that_stays_away_ends_the_run_and_says_how_to_go_on(tmp_path):
     assert tuple(sorted(gone.point.items())) in [point for _, point in plan(again)]
 
 
+def test_a_board_that_is_gone_before_the_first_trial_names_no_file(tmp_path):
+    path = tmp_path / "r.jsonl"
+
+    def answer(task, point):
+        raise lost(during_kernel=False, sent=False)
+
+    bench = Bench(path, [matmul()], FakeMeasurer(answer, back=[False] * 9), trials=6)
+    with pytest.raises(TuningError, match=r"stopped answering") as caught:
+        bench.run.run()
+    assert caught.value.hint.startswith("no trial is recorded; start the board's server again")
+    assert not path.exists()
+
+
 def test_a_board_that_is_gone_before_a_kernel_is_sent_costs_no_trial(tmp_path):
     path, tasks = tmp_path / "r.jsonl", [matmul()]
     bench = Bench(path, tasks, FakeMeasurer(_losing(9, sent=False), back=[False] * 9), trials=6)

@@ -25,7 +25,7 @@ from tvmattend.tuning.events import (
     Stage,
     TrialDone,
 )
-from tvmattend.tuning.report import TunePlan, TuneReport, duration, micro, speed
+from tvmattend.tuning.report import TunePlan, TuneReport, duration, micro, reached, speed
 
 _NAME_WIDTH = 28
 
@@ -70,11 +70,8 @@ class Progress:
         if self.report is None:
             self.say("interrupted before the first trial; nothing was written")
             return None
-        self.say(
-            f"interrupted: {self.report.new_trials} trials of this run "
-            f"({self.report.trials} in all) are in `{self.report.path}`; "
-            "repeat the command to go on"
-        )
+        where = reached(self.report.new_trials, self.report.trials, self.report.path)
+        self.say(f"interrupted: {where}; repeat the command to go on")
         return self.report
 
     @singledispatchmethod

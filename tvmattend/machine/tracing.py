@@ -210,6 +210,8 @@ def find_program(name: str) -> str:
         InputError: It is not there, cannot be executed, or is for another architecture.
     """
     path = name if os.sep in name else shutil.which(name)
+    if path is not None and Path(path).is_dir():
+        raise InputError(f"{path} is a directory", "give the path of an aarch64 executable")
     if path is None or not Path(path).is_file():
         raise InputError(f"there is no program `{name}`", "give the path of an aarch64 executable")
     if not os.access(path, os.X_OK):

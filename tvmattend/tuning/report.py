@@ -43,6 +43,19 @@ class TaskPlan:
     records: Mapping[Origin, int]
 
 
+def reached(new: int, done: int, path: Path) -> str:
+    """Where the trials of a run that ended early are.
+
+    Args:
+        new: Trials of this run.
+        done: Trials that the file holds.
+        path: The file; it may not be there yet.
+    """
+    if not done:
+        return "no trial is recorded"
+    return f"{new} trials of this run ({done} in all) are in `{path}`"
+
+
 @dataclass(frozen=True)
 class TunePlan:
     """What a run would do.

@@ -24,7 +24,7 @@ from tvmattend.tuning.patience import BOARD_LOST, BoardAwayError
 from tvmattend.tuning.record import Record, one_line
 from tvmattend.tuning.record_file import RecordFile, read_records
 from tvmattend.tuning.records import RecordSet, own_records
-from tvmattend.tuning.report import TaskResult, TuneReport
+from tvmattend.tuning.report import TaskResult, TuneReport, reached
 from tvmattend.tuning.search import TaskSearch, next_task
 from tvmattend.tuning.tasks import Task
 
@@ -199,7 +199,7 @@ class TuningRun:
     def _gone(self, reason: str) -> TuningError:
         return TuningError(
             f"the board stopped answering and did not come back: {reason}",
-            f"{self.new} trials of this run ({self.done} in all) are in `{self.file.path}`; "
+            f"{reached(self.new, self.done, self.file.path)}; "
             "start the board's server again and repeat the command to go on",
         )
 
