@@ -28,6 +28,7 @@ class Machine:
             from memory. Decides how much a Winograd transform may enlarge the weights.
         chains: Registers of an activation that a round of a loop computes side by side behind a
             Winograd convolution. More than four were measured on a Cortex-A72 only.
+        l2_bytes: Second-level cache that a core has for itself; 0 where cores share one.
         threads: Cores that run a kernel together.
     """
 
@@ -40,6 +41,7 @@ class Machine:
     spill: float = 0.01
     weights_wait: float = 12.0
     chains: int = 4
+    l2_bytes: int = 0
     threads: int = 1
 
     def holds(self, scalars: int, vectors: int) -> bool:
@@ -78,10 +80,11 @@ AARCH64 = Machine(
 )
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
 # The wait for weights is fitted: at 7 pixels F(2x2, 3x3) is as fast as F(4x2, 3x3) on a Zen 3 core.
-X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024)
-X86_64_V3 = Machine(lanes=8, accumulators=14, l1_bytes=32 * 1024, registers=16)
+# L2: Zen 3's, where its use was measured; Haswell has half, cores with AVX-512 as much or more.
+X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024, l2_bytes=512 * 1024)
+X86_64_V3 = Machine(lanes=8, accumulators=14, l1_bytes=32 * 1024, registers=16, l2_bytes=512 * 1024)
 # SSE has no fused multiply-add and 16 registers of 4 lanes.
-X86_64 = Machine(lanes=4, accumulators=12, l1_bytes=32 * 1024, registers=16)
+X86_64 = Machine(lanes=4, accumulators=12, l1_bytes=32 * 1024, registers=16, l2_bytes=256 * 1024)
 
 # LLVM cores beyond the psABI levels whose vectors are 512 bits wide.
 _AVX512_CORES = ("x86-64-v4", "znver4", "znver5", "skylake-avx512", "icelake", "sapphirerapids")

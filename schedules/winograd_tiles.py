@@ -6,11 +6,11 @@
     acc[g, p, t, o, l] = sum over c of slab[p, t, g*C + c] * u[g, o / V, p, c, o % V, l]
     tile_outputs[g, y, x, o, l] = (A^T acc[g, :, t, o, l] A)[y % a, x % b]
 
-Where a core has a second-level cache of its own that holds a column's u, the kernel computes it,
+Where a core has a second-level cache of its own, which holds a column's u, the kernel computes it,
 
     u[g, p, o, c, v, l] = (G w G^T)[p],    w: the 3 x 3 taps of a channel and a feature
 
-and the library holds 9 numbers for a feature and a channel in place of p. Elsewhere u is packed.
+and the library holds 9 numbers of a channel and a feature, not one a point. Elsewhere u is packed.
 Each point is a product of matrices of its own, [tiles x channels] x [channels x features], so a
 register block is some tiles by V vectors of features, and both operands are read as streams. The
 tiles of an odd map hang over its lower and right edges; what they compute there is not copied out.
@@ -75,9 +75,9 @@ _TRANSFORMS = 0.1
 # megabyte of its network's weights. At 7 pixels tiles would be faster, and the weights of one
 # convolution 1 to 2 MB larger (benchmarks/NOTES.md).
 _MOST_EXTRA_BYTES = 256 * 1024
-# What a kernel may transform for a column: half of the second-level cache of a Zen 3 core. At 7
-# pixels (571 KB) it would be no faster than a direct convolution.
-_MOST_COLUMN_BYTES = 256 * 1024
+# Of a core's second-level cache, for the weights of a column that a kernel transforms. More of them
+# (571 KB at 7 pixels) were no faster than a direct convolution on a Zen 3 core.
+_SHARE = 2
 
 
 def tiling_for(
@@ -118,13 +118,13 @@ def _holds(tiling: Tiling, weights: int, groups: int, machine: Machine) -> bool:
     """Whether transformed weights are small enough for where they are kept."""
     larger = tiling.points / (TAPS * TAPS)
     if transforms_weights(machine):
-        return weights / groups * larger <= _MOST_COLUMN_BYTES
+        return weights / groups * larger * _SHARE <= machine.l2_bytes
     return weights * (larger - 1) <= _MOST_EXTRA_BYTES
 
 
 def transforms_weights(machine: Machine) -> bool:
     """Whether the kernel transforms its weights, or `pack` does."""
-    return machine.spill < _SPILLS
+    return machine.l2_bytes > 0
 
 
 def conv2d(x: Any, weight: Any, features: int, tiling: Tiling, machine: Machine) -> Any:

@@ -127,8 +127,8 @@ class Adapter:
 def _build(mod: Any, target: Any, params: Any) -> Any:
     """Build a candidate as TVM's own workers do, without their import of tensor intrinsics.
 
-    Every batch of candidates has fresh workers, which take a minute to parse all of these (one
-    Zen 3 core): no candidate is built within TVM's 30 s. Kernels in fp32 use none.
+    Every batch of candidates has fresh workers, which take up to a minute to parse all of these:
+    no candidate is then built within TVM's 30 s. Kernels in fp32 use none.
     """
     from tvm.driver import build
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
