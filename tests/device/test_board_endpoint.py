@@ -81,10 +81,13 @@ def test_a_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_port_that_says_nothing_does_not_hang(silent_port: str) -> None:
+    from tvm import rpc  # before the clock runs: the first time it takes seconds
+
+    del rpc
     started = time.monotonic()
     with pytest.raises(BoardUnreachableError, match=r"no TVM RPC server answered within 0\.5 s"):
         connect(parse_endpoint(silent_port), timeout=0.5)
-    assert time.monotonic() - started < 5  # TVM's import is in it
+    assert time.monotonic() - started < 5
 
 
 def test_a_port_that_speaks_something_else(ssh_port: str) -> None:

@@ -137,7 +137,9 @@ def compare(tmp_path, tracker, seconds, one, four):
         assert report.trials == len(points) == four, "nothing lost"
         assert report.incidents.quarantined <= 1, report.incidents
         assert len(report.incidents.left) == 1, report.incidents
-        assert "left: it is not at the tracker any more" in str(report)
+        # Killed while it was greeted, it has hung up, and is at the tracker for a moment yet.
+        reasons = ("left: it is not at the tracker any more", "or one that has just ended")
+        assert any(reason in str(report) for reason in reasons)
 
 
 def test_four_boards_beside_one_and_one_of_four_killed(tmp_path, tracker):

@@ -126,7 +126,8 @@ def open_session(
         ) from error
     except RuntimeError as error:  # what TVM's client raises
         raise BoardUnreachableError(
-            f"{board}: the port is open, but it is no TVM RPC server: {_reason(error)}",
+            f"{board}: the port is open, but it is no TVM RPC server, or one that has just ended: "
+            f"{_reason(error)}",
             f"check the port; {_HOW_TO_SERVE}",
         ) from error
 
