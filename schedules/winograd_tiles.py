@@ -331,11 +331,12 @@ def _schedule(
         sch.compute_at(conv, job, preserve_unit_loops=True)
         if within:
             sch.compute_at(slab, job, preserve_unit_loops=True)
-        # Rows of tiles would each transform them.
-        for block in weights if by_column == 1 else ():
-            sch.compute_at(block, job, preserve_unit_loops=True)
+    # A job for its column; rows of tiles would each transform the same ones.
+    by_job = by_column not in {0, _ROWS_OF_TILES}
     for block in weights:
-        _transform_weights(sch, block, parallel=by_column != 1)
+        if by_job:
+            sch.compute_at(block, job, preserve_unit_loops=True)
+        _transform_weights(sch, block, parallel=not by_job)
     # Before reductions and padded buffers are cut in two: TVM makes no loop parallel over those.
     sch.parallel(job)
     _transform_outputs(sch, untiled, (points_down - TAPS + 1, points_across - TAPS + 1))

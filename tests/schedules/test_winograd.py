@@ -97,7 +97,7 @@ def check(layout, shape, data):
 @pytest.mark.parametrize("tile", [(2, 2), (2, 4), (4, 2), (4, 4)])
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 5), (13, 14), (9, 3)])
 def test_every_shape_of_tile(tile, height, width, target, monkeypatch):
-    """Tiles that hang over the lower edge, the right one, both or none; four lanes as on Arm."""
+    """Tiles that hang over the lower edge, the right one, both or none; packed weights and raw."""
     algorithms = {2: winograd.F2, 4: winograd.F4}
     pair = (algorithms[tile[0]], algorithms[tile[1]])
     monkeypatch.setattr(winograd_tiles, "_SHAPES", (pair,))
@@ -208,6 +208,7 @@ def test_wrong_weights_are_seen(layout):
     array, mod, wanted = convolution(layout, x, weight, (1, 1), (1, 1), 1)
     (task,) = extract_tasks(mod, HOST)
     (packed,) = constants(mod)
+    # The longest axis in front of the vectors: channels, taps or points, in reverse.
     swapped = np.ascontiguousarray(np.flip(packed, axis=packed.shape.index(max(packed.shape[:4]))))
     found = run_point(task, task.space.default, [array, swapped, np.zeros_like(wanted)])
     assert relative(found, wanted) > 0.1
