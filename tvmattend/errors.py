@@ -99,6 +99,10 @@ class StorageError(TvmattendError):
     exit_code = 13
 
 
+class BoardFullError(StorageError):
+    """A board that has no room for a file."""
+
+
 class BundleError(TvmattendError):
     """A bundle that is missing, damaged, or of a newer schema."""
 

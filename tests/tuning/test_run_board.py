@@ -2,18 +2,22 @@
 """A run over a real RPC server that dies on the way."""
 
 import contextlib
+import resource
 import socket
+from types import SimpleNamespace
 
 import pytest
 from sample_tasks import FakeRanker, crashing, hanging, matmul
 
+from tvmattend.device.board import probe
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.process import ServerOptions, serve_here
-from tvmattend.errors import TuningError
+from tvmattend.device.sending import send
+from tvmattend.errors import BoardFullError, TuningError
 from tvmattend.target import parse_target
 from tvmattend.tuning.bench import Repetition
 from tvmattend.tuning.crew import Alone
-from tvmattend.tuning.events import BoardBack, BoardGone, TrialDone, TuneOptions
+from tvmattend.tuning.events import BoardBack, BoardGone, Repeated, TrialDone, TuneOptions
 from tvmattend.tuning.measure import KernelMeasurer
 from tvmattend.tuning.patience import Patience
 from tvmattend.tuning.record_file import RecordFile, read_records
@@ -92,3 +96,45 @@ def test_kernels_that_crash_or_hang_do_not_stop_the_others(tmp_path, port):
         run.run()
     status = {record.task: record.status for record in read_records(path)[0]}
     assert status == {"crashing": "run-error", "hanging": "timeout", "matmul": "ok"}
+
+
+def limit_files(server, most):
+    """What a server has no room for it keeps the beginning of, as on a full disk."""
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+
+def test_a_full_board_is_waited_for_and_no_kernel_is_blamed(tmp_path, port):
+    path, reasons = tmp_path / "r.jsonl", []
+
+    def observe(event):
+        if isinstance(event, TrialDone) and event.done in {2, 4}:
+            limit_files(server, 1024)
+        if isinstance(event, Repeated):
+            reasons.append(event.reason)
+            if len(reasons) == 1:
+                limit_files(server, resource.RLIM_INFINITY)
+
+    with (
+        serve_here(ServerOptions(port=port)) as server,
+        prepared(path, port, [matmul()], 6, observe) as run,
+        pytest.raises(BoardFullError, match="no trial can be made: the board has kept") as caught,
+    ):
+        run.run()
+    assert "the board has kept 1024 of the" in reasons[0]
+    assert [record.status for record in read_records(path)[0]] == ["ok"] * 4
+    assert "4 trials of this run" in caught.value.hint
+    assert "free some space on the board" in caught.value.hint
+
+
+def test_a_full_board_is_told_before_a_run_begins(port):
+    with serve_here(ServerOptions(port=port)) as server:
+        limit_files(server, 1024)
+        with pytest.raises(BoardFullError, match=f"{port}: the board has kept 1024 of") as caught:
+            probe(Endpoint("127.0.0.1", port), HOST)
+    assert caught.value.exit_code == 13
+
+
+def test_what_arrives_damaged_is_no_full_disk():
+    session = SimpleNamespace(upload=lambda *_: None, download=lambda _: b"kernel?")
+    with pytest.raises(ConnectionError, match="other bytes than were sent"):
+        send(session, b"kernel!", "k.so")

@@ -17,9 +17,16 @@ from tvmattend.device.board import examine
 from tvmattend.device.conditions import conditions_from
 from tvmattend.device.endpoint import Endpoint, close_session, open_session
 from tvmattend.device.probe_kernel import ProbeModule
+from tvmattend.device.sending import send
 from tvmattend.device.serving.conditions import read_conditions
 from tvmattend.device.serving.wire import CONDITIONS_FUNCTION, SESSION_FUNCTION
-from tvmattend.errors import BoardMismatchError, StorageError, TvmattendError
+from tvmattend.errors import (
+    BoardFullError,
+    BoardMismatchError,
+    BoardUnreachableError,
+    StorageError,
+    TvmattendError,
+)
 from tvmattend.target import TargetSpec
 from tvmattend.tuning import workers
 
@@ -71,8 +78,9 @@ def attempt(job: Job) -> dict[str, Any]:
         `phase`, the session's `server` and `session` where the server tells them, and either
         `seconds` with the conditions `before` and `after`; or `hot`, a throttled board that
         nothing was run on; or `error` with `alive`, whether the session survived it; or `unfit`,
-        a board that cannot run code for the target; or `unreached`, why there is no session.
-        `info` describes a board that was examined.
+        a board that cannot run code for the target; or `unreached`, why there is no session, or
+        what was sent did not arrive, and then whether the board is `full`. `info` describes a
+        board that was examined.
     """
     note = _Notes(Path(job.progress))
     note(phase=CONNECT)
@@ -82,6 +90,10 @@ def attempt(job: Job) -> dict[str, Any]:
         return {"unreached": f"{type(error).__name__}: {error}", **note.known}
     try:
         return {**_measure(job, session, note), **note.known}
+    except (BoardFullError, BoardUnreachableError, ConnectionError) as error:
+        # Of `send` and of `examine`: the kernel had no trial.
+        full = isinstance(error, BoardFullError)
+        return {"unreached": str(error), "full": full, **note.known}
     except StorageError:
         raise
     except BoardMismatchError as error:
@@ -117,11 +129,9 @@ def _measure(job: Job, session: Any, note: "_Notes") -> dict[str, Any]:
 
 
 def _upload(session: Any, library: str) -> Any:
-    """Send the kernel and see that it arrived as it is: TCP's own sum is 16 bits."""
-    content, name = bytearray(Path(library).read_bytes()), Path(library).name
-    session.upload(content, name)
-    if bytes(session.download(name)) != bytes(content):
-        raise ConnectionError("the kernel arrived on the board with other bytes than were sent")
+    """Send the kernel and load it."""
+    name = Path(library).name
+    send(session, Path(library).read_bytes(), name)
     module = session.load_module(name)
     session.remove(name)  # the loaded code stays; the board's disk is free again
     return module
@@ -134,7 +144,7 @@ def _conditions_reader(job: Job, session: Any) -> Callable[[], dict[str, Any]]:
     if not job.hygiene:
         return dict
     name = f"conditions-{Path(job.library).name}"
-    session.upload(bytearray(Path(job.probe).read_bytes()), name)
+    send(session, Path(job.probe).read_bytes(), name)
     probe = ProbeModule(session.load_module(name), session.cpu())
     return lambda: read_conditions(probe.read)
 

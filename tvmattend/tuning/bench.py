@@ -110,16 +110,18 @@ class BoardLostError(Exception):
 
 
 class LinkBrokenError(Exception):
-    """The board is well, but the connection broke or garbled what was said.
+    """The board is well, but the connection broke or garbled what was said, or its disk is full.
 
     Args:
         reason: The text.
         sent: Whether there was a session, so that the kernel may have been sent.
+        full: Whether it is the disk.
     """
 
-    def __init__(self, reason: str, sent: bool = True) -> None:
+    def __init__(self, reason: str, sent: bool = True, full: bool = False) -> None:
         super().__init__(reason)
         self.sent = sent
+        self.full = full
 
 
 class BoardRefusedError(Exception):

@@ -212,7 +212,9 @@ class BoardBench:
         over = time.monotonic()
         if "server" in result:
             self._ours = seat.board
-        if "unreached" in result:  # no session: it is not the kernel's fault
+        if result.get("full"):
+            raise LinkBrokenError(result["unreached"], sent=False, full=True)
+        if "unreached" in result:  # no session, or nothing arrived: it is not the kernel's fault
             status = self._ask(_ASK_SECONDS)
             if status is not None and status.server and not status.busy:
                 raise LinkBrokenError(result["unreached"], sent=False)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often something is tried again, how long a board is waited for, and when a kernel is blamed.
 
-Everything is bounded: a broken connection by a number of attempts, a board that is away, or that no
-attempt gets through to, by a time that the user gave, a hot board by a number of rests. A kernel
-that no session was begun for had no trial: it is tried when the board is there.
+Everything is bounded: a broken connection by a number of attempts, a board that is away or full, or
+that no attempt gets through to, by a time that the user gave, a hot board by a number of rests. A
+kernel that no session was begun for had no trial: it is tried when the board is there.
 
 A kernel that was running when its board went away goes into quarantine at once, before the board is
 waited for (`Outcome.away`): the record is on the disk whatever the user, or the board, does next.
@@ -44,16 +44,18 @@ def back_off(seconds: float) -> tuple[float, ...]:
 
 
 class BoardAwayError(Exception):
-    """The board stayed away for as long as it is waited for.
+    """The board stayed away, or full, for as long as it is waited for.
 
     Args:
         reason: How it went.
         sent: Whether the kernel may have been sent; else it had no trial, and there is no record.
+        full: Whether it is there, and its disk is full.
     """
 
-    def __init__(self, reason: str, sent: bool = True) -> None:
+    def __init__(self, reason: str, sent: bool = True, full: bool = False) -> None:
         super().__init__(reason)
         self.sent = sent
+        self.full = full
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Patience:
             BoardAwayError: The board did not come back, or no session was ever begun there.
         """
         sent = breaks = rests = 0
-        arrived = False
+        arrived = full = False
         broke = math.inf  # when the connection to a board that answers began to break
         failing = math.inf  # when anything began to
         while True:
@@ -101,17 +103,18 @@ class Patience:
                     )
                 if not self.wait_for(bench, reason, lost.asked):
                     raise BoardAwayError(reason, arrived) from lost
+                full = False
                 breaks += 1
                 broke = self.clock()
             except LinkBrokenError as broken:
                 reason = str(broken)
-                arrived = arrived or broken.sent
+                arrived, full = arrived or broken.sent, broken.full
                 breaks += 1
                 broke = min(broke, self.clock())
                 failing = min(failing, broke)
                 # Sessions that fall silent one after another take long to break.
                 if self.clock() - broke >= sum(self.waits):
-                    raise BoardAwayError(reason, arrived) from broken
+                    raise BoardAwayError(reason, arrived, full) from broken
             else:
                 sent += outcome.sent - 1
                 arrived = arrived or bool(outcome.run_secs)
@@ -125,7 +128,7 @@ class Patience:
                     error = f"{BOARD_LOST}: {one_line(reason)}"
                     return Outcome("run-error", error=error, sent=sent)
                 if self.clock() - failing >= sum(self.waits):
-                    raise BoardAwayError(reason, arrived)
+                    raise BoardAwayError(reason, arrived, full)
             wait = self.link_waits[min(breaks, len(self.link_waits)) - 1]
             self.observer(Repeated(bench.name, one_line(reason), wait))
             self.sleep(wait)

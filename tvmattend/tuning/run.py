@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from tvmattend.errors import TuningError, TvmattendError
+from tvmattend.errors import BoardFullError, TuningError, TvmattendError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Candidate, Outcome
 from tvmattend.tuning.cost import Ranker
@@ -108,7 +108,7 @@ class TuningRun:
         Raises:
             TuningError: The board stayed away, or nothing succeeded.
             NoFreeBoardError: A fleet had no board for too long.
-            StorageError: A record, or a kernel, could not be written.
+            StorageError: A record, or a kernel, could not be written, on a board neither.
             KeyboardInterrupt: Ctrl-C, after the observer got `Interrupted`; after an error it got
                 `Failed`.
         """
@@ -183,7 +183,8 @@ class TuningRun:
         try:
             return self.crew.next()
         except BoardAwayError as away:
-            raise self._gone(one_line(str(away))) from away
+            reason = one_line(str(away))
+            raise (self._full(reason) if away.full else self._gone(reason)) from away
 
     def _take(self, finished: Finished) -> None:
         record = self._keep(finished.candidate, finished.outcome, finished.wall_secs)
@@ -201,6 +202,13 @@ class TuningRun:
             f"the board stopped answering and did not come back: {reason}",
             f"{reached(self.new, self.done, self.file.path)}; "
             "start the board's server again and repeat the command to go on",
+        )
+
+    def _full(self, reason: str) -> BoardFullError:
+        return BoardFullError(
+            f"no trial can be made: {reason}",
+            f"{reached(self.new, self.done, self.file.path)}; free some space on the board, where "
+            "its server keeps temporary files, and repeat the command to go on",
         )
 
     def _pick(self) -> list[Candidate]:
