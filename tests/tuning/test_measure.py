@@ -24,7 +24,6 @@ from sample_tasks import (
     unloadable,
     unschedulable,
 )
-from tvm.support.popen_pool import PopenWorker
 
 from tvmattend.device.endpoint import Endpoint, parse_endpoint, tracker_endpoint
 from tvmattend.device.process import ServerOptions, serve_here
@@ -33,6 +32,7 @@ from tvmattend.target import parse_target
 from tvmattend.tuning import workers as functions
 from tvmattend.tuning.bench import Artifact, BoardLostError, Candidate, Outcome, Repetition
 from tvmattend.tuning.measure import KernelMeasurer
+from tvmattend.tuning.pools import Worker
 from tvmattend.tuning.record import one_line
 
 HOST = parse_target("host", 2)
@@ -52,7 +52,7 @@ def workers():
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if "tvm.exec.popen_worker" in " ".join(child.cmdline())
+        if "tvmattend.device.killable" in " ".join(child.cmdline())
     ]
 
 
@@ -216,14 +216,13 @@ def test_every_upload_has_a_name_of_its_own(here):
 
 def test_the_pool_has_as_many_threads_as_the_target_asks_for():
     # On x86 TVM by itself takes one for two logical cores, and cannot be told later.
-    worker = PopenWorker()
+    worker = Worker(timeout=60)
     try:
-        worker.send(functions.allocate_local, (None, (), 0, HOST.num_cores))
-        assert worker.recv() == []
-        worker.send(tvm.runtime.num_threads)
-        assert worker.recv() == HOST.num_cores
+        with pytest.raises(RuntimeError, match="no_such_kernel"):
+            worker.call(functions.time_local, "no_such_kernel.so", (), {}, HOST.num_cores)
+        assert worker.call(tvm.runtime.num_threads) == HOST.num_cores
     finally:
-        worker.kill()
+        worker.end()
 
 
 def test_a_server_that_dies_is_a_lost_board_and_is_found_again():

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes: what comes back from them, how they end, and that nothing is said about it."""
+"""Worker processes: what comes back from them, how they end, and when they are replaced."""
 
-import gc
+import errno
 import os
 import signal
-import sys
-import threading
 import time
+from functools import partial
 
 import psutil
 import pytest
 
-from tvmattend.tuning.bench import Repetition
-from tvmattend.tuning.local_bench import LocalBench
-from tvmattend.tuning.pools import ENDED, DiedError, Pool
+from tvmattend.tuning import pools
+from tvmattend.tuning.pools import DiedError, Pool, Worker
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def pool():
 
 def test_a_value_and_an_error_come_back_from_the_same_process(pool):
     worker = pool.submit(os.getpid).result()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(RuntimeError, match=r"FileNotFoundError: .*'/no/such/place'"):
         pool.submit(os.stat, "/no/such/place").result()
     assert pool.submit(os.getpid).result() == worker
 
@@ -40,7 +38,7 @@ def test_a_value_and_an_error_come_back_from_the_same_process(pool):
 )
 def test_how_a_process_died_is_told_and_the_next_job_has_another(pool, act, argument, code, words):
     before = pool.submit(os.getpid).result()
-    with pytest.raises(DiedError, match=f"{ENDED}: {words}") as caught:
+    with pytest.raises(DiedError, match=f"the worker process ended: {words}") as caught:
         pool.submit(act, argument).result()
     assert caught.value.code == code
     assert pool.submit(os.getpid).result() != before
@@ -67,27 +65,32 @@ def test_ending_a_pool_at_work_takes_no_time_and_leaves_no_process():
     assert [job.done() for job in jobs] == [True] * 3
 
 
-def test_an_interrupt_while_the_runner_starts_says_nothing_afterwards(monkeypatch, tmp_path):
-    """TVM's pool is collected in its own thread then, which it tries to join."""
-    from tvm.s_tir.meta_schedule.runner import LocalRunner
-
-    def interrupted(self):
-        self.pool.submit(time.sleep, 0.5)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(LocalRunner._cls, "_sanity_check", interrupted)
-    said = []
-    monkeypatch.setattr(sys, "unraisablehook", said.append)
-    before = threading.active_count()
+def test_a_process_is_replaced_after_so_many_jobs():
+    pool = Pool(timeout=60.0, processes=1, uses=2)
     try:
-        LocalBench(Repetition(1, 1, 0, 30.0), 1, tmp_path)
-    except KeyboardInterrupt:
-        pass
-    else:
-        pytest.fail("it was not interrupted")
-    deadline = time.monotonic() + 30
-    while threading.active_count() > before and time.monotonic() < deadline:
-        gc.collect()
-        time.sleep(0.1)
-    assert said == []
-    assert threading.active_count() == before
+        first, second, third = (pool.submit(os.getpid).result() for _ in range(3))
+    finally:
+        pool.end()
+    assert first == second != third
+    assert not psutil.pid_exists(first)
+
+
+def test_the_time_of_a_job_begins_when_its_process_is_ready(monkeypatch):
+    monkeypatch.setattr(pools.workers, "wake", partial(time.sleep, 1.0))
+    worker = Worker(timeout=0.5)
+    try:
+        assert worker.call(len, "abc") == 3
+        with pytest.raises(TimeoutError):
+            worker.call(time.sleep, 60)
+    finally:
+        worker.end()
+
+
+def test_a_process_that_cannot_be_started_is_its_own_error(monkeypatch):
+    def no_more(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("tvmattend.device.killable.subprocess.Popen", no_more)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        Worker(timeout=1.0).call(len, "abc")
+    assert caught.value.errno == errno.EMFILE

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process to talk to boards in: it is killed when it is late, and may crash.
+"""A process for what may hang or crash: it is killed when it is late.
 
 TVM's client blocks in C++ for as long as a board is silent, keeps Python's lock while it drops an
-object of that board, and crashes on some garbage. So it lives here, behind a socket whose other end
-keeps the deadline. The process ends with the one that started it, however that ends.
+object of that board, and crashes on some garbage; a compiler and a kernel may do the same. So they
+live here, behind a socket whose other end keeps the deadline. The process ends with the one that
+started it, however that ends.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class KillableWorker:
     """A worker process, started when it is first needed; a context manager that ends it.
 
     Args:
-        quiet: Whether what TVM's libraries print there is thrown away.
+        quiet: Whether what is printed there is thrown away.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -60,6 +61,11 @@ class KillableWorker:
     def is_alive(self) -> bool:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """How the last process ended, as `subprocess` has it; None if it is there, or never was."""
+        return None if self._process is None else self._process.poll()
 
     def call(self, seconds: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Call a function there.
@@ -111,8 +117,9 @@ class KillableWorker:
         if self._socket is not None and self.is_alive():
             return self._socket
         self._forget()
+        self._process = None
         ours, theirs = socket.socketpair()
-        ends, self._lifeline = os.pipe()
+        ends, lifeline = os.pipe()
         output = subprocess.DEVNULL if self._quiet else None
         try:
             self._process = subprocess.Popen(
@@ -125,9 +132,14 @@ class KillableWorker:
                 pass_fds=(theirs.fileno(), ends),
                 start_new_session=True,  # Ctrl-C reaches us alone
             )
+        except BaseException:
+            ours.close()
+            os.close(lifeline)
+            raise
         finally:
             theirs.close()
             os.close(ends)
+        self._lifeline = lifeline
         self._socket = ours
         return ours
 

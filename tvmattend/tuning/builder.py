@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules -> linked libraries, in worker processes that stay.
 
-MetaSchedule's `LocalBuilder` starts its workers anew for every batch, because they leak: 4 s of
-importing TVM for a batch whose eight kernels compile in one. These are replaced after so many
-kernels instead.
+MetaSchedule's `LocalBuilder` starts its workers anew for every batch, because they leak: 6 s of
+importing TVM, and PyTorch with it, for a batch whose eight kernels compile in one. These are
+replaced after so many kernels instead.
 """
 
 from concurrent.futures import Future

@@ -222,15 +222,18 @@ class Estimators(Workshop):
             for info in artifact.args_info
         ]
 
-        def begin() -> Future[Result]:
+        def begin() -> Future[Result | None]:
             return self._pool.submit(_run_here, self._trial, artifact.path, arguments, str(tensors))
 
         try:
-            seconds, error = settled(begin, begin(), self._place)
+            result = settled(begin, begin(), self._place)
         except TimeoutError:
-            return Outcome("timeout", error=f"running took more than {self._timeout:g} s")
+            result = None
         except DiedError as died:
             return Outcome("run-error", error=f"CrashError: what ran QEMU: {died}")
+        if result is None:
+            return Outcome("timeout", error=f"running took more than {self._timeout:g} s")
+        seconds, error = result
         if seconds is not None:
             return Outcome("ok", (seconds,))
         fault = own_fault(error, self._place)
@@ -253,10 +256,13 @@ class Estimators(Workshop):
 
 def _run_here(
     trial: Trial, library: str, arguments: Sequence[tuple[tuple[int, ...], str]], outputs: str
-) -> Result:
-    """Runs in a worker process, so that a kernel that hangs can be given up on."""
+) -> Result | None:
+    """Runs in a worker process, so that a kernel that hangs can be given up on; None if it does."""
     tempfile.tempdir = str(Path(library).parent)  # a killed worker removes nothing itself
-    return trial(Path(library), arguments, Path(outputs))
+    try:
+        return trial(Path(library), arguments, Path(outputs))
+    except TimeoutError:
+        return None
 
 
 def difference(reference: Path, tensors: Path, args_info: Sequence[Any]) -> str:

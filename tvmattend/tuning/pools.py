@@ -1,14 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes that stay, behind threads that wait for them.
+"""Worker processes that build and run kernels, one of them or several behind threads."""
 
-The processes are TVM's (`tvm.support.popen_pool.PopenWorker`); its own pool of them is not used.
-That one does not say how a process ended, joins its threads when it is collected, which may be in
-one of them, and cannot be shut down while its processes work: `shutdown` kills each beside the
-thread that waits for it, which then kills it too, finds nothing left and raises with the pool's
-lock held, so that the interpreter never ends.
-"""
-
-import contextlib
 import signal
 import threading
 import time
@@ -16,11 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from tvmattend.device.killable import KillableWorker
 from tvmattend.tuning import workers
 
-_SECONDS = 5.0
-# Begins the text of a `DiedError`, for those who get only that.
-ENDED = "the worker process ended"
+# Importing TVM takes 2 s, on a busy machine 13.
+_START_SECONDS = 120.0
+_END_SECONDS = 5.0
 
 
 class DiedError(ChildProcessError):
@@ -32,97 +25,107 @@ class DiedError(ChildProcessError):
 
     def __init__(self, code: int | None) -> None:
         self.code = code
-        super().__init__(f"{ENDED}: {_ending(code)}")
+        super().__init__(f"the worker process ended: {_ending(code)}")
+
+
+class Worker:
+    """A process that has imported TVM before the time of a job begins.
+
+    Args:
+        timeout: Seconds that a job may take.
+        uses: Jobs after which the process is replaced; None keeps it.
+        quiet: Whether what is printed there is thrown away.
+    """
+
+    def __init__(self, timeout: float, uses: int | None = None, quiet: bool = False) -> None:
+        self._timeout = timeout
+        self._uses = uses
+        self._used = 0
+        self._process = KillableWorker(quiet)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function there; see `KillableWorker.call`.
+
+        Raises:
+            TvmattendError: What it raised, with its hint.
+            RuntimeError: It raised something else; the text is the traceback.
+            TimeoutError: It took too long.
+            DiedError: The process died.
+            OSError: It could not be started.
+        """
+        if self._used == self._uses:
+            self.end()
+        try:
+            if not self._process.is_alive():
+                self._used = 0
+                self._start()
+            self._used += 1
+            return self._process.call(self._timeout, function, arguments)
+        except ChildProcessError as died:
+            code, cause = self._process.code, died.__cause__
+            if code is None and isinstance(cause, OSError):
+                raise cause from None
+            raise DiedError(code) from died
+
+    def _start(self) -> None:
+        try:
+            self._process.call(_START_SECONDS, workers.wake, ())
+        except TimeoutError as error:  # no job is to blame
+            raise ChildProcessError("it did not start in time") from error
+
+    def end(self) -> None:
+        """Kill the process, from whatever thread; who waits for it gets a `DiedError`."""
+        self._process.end()
 
 
 class Pool:
-    """Runs jobs in worker processes, which are replaced when they die or are late.
+    """Runs jobs in workers, which are replaced when they die or are late.
 
     Args:
         timeout: Seconds that a job may take.
         processes: How many; as many as there are cores if None.
         uses: Jobs after which a process is replaced; None keeps it.
-        stderr: Where a process's standard error goes, as `subprocess` has it.
     """
 
     def __init__(
-        self,
-        timeout: float,
-        processes: int | None = None,
-        uses: int | None = None,
-        stderr: int | None = None,
+        self, timeout: float, processes: int | None = None, uses: int | None = None
     ) -> None:
         from tvm.s_tir.meta_schedule.utils import cpu_count
 
         self._timeout = timeout
         self._uses = uses
-        self._stderr = stderr
         self._threads = ThreadPoolExecutor(processes or cpu_count(logical=True), "tvmattend-pool")
-        self._workers: dict[int, Any] = {}  # of each thread
+        self._workers: dict[int, Worker] = {}  # of each thread
         self._ended = False
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         """Call a function when a process is free.
 
         Returns:
-            Its value to be, or what it raised; `TimeoutError`, `DiedError`, or the `OSError` of a
-            process that could not be started.
+            Its value to be, or what `Worker.call` raises.
         """
         return self._threads.submit(self._run, function, arguments)
 
     def end(self) -> None:
         """Kill the processes with their children, whatever they do, and begin nothing new."""
-        import psutil
-
         self._ended = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        deadline = time.monotonic() + _SECONDS
-        while self._busy() and time.monotonic() < deadline:
+        deadline = time.monotonic() + _END_SECONDS
+        while True:  # one may just be starting
             for worker in list(self._workers.values()):
-                process = worker._proc  # noqa: SLF001  (TVM's class has no other way)
-                if process is not None:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        kill_tree(psutil.Process(process.pid))
+                worker.end()
+            if not self._busy() or time.monotonic() > deadline:
+                return
             time.sleep(0.01)
-        for worker in self._workers.values():
-            worker.kill()
 
     def _run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        worker = self._worker()
+        worker = self._workers.setdefault(threading.get_ident(), Worker(self._timeout, self._uses))
         if self._ended:
             raise DiedError(-signal.SIGKILL)
-        worker.send(function, arguments, None, self._timeout)
-        process = worker._proc  # noqa: SLF001  (`recv` forgets it when it is dead)
-        try:
-            return worker.recv()
-        except TimeoutError:
-            raise
-        except Exception as error:
-            if process is None or process.poll() is None:  # it told what went wrong
-                raise
-            raise DiedError(process.returncode) from error
-
-    def _worker(self) -> Any:
-        from tvm.support.popen_pool import PopenWorker
-
-        mine = threading.get_ident()
-        if mine not in self._workers:
-            self._workers[mine] = PopenWorker(
-                workers.end_with_parent, (), self._uses, stderr=self._stderr
-            )
-        return self._workers[mine]
+        return worker.call(function, *arguments)
 
     def _busy(self) -> bool:
         return any(thread.is_alive() for thread in self._threads._threads)  # noqa: SLF001
-
-
-def kill_tree(process: Any) -> None:
-    """Kill a process (`psutil.Process`) and what it started; nothing happens if it ended."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for each in [*process.children(recursive=True), process]:
-            each.kill()
 
 
 def _ending(code: int | None) -> str:

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs inside worker processes: build a kernel, link it, allocate its arguments.
+"""What runs inside worker processes: build a kernel, link it, allocate its arguments, time it.
 
 The functions go there by name, so they stand at the top of an importable module and take plain
 values; nothing else of the tuner is loaded in a worker.
 """
 
-import ctypes
 import os
-import signal
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.codegen.link import Linker
 
-_PR_SET_PDEATHSIG = 1
 # Of `threading_backend.h`: as many threads as asked for, on the fastest cores first.
 _BIG_CORES_FIRST = 1
 
@@ -60,25 +57,31 @@ def allocate_remote(
     return default_alloc_argument(session, device, args_info, repeat)
 
 
-def allocate_local(device: Any, args_info: Sequence[Any], repeat: int, threads: int) -> Any:
-    """Allocate random arguments here, and give the thread pool the right size."""
+def time_local(
+    library: str, args_info: Sequence[Any], evaluation: Mapping[str, int], threads: int
+) -> list[float]:
+    """Time a kernel on this machine, on random arguments.
+
+    Args:
+        library: Its path.
+        args_info: JSON of its `ArgInfo`s.
+        evaluation: Of MetaSchedule's `EvaluatorConfig`.
+        threads: Threads that it runs with.
+
+    Returns:
+        Seconds of each repetition.
+    """
     # Read when the pool starts, which is with the first parallel call; on x86 TVM would otherwise
     # start half as many threads as there are logical cores, and `config_threadpool` cannot add any.
     os.environ["TVM_NUM_THREADS"] = str(threads)
     import tvm
-    from tvm.s_tir.meta_schedule.runner.local_runner import default_alloc_argument
+    from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, local_runner
 
+    module, device = tvm.runtime.load_module(library), tvm.cpu()
     tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES_FIRST, threads)
-    return default_alloc_argument(device, args_info, repeat)
-
-
-def end_with_parent() -> None:
-    """Have Linux kill this process with the thread that started it, a pool's, which lives as long.
-
-    TVM's worker waits for ever if its time is over when nobody is left to be told: the thread that
-    tells dies with the lock that the worker needs for its answer.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    arguments = local_runner.default_alloc_argument(device, args_info, 1)
+    config = EvaluatorConfig(**evaluation)
+    return [float(s) for s in local_runner.default_run_evaluator(module, device, config, arguments)]
 
 
 def wake() -> None:

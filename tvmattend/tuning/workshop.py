@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where kernels are built for trials: MetaSchedule's builder, its processes and their files."""
 
-import os
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import tvmattend
 from tvmattend.codegen.link import Linker
 from tvmattend.errors import StorageError, TuningError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Artifact, Candidate, Ending, Outcome
 from tvmattend.tuning.builder import KernelBuilder
 from tvmattend.tuning.own_faults import require_place, settled
-from tvmattend.tuning.pools import kill_tree
 from tvmattend.tuning.workplace import open_workplace
 
 _Self = TypeVar("_Self", bound="Workshop")
@@ -40,10 +35,7 @@ class Workshop:
         self._target = target
         self._timeout = timeout
         self._benches: list[Ending] = []
-        self._before = set(_workers())
         self._directory = open_workplace()
-        self._importable = ExitStack()
-        self._importable.enter_context(importable())
         try:
             require_place(self._place)  # before LLVM finds out: it would end this process
             linker = self._linker(target, cross_compiler)
@@ -119,35 +111,4 @@ class Workshop:
             self._builder.close()
         for bench in self._benches:
             bench.end()
-        for worker in set(_workers()) - self._before:  # one that was just starting
-            kill_tree(worker)
-        self._importable.close()
         self._directory.cleanup()
-
-
-@contextmanager
-def importable() -> Iterator[None]:
-    """Let worker processes import this package, however this process came by it."""
-    home = str(Path(tvmattend.__file__).resolve().parent.parent)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = home if before is None else f"{home}{os.pathsep}{before}"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-def _workers() -> list[Any]:
-    """MetaSchedule's worker processes under this process (`psutil.Process`)."""
-    import psutil
-
-    def is_worker(child: Any) -> bool:
-        try:
-            return "tvm.exec.popen_worker" in child.cmdline()
-        except psutil.Error:  # it ended while we looked
-            return False
-
-    return [child for child in psutil.Process().children() if is_worker(child)]
