@@ -119,7 +119,7 @@ def link_command(target: TargetSpec, cross_compiler: str | None = None) -> list[
 class Linker:
     """`link_shared` in the shape that TVM's `export_library(fcompile=...)` calls.
 
-    A plain value: it goes to the worker processes of a MetaSchedule builder by pickle.
+    A plain value: it goes to the worker processes of a builder by pickle.
     """
 
     target: TargetSpec

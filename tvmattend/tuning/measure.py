@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Candidates -> times: MetaSchedule's builder, and benches to measure on, here or on a board."""
+"""Candidates -> times: a builder, and benches to measure on, here or on a board."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worker processes that build and run kernels, one of them or several behind threads."""
 
+import os
 import signal
 import threading
 import time
@@ -90,11 +91,10 @@ class Pool:
     def __init__(
         self, timeout: float, processes: int | None = None, uses: int | None = None
     ) -> None:
-        from tvm.s_tir.meta_schedule.utils import cpu_count
-
         self._timeout = timeout
         self._uses = uses
-        self._threads = ThreadPoolExecutor(processes or cpu_count(logical=True), "tvmattend-pool")
+        count = processes or len(os.sched_getaffinity(0))
+        self._threads = ThreadPoolExecutor(count, "tvmattend-pool")
         self._workers: dict[int, Worker] = {}  # of each thread
         self._ended = False
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where kernels are built for trials: MetaSchedule's builder, its processes and their files."""
+"""Where kernels are built for trials: the builder, its processes and their files."""
 
 from concurrent.futures import Future
 from functools import partial
