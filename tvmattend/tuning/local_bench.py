@@ -64,7 +64,7 @@ class LocalBench:
             rest=bool(disturbed),
         )
 
-    def _time(self, artifact: Artifact) -> list[float]:
+    def _time(self, artifact: Artifact, again: bool = True) -> list[float]:
         repetition = self._repetition
         evaluation = {
             "number": repetition.number,
@@ -72,20 +72,17 @@ class LocalBench:
             "min_repeat_ms": repetition.min_repeat_ms,
         }
         arguments = tuple(info.as_json() for info in artifact.args_info)
-        job = (workers.time_local, artifact.path, arguments, evaluation, self._threads)
-        seconds: list[float]
         try:
-            seconds = self._worker.call(*job)
+            seconds: list[float] = self._worker.call(
+                workers.time_local, artifact.path, arguments, evaluation, self._threads
+            )
         except DiedError as died:
             if died.code != -signal.SIGKILL:
                 raise
+            if not again:
+                raise killed_error(str(died)) from died
             # Not of a signal that a kernel sends itself: once more, before anything is said.
-            try:
-                seconds = self._worker.call(*job)
-            except DiedError as again:
-                if again.code == -signal.SIGKILL:
-                    raise killed_error(str(again)) from again
-                raise
+            seconds = self._time(artifact, again=False)
         return seconds
 
     def answers(self, seconds: float) -> bool:
