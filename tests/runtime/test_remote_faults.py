@@ -4,6 +4,7 @@
 Each ends within the time-out that was given, with one line, and this process goes on.
 """
 
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from sample_bundles import INPUT, reference
 
 from tvmattend.cli import run, validate
 from tvmattend.device.endpoint import Endpoint, parse_endpoint
-from tvmattend.errors import BoardUnreachableError, TvmattendError
+from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.errors import BoardFullError, BoardUnreachableError, TvmattendError
 from tvmattend.runtime.network import relative_error
 from tvmattend.runtime.remote import load_remote
 
@@ -77,3 +79,14 @@ def test_commands_end_in_time_with_one_line(
     assert error.exit_code in {7, 9, 16}
     assert "\n" not in str(error)
     assert not result.stdout
+
+
+def test_a_board_that_is_full_says_so(sound_bundle: Path) -> None:
+    with serve_here(ServerOptions()) as server:
+        most = (sound_bundle / "model.so").stat().st_size - 1
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (most, most))
+        with (
+            pytest.raises(BoardFullError, match=f"{server.port}: the board has kept {most} of"),
+            load_remote(sound_bundle, Endpoint("127.0.0.1", server.port), timeout=TIMEOUT),
+        ):
+            pass

@@ -13,7 +13,7 @@ from tvmattend.device.board import probe
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.device.sending import send
-from tvmattend.errors import BoardFullError, TuningError
+from tvmattend.errors import BoardFullError, BoardUnreachableError, TuningError
 from tvmattend.target import parse_target
 from tvmattend.tuning.bench import Repetition
 from tvmattend.tuning.crew import Alone
@@ -117,10 +117,10 @@ def test_a_full_board_is_waited_for_and_no_kernel_is_blamed(tmp_path, port):
     with (
         serve_here(ServerOptions(port=port)) as server,
         prepared(path, port, [matmul()], 6, observe) as run,
-        pytest.raises(BoardFullError, match="no trial can be made: the board has kept") as caught,
+        pytest.raises(BoardFullError, match=f"^no trial can be made: .*:{port}: ") as caught,
     ):
         run.run()
-    assert "the board has kept 1024 of the" in reasons[0]
+    assert f"127.0.0.1:{port}: the board has kept 1024 of the" in reasons[0]
     assert [record.status for record in read_records(path)[0]] == ["ok"] * 4
     assert "4 trials of this run" in caught.value.hint
     assert "free some space on the board" in caught.value.hint
@@ -134,7 +134,7 @@ def test_a_full_board_is_told_before_a_run_begins(port):
     assert caught.value.exit_code == 13
 
 
-def test_what_arrives_damaged_is_no_full_disk():
+def test_what_arrives_damaged_is_no_full_disk(port):
     session = SimpleNamespace(upload=lambda *_: None, download=lambda _: b"kernel?")
-    with pytest.raises(ConnectionError, match="other bytes than were sent"):
-        send(session, b"kernel!", "k.so")
+    with pytest.raises(BoardUnreachableError, match=f"{port}: a file arrived with other bytes"):
+        send(session, Endpoint("127.0.0.1", port), b"kernel!", "k.so")

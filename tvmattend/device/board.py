@@ -23,12 +23,7 @@ from tvmattend.device.killable import KillableWorker
 from tvmattend.device.probe_kernel import ProbeModule, build_probe
 from tvmattend.device.sending import send
 from tvmattend.device.serving.wire import BOARD_FUNCTION
-from tvmattend.errors import (
-    BoardFullError,
-    BoardMismatchError,
-    BoardUnreachableError,
-    CompileError,
-)
+from tvmattend.errors import BoardMismatchError, BoardUnreachableError, CompileError
 from tvmattend.target import ARM_CORES, TargetSpec
 
 # e_machine of an ELF header, for the architectures that boards and hosts have.
@@ -219,7 +214,7 @@ def examine(session: Any, library: bytearray, place: Endpoint, target: TargetSpe
     """
     # A fresh name: replacing a library that is loaded crashes the session.
     name = f"probe-{uuid.uuid4().hex}.so"
-    _step(place, lambda: send(session, library, name))
+    _step(place, lambda: send(session, place, library, name))
     kernel = ProbeModule(_load(session, name, place, target), session.cpu())
     _add(kernel, place, target)
     info: BoardInfo = _step(place, lambda: _describe(session, kernel, place, target))
@@ -332,12 +327,6 @@ def _told(session: Any) -> dict[str, Any]:
 def _step(place: Endpoint, action: Callable[[], Any]) -> Any:
     try:
         return action()
-    except BoardFullError as error:
-        raise BoardFullError(f"{place}: {error}", error.hint) from error
-    except ConnectionError as error:
-        raise BoardUnreachableError(
-            f"{place}: {error}", "is there something in between that changes what is sent?"
-        ) from error
     except RuntimeError as error:
         if SESSION_TIMEOUT in str(error):
             raise _stuck(place) from error

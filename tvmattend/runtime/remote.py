@@ -22,6 +22,7 @@ from tvmattend.bundle.verify import verify
 from tvmattend.device.board import BoardInfo, ask_of, probe
 from tvmattend.device.endpoint import Endpoint, close_session, connect
 from tvmattend.device.killable import ANSWER_SECONDS, KillableWorker
+from tvmattend.device.sending import send
 from tvmattend.device.tunnel import reached
 from tvmattend.errors import (
     BoardMismatchError,
@@ -239,7 +240,7 @@ class _BoardVM:
     def _load(self, code: bytes) -> Any:
         # A fresh name: replacing a library that is loaded crashes the session.
         name = f"model-{uuid.uuid4().hex}.so"
-        self.session.upload(bytearray(code), name)
+        send(self.session, self._place, code, name)
         module = self.session.load_module(name)
         self.session.remove(name)  # the loaded code stays; the board's disk is free again
         return module

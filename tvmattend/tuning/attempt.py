@@ -90,7 +90,7 @@ def attempt(job: Job) -> dict[str, Any]:
         return {"unreached": f"{type(error).__name__}: {error}", **note.known}
     try:
         return {**_measure(job, session, note), **note.known}
-    except (BoardFullError, BoardUnreachableError, ConnectionError) as error:
+    except (BoardFullError, BoardUnreachableError) as error:
         # Of `send` and of `examine`: the kernel had no trial.
         full = isinstance(error, BoardFullError)
         return {"unreached": str(error), "full": full, **note.known}
@@ -116,7 +116,7 @@ def _measure(job: Job, session: Any, note: "_Notes") -> dict[str, Any]:
     before = conditions()
     if conditions_from(before).throttled and not job.hot_too:
         return {**found, "hot": conditions_from(before).throttled, "before": before}
-    kernel = _upload(session, job.library)
+    kernel = _upload(session, job)
     device = session.cpu()
     (arguments,) = workers.allocate_remote(session, device, job.arguments, 1, job.threads)
     evaluate = kernel.time_evaluator("main", device, job.number, 1, min_repeat_ms=job.min_repeat_ms)
@@ -128,12 +128,12 @@ def _measure(job: Job, session: Any, note: "_Notes") -> dict[str, Any]:
     return {**found, "seconds": seconds, "before": before, "after": after}
 
 
-def _upload(session: Any, library: str) -> Any:
+def _upload(session: Any, job: Job) -> Any:
     """Send the kernel and load it."""
-    name = Path(library).name
-    send(session, Path(library).read_bytes(), name)
-    module = session.load_module(name)
-    session.remove(name)  # the loaded code stays; the board's disk is free again
+    library = Path(job.library)
+    send(session, job.board, library.read_bytes(), library.name)
+    module = session.load_module(library.name)
+    session.remove(library.name)  # the loaded code stays; the board's disk is free again
     return module
 
 
@@ -144,7 +144,7 @@ def _conditions_reader(job: Job, session: Any) -> Callable[[], dict[str, Any]]:
     if not job.hygiene:
         return dict
     name = f"conditions-{Path(job.library).name}"
-    send(session, Path(job.probe).read_bytes(), name)
+    send(session, job.board, Path(job.probe).read_bytes(), name)
     probe = ProbeModule(session.load_module(name), session.cpu())
     return lambda: read_conditions(probe.read)
 
