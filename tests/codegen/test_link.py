@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linking: both architectures by Zig, a compiler of the user's, and everything that can fail."""
 
-import ctypes
 import pickle
 import shutil
 import struct
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tvmattend import elf
-from tvmattend.codegen.link import KernelLinker, Linker, link_command, link_shared
+from tvmattend.codegen.link import Linker, link_command, link_shared
 from tvmattend.errors import CompileError, ToolMissingError
 from tvmattend.target import TargetSpec, host_target, parse_target
 
@@ -21,12 +19,9 @@ X86 = parse_target("llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64")
 MACHINES = {"aarch64": 183, "x86_64": 62}
 
 
-ONE = "double cos(double); double one(double x) { return cos(x) + 1; }\n"
-
-
-def compile_object(directory: Path, target: TargetSpec, text: str = ONE) -> Path:
+def compile_object(directory: Path, target: TargetSpec) -> Path:
     source = directory / "one.c"
-    source.write_text(text)
+    source.write_text("double cos(double); double one(double x) { return cos(x) + 1; }\n")
     output = directory / f"one-{target.arch}.o"
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target.triple}.2.28"]
     subprocess.run([*command, "-O1", "-fPIC", "-c", "-o", output, source], check=True)
@@ -104,33 +99,3 @@ def test_the_linker_travels_by_pickle(tmp_path: Path) -> None:
     assert elf_machine(tmp_path / "one.so") == 183
     with pytest.raises(CompileError, match="cc"):
         linker(str(tmp_path / "two.so"), [], cc="gcc")
-
-
-FILL = """\
-void *memset(void *, int, unsigned long);
-int one(char *x, int n) { memset(x, 1, n); return x[0]; }
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "needed"), [(FILL, []), (ONE, ["libm.so.6"])], ids=["no library", "libm"]
-)
-def test_a_kernel_for_a_trial_is_linked_with_what_it_needs(
-    tmp_path: Path, text: str, needed: list[str]
-) -> None:
-    output, target = tmp_path / "one.so", host_target()
-    KernelLinker(target)(str(output), [str(compile_object(tmp_path, target, text))])
-    assert set(needed) <= set(elf.needed(output))
-    assert bool(elf.needed(output)) == bool(needed)
-    one = ctypes.CDLL(str(output)).one
-    if needed:
-        one.restype, one.argtypes = ctypes.c_double, [ctypes.c_double]
-        assert one(0.0) == 2.0
-    else:
-        assert one(ctypes.create_string_buffer(8), 8) == 1
-
-
-def test_a_compiler_that_was_asked_for_links_kernels_too(tmp_path: Path) -> None:
-    linker = KernelLinker(A72, cross_compiler=f"{sys.executable} -c exit(7)")
-    with pytest.raises(CompileError, match="exit code 7"):
-        linker(str(tmp_path / "one.so"), [str(compile_object(tmp_path, A72, "int one;\n"))])

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvmattend import elf
 from tvmattend.bundle import BundleContents, Preprocessing, RecordCounts, Weights, write_bundle
 from tvmattend.codegen.schedule import schedule_kernels
 from tvmattend.device.emulated import EmulatedPython, find_qemu
 from tvmattend.frontend import ImportedModel, import_model
 from tvmattend.runtime import load
 from tvmattend.runtime.network import Prediction, preprocess
-from tvmattend.standalone import Libc, emit
+from tvmattend.standalone import Libc, elf, emit
 from tvmattend.target import TargetSpec, host_target, parse_target
 from tvmattend.transform import lower
 from tvmattend.tuning.records import RecordSet

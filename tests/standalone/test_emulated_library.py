@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from c_networks import DRIVER, Built, build, run
 
-from tvmattend import elf
 from tvmattend.device.emulated import EmulatedPython, find_qemu
 from tvmattend.frontend import ImportedModel
 from tvmattend.runtime import standalone
 from tvmattend.runtime.network import relative_error
+from tvmattend.standalone import elf
 from tvmattend.standalone.toolchain import Toolchain
 from tvmattend.target import parse_target
 

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 from c_networks import Built, build, run
 
-from tvmattend import elf
 from tvmattend.codegen.compile import compile_module, export
 from tvmattend.errors import CompileError, ToolMissingError
 from tvmattend.frontend import ImportedModel
 from tvmattend.runtime.network import relative_error
 from tvmattend.runtime.standalone import Library, LibraryError
-from tvmattend.standalone import emit
+from tvmattend.standalone import elf, emit
 from tvmattend.target import host_target
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from c_networks import run
 
-from tvmattend import elf
 from tvmattend.errors import CompileError
+from tvmattend.standalone import elf
 from tvmattend.standalone.emit import _compile_kernels
 from tvmattend.standalone.kernels import Kernel, Param, generate, split_kernels
 from tvmattend.target import host_target

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tvmattend import elf
 from tvmattend.cli.main import cli as command
 from tvmattend.errors import ValidationError
+from tvmattend.standalone import elf
 from tvmattend.standalone.static_program import open_static
 from tvmattend.target import parse_target
 

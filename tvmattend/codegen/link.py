@@ -8,7 +8,6 @@ that understands `-shared -o OUTPUT OBJECTS`.
 
 import importlib.util
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmattend.elf import symbols
 from tvmattend.errors import CompileError, StorageError, ToolMissingError
 from tvmattend.storage import says_full
 from tvmattend.target import TargetSpec
@@ -27,10 +25,7 @@ from tvmattend.target import TargetSpec
 # (manylinux_2_28). Left to itself, Zig would take its newest.
 GLIBC = "2.28"
 
-# What every process has that loads a kernel, in one version: TVM's own, and of the C library.
-_ANYWHERE = re.compile(r"TVM\w+|mem(?:set|cpy|move)")
-
-# The first call for a target builds its C library (15 s on two cores); a link takes 1 s.
+# The first call for a target builds its C library (15 s on two cores); a link takes 0.2 s.
 _TIMEOUT_SECONDS = 600
 
 
@@ -60,7 +55,7 @@ def link_shared(
     driver = link_command(target, cross_compiler)
     command = [*driver, "-shared", "-fPIC", "-o", str(partial), *map(str, objects), "-lm"]
     try:
-        _run(command, partial, output.name, target, cross_compiler)
+        _link(command, partial, output.name, target, cross_compiler)
         partial.replace(output)
     except OSError as error:
         raise CompileError(f"linking {output.name}: {error}", _remedy(cross_compiler)) from error
@@ -68,7 +63,7 @@ def link_shared(
         partial.unlink(missing_ok=True)
 
 
-def _run(
+def _link(
     command: Sequence[str], output: Path, name: str, target: TargetSpec, cross_compiler: str | None
 ) -> None:
     """Run a linker, and see that it wrote its output; errors as those of `link_shared`."""
@@ -137,9 +132,6 @@ class Linker:
         """Link `objects` into `output`; TVM passes no options that we know of."""
         if options:
             raise CompileError(f"the linker knows no options {sorted(options)}")
-        self._link(output, objects)
-
-    def _link(self, output: str, objects: Sequence[str]) -> None:
         link_shared(objects, output, self.target, self.cross_compiler)
 
     def get_target_triple(self) -> str:
@@ -148,26 +140,11 @@ class Linker:
 
 
 @dataclass(frozen=True)
-class KernelLinker(Linker):
-    """Of kernels for trials: joins objects by Zig's linker itself where they need no library.
-
-    Its compiler driver takes a second of a core, more than most kernels take to compile, for
-    versions of a C library's symbols that few of them have.
-    """
-
-    def _link(self, output: str, objects: Sequence[str]) -> None:
-        undefined = set().union(*(symbols(Path(file)).undefined for file in objects))
-        if self.cross_compiler is None and all(map(_ANYWHERE.fullmatch, undefined)):
-            _join(output, objects, self.target)
-        else:
-            super()._link(output, objects)
-
-
-@dataclass(frozen=True)
 class BareLinker(Linker):
-    """Joins objects by Zig's linker itself, and libraries whose files are here.
+    """Joins objects by Zig's linker itself, in a quarter of the time of its compiler driver.
 
-    There is nothing of a compiler's runtime in the result.
+    There is nothing of a compiler's runtime in the result; what the objects need is in libraries
+    whose files are here.
 
     Attributes:
         libraries: Shared libraries that the result needs, where this machine has them.
@@ -175,17 +152,16 @@ class BareLinker(Linker):
 
     libraries: tuple[str, ...] = ()
 
-    def _link(self, output: str, objects: Sequence[str]) -> None:
-        _join(output, [*objects, *self.libraries], self.target)
+    def __call__(self, output: str, objects: Sequence[str], **options: Any) -> None:
+        """Link `objects` into `output`; TVM passes no options that we know of."""
+        if options:
+            raise CompileError(f"the linker knows no options {sorted(options)}")
+        link_command(self.target)  # says it if there is no Zig
+        import ziglang
 
-
-def _join(output: str, files: Sequence[str], target: TargetSpec) -> None:
-    link_command(target)  # says it if there is no Zig
-    import ziglang
-
-    zig = str(Path(ziglang.__file__).with_name("zig"))
-    command = [zig, "ld.lld", "-shared", "-s", "-o", output, *files]
-    _run(command, Path(output), Path(output).name, target, None)
+        zig = str(Path(ziglang.__file__).with_name("zig"))
+        command = [zig, "ld.lld", "-shared", "-s", "-o", output, *objects, *self.libraries]
+        _link(command, Path(output), Path(output).name, self.target, None)
 
 
 def _driver(command: str) -> list[str]:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmattend import elf
 from tvmattend.errors import CompileError
-from tvmattend.standalone import source
+from tvmattend.standalone import elf, source
 from tvmattend.standalone.graph import Graph, read_graph
 from tvmattend.standalone.kernels import Kernel, generate, split_kernels
 from tvmattend.standalone.names import prefix_of

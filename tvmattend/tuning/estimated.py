@@ -119,7 +119,7 @@ class Estimators(Workshop):
     def _linker(self, target: TargetSpec, cross_compiler: str | None) -> Linker:
         """Where the model has a board's libraries, they are enough."""
         if cross_compiler is not None or not self._trial.libraries:
-            return super()._linker(target, cross_compiler)
+            return Linker(target, cross_compiler)
         return BareLinker(target, libraries=self._trial.libraries)
 
     def _open(self) -> None:

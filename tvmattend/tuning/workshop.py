@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from tvmattend.codegen.link import KernelLinker, Linker
+from tvmattend.codegen.link import Linker
 from tvmattend.errors import StorageError, TuningError
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Artifact, Candidate, Ending, Outcome
@@ -48,7 +48,7 @@ class Workshop:
 
     def _linker(self, target: TargetSpec, cross_compiler: str | None) -> Linker:
         """What links the kernels."""
-        return KernelLinker(target, cross_compiler)
+        return Linker(target, cross_compiler)
 
     def _open(self) -> None:
         """Start what times kernels; what has an end goes to `_benches`."""
