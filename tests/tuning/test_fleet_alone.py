@@ -108,7 +108,8 @@ def test_a_fleet_that_cannot_build_says_so_and_leaves_no_record_of_it(tmp_path):
     path = tmp_path / "r.jsonl"
     with pytest.raises(StorageError, match="no space left"):
         tune(Full(), path, 30)
-    assert all(record.ok for record in read_records(path)[0])
+    # The fault may be quicker than the first record.
+    assert all(record.ok for record in (read_records(path)[0] if path.exists() else ()))
     assert tune(FakeShop(), path, 30).trials == 30
 
 
