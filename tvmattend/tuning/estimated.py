@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 # size can be the measure; another order of summation changes far less than this.
 TOLERANCE = 1e-5
 
-# On top of a trial's own time: starting a worker, asking LLVM, replaying, on a busy machine.
-_START_SECONDS = 120.0
+# On top of a trial's own time: asking LLVM, replaying, on a busy machine.
+_MODEL_SECONDS = 120.0
 
 # So many trials, a batch, are still under way when the next batch is chosen, which learns less.
 _AHEAD = 8
@@ -123,9 +123,8 @@ class Estimators(Workshop):
         return BareLinker(target, libraries=self._trial.libraries)
 
     def _open(self) -> None:
-        # The trial itself keeps the limit. This one is for what hangs beside it, and counts from
-        # the start of a worker process, which imports TVM for 13 s on a busy machine.
-        self._pool = Pool(self._timeout + _START_SECONDS)
+        # The trial itself keeps the limit; this one is for what hangs beside it.
+        self._pool = Pool(self._timeout + _MODEL_SECONDS)
         self._benches.append(self._pool)
 
     def submit(self, batch: Sequence[Candidate]) -> None:
