@@ -12,7 +12,7 @@ from typing import Any
 from tvmattend.device.killable import KillableWorker
 from tvmattend.tuning import workers
 
-# Importing TVM takes 2 s, on a busy machine 13.
+# Importing TVM takes 2 s of a core, and a busy machine many times that.
 _START_SECONDS = 120.0
 _END_SECONDS = 5.0
 
@@ -119,7 +119,10 @@ class Pool:
             time.sleep(0.01)
 
     def _run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        worker = self._workers.setdefault(threading.get_ident(), Worker(self._timeout, self._uses))
+        mine = threading.get_ident()
+        if mine not in self._workers:
+            self._workers[mine] = Worker(self._timeout, self._uses)
+        worker = self._workers[mine]
         if self._ended:
             raise DiedError(-signal.SIGKILL)
         return worker.call(function, *arguments)

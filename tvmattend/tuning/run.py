@@ -108,7 +108,7 @@ class TuningRun:
         Raises:
             TuningError: The board stayed away, or nothing succeeded.
             NoFreeBoardError: A fleet had no board for too long.
-            StorageError: A record, or a kernel, could not be written, on a board neither.
+            StorageError: A record or a kernel could not be written, here or on a board.
             KeyboardInterrupt: Ctrl-C, after the observer got `Interrupted`; after an error it got
                 `Failed`.
         """
