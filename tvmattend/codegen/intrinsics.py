@@ -23,14 +23,13 @@ A sigmoid divides anyway, and with both parts of the fraction in that one divisi
 costs three operations instead of the polynomial's eight. The fraction is Pade's [2/2] with a and b
 moved to where the greatest error on |f| <= 1/2 is least (Pade: 7.0e-6).
 
-On Arm and with AVX-512 the division is g * (1 + e + e^2), e = 1 - d * g, of a guess g: FRECPE's
-(8 bits), VRCP14PS's, whose 14 bits need no square; for vectors that are no registers the guess is
-the linear one that integer subtraction makes of a float's bits (12 % off), and the step is made
-twice. A vector division occupies a Cortex-A72's divider for 34 cycles; the other 20 operations, 18.
-Other targets divide: with AVX2 a Zen 3 core's kernels are then 3 to 7 % faster than with RCPPS.
+On Arm the division is g * (1 + e + e^2), e = 1 - d * g, of a guess g: FRECPE's (8 bits); for
+vectors that are no registers the guess is the linear one that integer subtraction makes of a
+float's bits (12 % off), and the step is made twice. A vector division occupies a Cortex-A72's
+divider for 34 cycles; the other 20 operations, 18. Other targets divide: kernels are then 3 to 7 %
+faster on a Zen 3 core than with RCPPS, and up to 6 % on a Zen 4 core than with VRCP14PS.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -50,36 +49,13 @@ _POLYNOMIAL = (
 )
 _FRACTION_A, _FRACTION_B = 25.03910668, 8.67783884
 _EXPONENT_BITS = 23
-_BITS = 24  # of an fp32 mantissa
 
 # Bits of the guess for 1 / d: the float whose bits are this less the bits of d.
 _RECIPROCAL_BITS = 0x7EF311C7
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    """An instruction that guesses reciprocals.
-
-    Attributes:
-        bits: Of the guess that are right.
-        lanes: Of its vector.
-        name: LLVM's intrinsic.
-        masked: Whether it takes a vector for the lanes that a mask leaves out, and the mask.
-    """
-
-    bits: int
-    lanes: int
-    name: str
-    masked: bool = False
-
-    def serves(self, lanes: int) -> bool:
-        """Whether halving a vector of so many lanes ends at the instruction's."""
-        registers, rest = divmod(lanes, self.lanes)
-        return rest == 0 and registers.bit_count() == 1
-
-
-_FRECPE = _Estimate(8, 4, "llvm.aarch64.neon.frecpe.v4f32")
-_VRCP14PS = _Estimate(14, 16, "llvm.x86.avx512.rcp14.ps.512", masked=True)
+# FRECPE guesses the reciprocals in a register.
+_FRECPE, _FRECPE_LANES = "llvm.aarch64.neon.frecpe.v4f32", 4
 
 
 @cache
@@ -176,55 +152,45 @@ class _Vector:
         """value / d for a d that is normal, as its reciprocal is."""
         from tvm import tirx
 
-        one, estimate = self.constant(1.0), _estimate()
-        if estimate is None:
+        if not _guesses():
             return value / d
-        if estimate.serves(self.lanes):
-            guess = self.let("guess", self.guess(estimate, d, self.lanes))
-            bits = estimate.bits
+        one = self.constant(1.0)
+        registers, rest = divmod(self.lanes, _FRECPE_LANES)
+        # Halving the vector must end at registers.
+        if rest == 0 and registers.bit_count() == 1:
+            guess = self.let("guess", self.guess(d, self.lanes))
         else:
             raw = self.constant(_RECIPROCAL_BITS, "int32") - tirx.reinterpret(self.integer, d)
             rough = self.let("guess", tirx.reinterpret(self.dtype, raw))
             error = self.let("error", one - d * rough)
             guess = self.let("guess", rough + rough * (error + error * error))
-            bits = 9
         error = self.let("error", one - d * guess)
-        if 2 * bits < _BITS:
-            error = self.let("error", error + error * error)
+        error = self.let("error", error + error * error)
         first = self.let("quotient", value * guess)
         return first + first * error
 
-    def guess(self, estimate: _Estimate, d: Any, lanes: int) -> Any:
-        """The instruction's result for each register of a vector of `lanes`."""
+    def guess(self, d: Any, lanes: int) -> Any:
+        """1 / d to 8 bits, for each register of a vector of `lanes`."""
         from tvm import tirx
 
-        dtype = f"float32x{lanes}"
-        if lanes == estimate.lanes:
-            rest = (d, tirx.const(-1, f"int{lanes}")) if estimate.masked else ()
-            return tirx.call_llvm_pure_intrin(dtype, estimate.name, d, *rest)
+        if lanes == _FRECPE_LANES:
+            return tirx.call_llvm_pure_intrin(f"float32x{lanes}", _FRECPE, d)
         half = f"float32x{lanes // 2}"
         low, high = (
             self.guess(
-                estimate,
-                self.let("half", tirx.call_intrin(half, f"tirx.vector{part}", d)),
-                lanes // 2,
+                self.let("half", tirx.call_intrin(half, f"tirx.vector{part}", d)), lanes // 2
             )
             for part in ("low", "high")
         )
-        return tirx.call_intrin(dtype, "tirx.vectorcombine", low, high)
+        return tirx.call_intrin(f"float32x{lanes}", "tirx.vectorcombine", low, high)
 
 
-def _estimate() -> _Estimate | None:
-    """The instruction of the target in whose scope we compile; None where division is quicker."""
+def _guesses() -> bool:
+    """Whether a guess is quicker than a division on the target in whose scope we compile."""
     from tvm.target import Target
-    from tvm.target.codegen import target_has_features
 
     target = Target.current(allow_none=True)
-    if target is None:
-        return None
-    if str(target.attrs.get("mtriple", "")).startswith("aarch64"):
-        return _FRECPE
-    return _VRCP14PS if target_has_features("avx512f", target) else None
+    return target is not None and str(target.attrs.get("mtriple", "")).startswith("aarch64")
 
 
 def _lower_exp(call: Any) -> Any:
