@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import time
 
 from tvmattend.bench.host import Load, choose_cpus, describe_machine, machine_line
@@ -22,6 +23,17 @@ def test_description_is_plain_data() -> None:
     assert machine["kernel"] == os.uname().release
     assert "torch" in machine["packages"]
     assert machine_line(machine)
+
+
+def test_core_is_told_and_older_results_have_none() -> None:
+    machine = describe_machine([0])
+    if machine["arch"] == "x86_64":
+        assert re.fullmatch(r"family \d+ model \d+", machine["core"])
+        assert machine["core"] in machine_line(machine)
+    else:
+        assert machine["core"] is None
+    older = {key: value for key, value in machine.items() if key != "core"}
+    assert "family" not in machine_line(older)
 
 
 def test_chosen_cores_are_usable_and_as_many_as_asked_for() -> None:

@@ -27,6 +27,7 @@ def describe_machine(cpus: Sequence[int] = ()) -> dict[str, Any]:
     frequency = f"cpu{cpus[0] if cpus else 0}/cpufreq"
     return {
         "cpu": _first(r"^(?:model name|Model)\s*:\s*(.+)$", text) or platform.processor() or None,
+        "core": _core(text),
         "arch": platform.machine(),
         "cores": os.cpu_count(),
         "bound_to": sorted(cpus) or None,
@@ -47,6 +48,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     """Give the description in one line."""
     parts = [
         str(machine["cpu"] or machine["arch"]),
+        str(machine.get("core") or ""),  # earlier results have none
         f"{machine['cores']} cores",
         f"bound to {', '.join(map(str, machine['bound_to']))}" if machine["bound_to"] else "",
         f"{machine['clock_mhz']:.0f} MHz" if machine["clock_mhz"] else "",
@@ -141,6 +143,13 @@ def _khz(text: str) -> float | None:
 def _memory(text: str) -> float | None:
     kilobytes = _first(r"^MemTotal:\s*(\d+) kB$", text)
     return round(int(kilobytes) / 2**20, 1) if kilobytes else None
+
+
+def _core(text: str) -> str | None:
+    """What CPUID calls the core: a virtual machine's model name may not tell one from another."""
+    family = _first(r"^cpu family\s*:\s*(\d+)$", text)
+    model = _first(r"^model\s*:\s*(\d+)$", text)
+    return f"family {family} model {model}" if family and model else None
 
 
 def _simd(text: str) -> str | None:
