@@ -12,7 +12,7 @@ from c_networks import run
 from tvmattend.errors import CompileError
 from tvmattend.standalone import elf
 from tvmattend.standalone.emit import _compile_kernels
-from tvmattend.standalone.kernels import Kernel, Param, generate, split_kernels
+from tvmattend.standalone.kernels import Kernel, Param, Signature, generate, split_kernels
 from tvmattend.target import host_target
 
 N = 64
@@ -22,7 +22,7 @@ def _split(func: Any, results: int = 1) -> Kernel:
     import tvm
 
     mod = tvm.IRModule({"k": func.with_attr("global_symbol", "k")})
-    return split_kernels(mod, {"k": results}, "net", host_target(threads=1))["k"]
+    return split_kernels(mod, {"k": Signature(results)}, "net", host_target(threads=1))["k"]
 
 
 def _load(kernel: Kernel, place: Path) -> ctypes.CDLL:

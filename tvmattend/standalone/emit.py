@@ -14,7 +14,7 @@ import numpy as np
 from tvmattend.errors import CompileError
 from tvmattend.standalone import elf, source
 from tvmattend.standalone.graph import Graph, read_graph
-from tvmattend.standalone.kernels import Kernel, generate, split_kernels
+from tvmattend.standalone.kernels import Kernel, Signature, generate, split_kernels
 from tvmattend.standalone.names import prefix_of
 from tvmattend.standalone.plan import Plan, plan_memory
 from tvmattend.standalone.toolchain import Libc, Toolchain
@@ -162,8 +162,14 @@ def weight_block(graph: Graph, plan: Plan) -> bytes:
 
 
 def _split(scheduled: Any, graph: Graph, prefix: str, target: TargetSpec) -> dict[str, Kernel]:
-    results = {call.kernel: len(call.results) for call in graph.calls}
-    return split_kernels(scheduled, results, prefix, target)
+    signatures: dict[str, Signature] = {}
+    for call in graph.calls:
+        weights = frozenset(i for i, ref in enumerate(call.arguments) if ref.space == "weight")
+        known = signatures.get(call.kernel)
+        signatures[call.kernel] = Signature(
+            len(call.results), weights if known is None else weights & known.weights
+        )
+    return split_kernels(scheduled, signatures, prefix, target)
 
 
 def _objects(

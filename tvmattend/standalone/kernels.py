@@ -13,11 +13,13 @@ stack, where LLVM promotes them. A kernel of several top-level loops becomes sev
 barrier between them where one reads what another wrote.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from schedules.machines import machine_of
 from tvmattend.errors import CompileError
+from tvmattend.standalone.prefetch import prefetch_weights
 from tvmattend.standalone.statements import (
     flatten,
     hoist,
@@ -33,6 +35,19 @@ from tvmattend.target import TargetSpec
 ALIGNMENT = 64
 
 Role = Literal["argument", "shared", "private"]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a kernel's parameters are to the network.
+
+    Attributes:
+        results: How many of the last ones it writes.
+        weights: Those that are weights in every call.
+    """
+
+    results: int
+    weights: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,13 @@ class Kernel:
 
 
 def split_kernels(
-    scheduled: Any, results: dict[str, int], prefix: str, target: TargetSpec
+    scheduled: Any, signatures: Mapping[str, Signature], prefix: str, target: TargetSpec
 ) -> dict[str, Kernel]:
     """Lower and split the kernels of a network.
 
     Args:
         scheduled: IRModule with one scheduled PrimFunc a kernel.
-        results: Kernels to take, with how many of their last parameters they write.
+        signatures: Of the kernels to take.
         prefix: Of all C names.
         target: The machine.
 
@@ -91,11 +106,14 @@ def split_kernels(
     import tvm
 
     functions = {
-        gvar: func for gvar, func in scheduled.functions_items() if gvar.name_hint in results
+        gvar: func for gvar, func in scheduled.functions_items() if gvar.name_hint in signatures
     }
-    lowered = _lower(tvm.IRModule(functions), target)
+    weights = {name: signature.weights for name, signature in signatures.items()}
+    lowered = _lower(tvm.IRModule(functions), weights, target)
     return {
-        gvar.name_hint: _Splitter(gvar.name_hint, func, results[gvar.name_hint], prefix).split()
+        gvar.name_hint: _Splitter(
+            gvar.name_hint, func, signatures[gvar.name_hint].results, prefix
+        ).split()
         for gvar, func in lowered.functions_items()
     }
 
@@ -121,7 +139,7 @@ def generate(kernels: Sequence[Kernel], target: TargetSpec) -> Any:
     return tvm.get_global_func("target.build.llvm")(mod, machine)
 
 
-def _lower(mod: Any, target: TargetSpec) -> Any:
+def _lower(mod: Any, weights: Mapping[str, frozenset[int]], target: TargetSpec) -> Any:
     """Run the CPU's share of TVM's TIR pipeline, up to where it would pack the arguments."""
     import tvm
     from tvm import s_tir, tirx
@@ -130,7 +148,7 @@ def _lower(mod: Any, target: TargetSpec) -> Any:
     stir, tir = s_tir.transform, tirx.transform
     # The order is that of `tvm.s_tir.pipeline.default_s_tir_pipeline`, without what concerns GPUs:
     # the same statements come out as in a build for the VM, hence the same results.
-    passes = [
+    loops = [
         tir.BindTarget(machine.with_host(machine)),
         stir.CanonicalizeLoop(),
         stir.LowerInitBlock(),
@@ -155,10 +173,15 @@ def _lower(mod: Any, target: TargetSpec) -> Any:
         tir.StmtSimplify(),
         tir.RemoveNoOp(),
         stir.RewriteUnsafeSelect(),
-        tir.CommonSubexprElim(),
-        tir.VerifyMemory(),
     ]
-    return tvm.ir.transform.Sequential(passes)(mod)
+    names = [tir.CommonSubexprElim(), tir.VerifyMemory()]
+    lowered = tvm.ir.transform.Sequential(loops)(mod)
+    core = machine_of(machine)
+    hinted = {
+        gvar: prefetch_weights(func, weights[gvar.name_hint], core)
+        for gvar, func in lowered.functions_items()
+    }
+    return tvm.ir.transform.Sequential(names)(tvm.IRModule(hinted))
 
 
 class _Splitter:

@@ -2,6 +2,7 @@
 """Looking at TIR statements and rebuilding them: what the wheel's Python has no visitors for."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 # LLVM promotes them only from there.
 _STACK_BYTES = 1024
 _REGISTER_BYTES = 16384
+# Where expressions hold others: operations, conversions, vectors, selects, bindings.
+_PARTS = ("a", "b", "value", "base", "condition", "true_value", "false_value", "body")
 
 
 def hoist(statement: Any, private: list[Any]) -> Any:
@@ -24,26 +27,35 @@ def hoist(statement: Any, private: list[Any]) -> Any:
             else:
                 kept.append(hoist(item, private))
         return tirx.SeqStmt(kept) if len(kept) > 1 else kept[0]
+    return map_children(statement, lambda child: hoist(child, private))
+
+
+def map_children(statement: Any, change: Callable[[Any], Any]) -> Any:
+    """The same statement with each of the statements in it changed."""
+    from tvm import tirx
+
+    if isinstance(statement, tirx.SeqStmt):
+        return tirx.SeqStmt([change(item) for item in statement.seq])
     if isinstance(statement, tirx.For):
         return tirx.For(
             statement.loop_var,
             statement.min,
             statement.extent,
             statement.kind,
-            hoist(statement.body, private),
+            change(statement.body),
             statement.thread_binding,
             statement.annotations,
             statement.step,
         )
     if isinstance(statement, tirx.AttrStmt):
-        body = hoist(statement.body, private)
+        body = change(statement.body)
         return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
     if isinstance(statement, tirx.IfThenElse):
         other = statement.else_case
         return tirx.IfThenElse(
             statement.condition,
-            hoist(statement.then_case, private),
-            None if other is None else hoist(other, private),
+            change(statement.then_case),
+            None if other is None else change(other),
         )
     return statement
 
@@ -78,14 +90,46 @@ def walk(statement: Any) -> list[Any]:
     return found
 
 
-def stored(statements: list[Any]) -> set[Any]:
-    """Buffers that are written, directly or through a view; of a view, the one under it."""
-    from tvm.tirx import BufferStore, DeclBuffer
+def loads(statement: Any) -> list[Any]:
+    """The loads of buffers in what a statement and all below it store."""
+    from tvm.tirx import BufferStore
 
-    nodes = [node for statement in statements for node in walk(statement)]
-    under = {
+    found = []
+    waiting = [node.value for node in walk(statement) if isinstance(node, BufferStore)]
+    while waiting:
+        expression = waiting.pop()
+        if hasattr(expression, "indices"):
+            found.append(expression)
+        parts = [getattr(expression, name, None) for name in _PARTS]
+        waiting += [part for part in parts if part is not None]
+        waiting += [*getattr(expression, "args", ()), *getattr(expression, "indices", ())]
+    return found
+
+
+def with_views(func: Any, buffers: Iterable[Any]) -> set[Any]:
+    """Buffers of a PrimFunc, and the views of them."""
+    found = set(buffers)
+    for view, buffer in _views(walk(func.body)).items():
+        if buffer in found:
+            found.add(view)
+    return found
+
+
+def _views(nodes: list[Any]) -> dict[Any, Any]:
+    """Views of buffers, in the order of their statements, each with the one under it."""
+    from tvm.tirx import DeclBuffer
+
+    return {
         node.buffer: next(iter(uses(node.data))) for node in nodes if isinstance(node, DeclBuffer)
     }
+
+
+def stored(statements: list[Any]) -> set[Any]:
+    """Buffers that are written, directly or through a view; of a view, the one under it."""
+    from tvm.tirx import BufferStore
+
+    nodes = [node for statement in statements for node in walk(statement)]
+    under = _views(nodes)
     found = set()
     for node in nodes:
         if isinstance(node, BufferStore):

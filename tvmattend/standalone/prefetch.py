@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of the next block of features, asked for while this one's are multiplied.
+
+    for o:                                  blocks of features
+      for p:                                blocks of pixels
+        for c:                              channels and taps
+          prefetch(&w[o + 1, (p*C + c) / P])
+          acc[p, o] += x[p, c] * w[o, c]
+
+A network's weights are more than a second-level cache holds, so that the first of the passes over
+the pixels waits for a block's weights. The lines of the next block are spread over all rounds of
+this one's. What is asked for behind the last block is the beginning of the weights that come next.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from schedules.machines import Machine
+from tvmattend.standalone.statements import loads, map_children, walk, with_views
+
+_FLOAT_BYTES = 4
+_LINE_FLOATS = 16
+# A round of the innermost loop reads a few vectors of a stream. Where rounds are further apart,
+# what they read is no stream of weights.
+_MOST_STEP = 64
+# Of llvm.prefetch: a read, into the second-level cache, of data.
+_READ, _SECOND_LEVEL, _DATA = 0, 2, 1
+# Of that cache, for the block that comes; this one's and its pixels have the other half.
+_SHARE = 2
+
+
+def prefetch_weights(func: Any, weights: Iterable[int], machine: Machine) -> Any:
+    """Add the prefetches to a kernel; none where cores share their second-level cache.
+
+    Args:
+        func: A PrimFunc whose buffers are flat, before common subexpressions get names.
+        weights: Its parameters that are weights, in fp32.
+        machine: What runs it.
+    """
+    if not machine.l2_bytes:
+        return func
+    given = with_views(func, [func.params[index] for index in weights])
+    most = machine.l2_bytes // _SHARE // _FLOAT_BYTES
+
+    def visit(statement: Any, around: tuple[Any, ...]) -> Any:
+        from tvm import tirx
+
+        loops = (statement, *around) if isinstance(statement, tirx.For) else around
+        inner = map_children(statement, lambda child: visit(child, loops))
+        if loops is around or not _is_innermost(statement):
+            return inner
+        lines: dict[Any, list[Any]] = {}
+        for load in loads(statement.body):
+            if load.source in given and not lines.get(load.source):
+                lines[load.source] = _lines_ahead(load, loops, most)
+        hints = [_prefetch(line) for found in lines.values() for line in found]
+        return map_children(inner, lambda body: tirx.SeqStmt([*hints, body])) if hints else inner
+
+    return func.with_body(visit(func.body, ()))
+
+
+def _is_innermost(loop: Any) -> bool:
+    from tvm import tirx
+
+    serial = loop.kind == tirx.ForKind.SERIAL
+    return serial and not any(isinstance(node, tirx.For) for node in walk(loop.body))
+
+
+def _lines_ahead(load: Any, loops: Sequence[Any], most: int) -> list[Any]:
+    """One element of each line that a round asks for, of the block behind the one of a load.
+
+    Args:
+        load: Of one or more elements.
+        loops: Around it, from the innermost.
+        most: Elements of a block that is asked for.
+    """
+    from tvm import tirx
+
+    (index,) = load.indices
+    first = index.base if isinstance(index, tirx.Ramp) else index
+    steps = [_step(first, loop.loop_var) for loop in loops]
+    place = _next_block(steps)
+    if not 0 < steps[0] <= _MOST_STEP or place is None or steps[place] > most:
+        return []
+    this_round: Any = 0
+    for loop in reversed(loops[:place]):
+        this_round = this_round * loop.extent + loop.loop_var
+    rounds = math.prod(int(loop.extent) for loop in loops[:place])
+    share = -(-steps[place] // rounds)
+    following: Any = steps[place]
+    for loop, step in zip(loops[place:], steps[place:], strict=True):
+        following = following + loop.loop_var * step
+    return [
+        tirx.BufferLoad(load.source, [following + this_round * share + line])
+        for line in range(0, share, _LINE_FLOATS)
+    ]
+
+
+def _next_block(steps: Sequence[int]) -> int | None:
+    """Which loop leads to the next block: the first that leads on behind those over pixels.
+
+    Args:
+        steps: Elements that a round of each loop leads on, from the innermost loop. Those over
+            channels and taps lead through a block, those over pixels nowhere. Where nothing leads
+            on behind these, all weights are read for some pixels, and the block is a part of them.
+    """
+    again = steps.index(0) if 0 in steps else len(steps)
+    outer = [place for place in range(again, len(steps)) if steps[place]]
+    return outer[0] if outer else (again - 1 if again > 1 else None)
+
+
+def _step(index: Any, variable: Any) -> int:
+    """By how much an index grows with a variable; 0 where that is not the same everywhere."""
+    from tvm import tirx
+
+    if isinstance(index, tirx.Add):
+        return _step(index.a, variable) + _step(index.b, variable)
+    if isinstance(index, tirx.Mul) and isinstance(index.b, tirx.IntImm):
+        return _step(index.a, variable) * int(index.b.value)
+    return int(index.same_as(variable))
+
+
+def _prefetch(line: Any) -> Any:
+    from tvm import tirx
+
+    address = tirx.address_of(line)
+    return tirx.Evaluate(
+        tirx.call_intrin("void", "tirx.prefetch", address, _READ, _SECOND_LEVEL, _DATA)
+    )
