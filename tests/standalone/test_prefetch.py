@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefetches of the next block's weights: where they are, what they cover, where there are none."""
 
+import re
 from itertools import product
 from typing import Any
 
@@ -141,8 +142,7 @@ def test_a_block_must_fit_half_of_a_cache_of_the_cores_own(
     assert _prefetches(prefetch_weights(_sums(2, 4, channels), [W], machine)) == hints
 
 
-@pytest.mark.parametrize(("target", "there"), [("x86-64-v3", True), ("cortex-a72", False)])
-def test_the_instruction_is_in_the_object(target: str, there: bool) -> None:
+def _assembly(target: str, weights: frozenset[int]) -> str:
     import tvm
     from tvm.script import tirx as T  # noqa: N812
 
@@ -166,7 +166,21 @@ def test_the_instruction_is_in_the_object(target: str, there: bool) -> None:
     triple = "aarch64-linux-gnu" if target == "cortex-a72" else "x86_64-linux-gnu"
     spec = parse_target(f"llvm -mtriple={triple} -mcpu={target}")
     mod = tvm.IRModule({"k": func.with_attr("global_symbol", "k")})
-    kernel = split_kernels(mod, {"k": Signature(1, frozenset([W]))}, "net", spec)["k"]
-    text = generate([kernel], spec).inspect_source("asm")
-    assert ("prefetcht1" in text) == there
-    assert "prfm" not in text
+    kernel = split_kernels(mod, {"k": Signature(1, weights)}, "net", spec)["k"]
+    return str(generate([kernel], spec).inspect_source("asm"))
+
+
+@pytest.mark.parametrize(("target", "more"), [("x86-64-v3", True), ("cortex-a72", False)])
+def test_the_instruction_is_in_the_object(target: str, more: bool) -> None:
+    without, with_weights = _assembly(target, frozenset()), _assembly(target, frozenset([W]))
+    assert (with_weights.count("prefetcht1") > without.count("prefetcht1")) == more
+    assert "prfm" not in with_weights
+
+
+@pytest.mark.parametrize(
+    ("target", "aligned"), [("x86-64-v4", "$-64"), ("x86-64-v3", "$-32"), ("cortex-a72", None)]
+)
+def test_the_stack_is_aligned_to_vectors(target: str, aligned: str | None) -> None:
+    """A C caller aligns it to 16 bytes; NEON's vectors need no more."""
+    found = re.findall(r"\band\w*\s+(\S+), %rsp", _assembly(target, frozenset()))
+    assert found == ([] if aligned is None else [aligned])

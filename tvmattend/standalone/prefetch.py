@@ -54,10 +54,20 @@ def prefetch_weights(func: Any, weights: Iterable[int], machine: Machine) -> Any
         for load in loads(statement.body):
             if load.source in given and not lines.get(load.source):
                 lines[load.source] = _lines_ahead(load, loops, most)
-        hints = [_prefetch(line) for found in lines.values() for line in found]
+        hints = [prefetch(line) for found in lines.values() for line in found]
         return map_children(inner, lambda body: tirx.SeqStmt([*hints, body])) if hints else inner
 
     return func.with_body(visit(func.body, ()))
+
+
+def prefetch(element: Any) -> Any:
+    """A statement that asks for the cache line of a buffer's element."""
+    from tvm import tirx
+
+    address = tirx.address_of(element)
+    return tirx.Evaluate(
+        tirx.call_intrin("void", "tirx.prefetch", address, _READ, _SECOND_LEVEL, _DATA)
+    )
 
 
 def _is_innermost(loop: Any) -> bool:
@@ -119,12 +129,3 @@ def _step(index: Any, variable: Any) -> int:
     if isinstance(index, tirx.Mul) and isinstance(index.b, tirx.IntImm):
         return _step(index.a, variable) * int(index.b.value)
     return int(index.same_as(variable))
-
-
-def _prefetch(line: Any) -> Any:
-    from tvm import tirx
-
-    address = tirx.address_of(line)
-    return tirx.Evaluate(
-        tirx.call_intrin("void", "tirx.prefetch", address, _READ, _SECOND_LEVEL, _DATA)
-    )
