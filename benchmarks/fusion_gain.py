@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 NETWORK_GAIN = 1.15
 PAUSE = 0.01  # seconds before a turn: idle threads of the other have stopped to spin
 TURN = 0.02  # seconds of inferences in a turn
-# One process is no measurement: a build may be 7 % slower in every round of one than of the next.
+# One process is no measurement: its addresses have made a kernel 7 to 25 % slower in every round.
 PROCESSES = 8
 KINDS = ("fused", "unfused")
 
