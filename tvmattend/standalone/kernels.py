@@ -153,7 +153,8 @@ def _lower(
     machine = target.to_tvm()
     stir, tir = s_tir.transform, tirx.transform
     # The order is that of `tvm.s_tir.pipeline.default_s_tir_pipeline`, without what concerns GPUs:
-    # the same statements come out as in a build for the VM, hence the same results.
+    # the same statements come out as in a build for the VM, but for prefetches, hence the same
+    # results.
     loops = [
         tir.BindTarget(machine.with_host(machine)),
         stir.CanonicalizeLoop(),

@@ -35,7 +35,7 @@ def prefetch_weights(func: Any, weights: Iterable[int], machine: Machine) -> Any
 
     Args:
         func: A PrimFunc whose buffers are flat, before common subexpressions get names.
-        weights: Its parameters that are weights, in fp32.
+        weights: Its parameters that are weights; their sizes are counted as of fp32.
         machine: What runs it.
     """
     if not machine.l2_bytes:
@@ -121,7 +121,7 @@ def _next_block(steps: Sequence[int]) -> int | None:
 
 
 def _step(index: Any, variable: Any) -> int:
-    """By how much an index grows with a variable; 0 where that is not the same everywhere."""
+    """By how much an index grows with a variable, by its sums and products alone."""
     from tvm import tirx
 
     if isinstance(index, tirx.Add):
