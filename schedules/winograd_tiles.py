@@ -6,7 +6,7 @@
     acc[g, p, t, o, l] = sum over c of slab[p, t, g*C + c] * u[g, o / V, p, c, o % V, l]
     tile_outputs[g, y, x, o, l] = (A^T acc[g, :, t, o, l] A)[y % a, x % b]
 
-Where a core has a second-level cache of its own, which holds a column's u, the kernel computes it,
+Where a core has a second-level cache of its own, the kernel computes u, some features at a time,
 
     u[g, p, o, c, v, l] = (G w G^T)[p],    w: the 3 x 3 taps of a channel and a feature
 
@@ -69,43 +69,48 @@ class Tiling:
 # F(4x4) would have 36 points for 24: on a Cortex-A72 1 % less of a kernel at 14 pixels, half as
 # many weights again, and four times the error (4e-6 to 8e-6 of the largest output).
 _SHAPES = ((winograd.F4, winograd.F2), (winograd.F2, winograd.F4), (winograd.F2, winograd.F2))
+# What a point of transformed weights costs, in multiply-adds: its share of the sums, and a store
+# that misses the first-level cache (a Zen 4 core at 7 pixels).
+_TRANSFORM = 4
 # What the transforms may cost, as a share of a direct convolution.
 _TRANSFORMS = 0.1
 # What the packed weights of a convolution may be larger, so that a library stays within about a
 # megabyte of its network's weights. At 7 pixels tiles would be faster, and the weights of one
 # convolution 1 to 2 MB larger (benchmarks/NOTES.md).
 _MOST_EXTRA_BYTES = 256 * 1024
-# Of a core's second-level cache, for the weights of a column that a kernel transforms. More of them
-# (571 KB at 7 pixels) were no faster than a direct convolution on a Zen 3 core.
+# Of a core's second-level cache, for the weights that a kernel transforms at a time. At 7 pixels
+# three vectors of features (428 KB with AVX-512) took 5 % longer than one on a Zen 4 core.
 _SHARE = 2
+_FLOAT_BYTES = 4
 
 
 def tiling_for(
-    height: int, width: int, weights: int, groups: int, machine: Machine
+    height: int, width: int, weights: int, channels: int, machine: Machine
 ) -> Tiling | None:
     """The tiles with the least work, or None where a direct convolution has no more.
 
     A vector of weights is multiplied with all tiles of a map, once, or with all pixels for each of
     nine taps. Where these are too few to hide its way from memory, that is what it costs: larger
-    tiles have more weights.
+    tiles have more weights. Or the kernel transforms it.
 
     Args:
         height: Rows of the map.
         width: Pixels of a row.
         weights: Bytes of the kernels before the transform.
-        groups: Columns that these belong to.
+        channels: C / G, of a column.
         machine: What waits for the weights, and transforms them or not.
     """
-    wait = machine.weights_wait * machine.threads
+    transforms = transforms_weights(machine)
+    wait = 0 if transforms else machine.weights_wait * machine.threads
     tilings = [
         tiling
         for tiling in (Tiling(rows, cols, height, width) for rows, cols in _SHAPES)
-        if _holds(tiling, weights, groups, machine)
+        if _holds(tiling, weights, channels, machine)
     ]
 
     def cost(tiling: Tiling) -> float:
         down, across = tiling.grid
-        return tiling.points * max(down * across, wait)
+        return tiling.points * (max(down * across, wait) + transforms * _TRANSFORM)
 
     if not tilings:
         return None
@@ -114,12 +119,19 @@ def tiling_for(
     return best if cost(best) < (1 - _TRANSFORMS) * direct else None
 
 
-def _holds(tiling: Tiling, weights: int, groups: int, machine: Machine) -> bool:
+def _holds(tiling: Tiling, weights: int, channels: int, machine: Machine) -> bool:
     """Whether transformed weights are small enough for where they are kept."""
-    larger = tiling.points / (TAPS * TAPS)
     if transforms_weights(machine):
-        return weights / groups * larger * _SHARE <= machine.l2_bytes
-    return weights * (larger - 1) <= _MOST_EXTRA_BYTES
+        return _most_vectors(tiling.points, channels, machine) > 0
+    return weights * (tiling.points / (TAPS * TAPS) - 1) <= _MOST_EXTRA_BYTES
+
+
+def _most_vectors(points: int, channels: int, machine: Machine) -> int:
+    """Vectors of features whose transformed weights are kept together."""
+    if not transforms_weights(machine):
+        return _VECTORS
+    vector_bytes = points * channels * machine.lanes * _FLOAT_BYTES
+    return min(_VECTORS, machine.l2_bytes // _SHARE // vector_bytes)
 
 
 def transforms_weights(machine: Machine) -> bool:
@@ -239,7 +251,8 @@ def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
     features, lanes = out // groups, machine.lanes
     outer = feature_blocks(features, lanes)
     down, across = tiling.grid
-    _, vectors = _block(down * across, outer, machine)
+    most = _most_vectors(tiling.points, per_group, machine)
+    _, vectors = _block(down * across, outer, most, machine)
     raw = transforms_weights(machine)
     if not raw:
         weight = winograd.transform_tile_weights(tiling.rows, tiling.cols, weight)
@@ -250,12 +263,12 @@ def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
     return shaped.transpose((0, 1, 4, 5, 2, 3) if raw else (0, 5, 1, 4, 2, 3)).copy()
 
 
-def _block(tiles: int, outer: int, machine: Machine) -> tuple[int, int]:
+def _block(tiles: int, outer: int, most: int, machine: Machine) -> tuple[int, int]:
     """Tiles of a register block, and V, its vectors of features, whose weights are one stream."""
     fitting = [
         (step, vectors)
         for step in blocks.divisors(tiles, machine.accumulators)
-        for vectors in blocks.divisors(outer, _VECTORS)
+        for vectors in blocks.divisors(outer, most)
         if machine.holds(step, vectors)
     ]
     return min(fitting, key=lambda block: (machine.stall(*block), -block[0] * block[1]))
@@ -270,8 +283,9 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
-    batch, groups, _, tiles, outer, _, per_group = (int(var.dom.extent) for var in iters)
-    most, vectors = _block(tiles, outer, machine)
+    batch, groups, points, tiles, outer, _, per_group = (int(var.dom.extent) for var in iters)
+    together = _most_vectors(points, per_group, machine)
+    most, vectors = _block(tiles, outer, together, machine)
     fitting = [
         step
         for step in blocks.divisors(tiles, machine.accumulators)
@@ -331,17 +345,18 @@ def _schedule(
         sch.compute_at(conv, job, preserve_unit_loops=True)
         if within:
             sch.compute_at(slab, job, preserve_unit_loops=True)
-    # A job for its column; rows of tiles would each transform the same ones.
+    # By a job for its column; rows of tiles would each transform the same ones.
     by_job = by_column not in {0, _ROWS_OF_TILES}
-    for block in weights:
-        if by_job:
-            sch.compute_at(block, job, preserve_unit_loops=True)
-        _transform_weights(sch, block, parallel=not by_job)
+    if not by_job:
+        for block in weights:
+            _transform_weights(sch, block, parallel=True)
     # Before reductions and padded buffers are cut in two: TVM makes no loop parallel over those.
     sch.parallel(job)
     _transform_outputs(sch, untiled, (points_down - TAPS + 1, points_across - TAPS + 1))
     _transform_inputs(sch, slab, strip, machine, parallel=not within)
-    _multiply(sch, conv, (tiles, vectors, unroll), parallel=not by_column)
+    _multiply(
+        sch, conv, (tiles, vectors, unroll), weights if by_job else [], parallel=not by_column
+    )
 
 
 def _tile_shape(sch: Any, strip: Any, slab: Any) -> tuple[int, int, int]:
@@ -383,14 +398,21 @@ def _transform_weights(sch: Any, weights: Any, *, parallel: bool) -> None:
     sch.vectorize(lane)
 
 
-def _multiply(sch: Any, conv: Any, block: tuple[int, int, int], *, parallel: bool) -> None:
+def _multiply(
+    sch: Any, conv: Any, block: tuple[int, int, int], weights: list[Any], *, parallel: bool
+) -> None:
+    """One point after the other, or all points of the features whose `weights` are transformed."""
     tiles, vectors, unroll = block
     n, g, p, t, o, lane, rc = sch.get_loops(conv)[-7:]
     t_out, t_in = sch.split(t, [None, tiles])
     o_out, o_in = sch.split(o, [None, vectors])
     c_out, c_in = sch.split(rc, [None, unroll])
-    sch.reorder(n, g, p, o_out, t_out, c_out, c_in, t_in, o_in, lane)
+    outer = [o_out, p] if weights else [p, o_out]
+    sch.reorder(n, g, *outer, t_out, c_out, c_in, t_in, o_in, lane)
     sch.unroll(c_in)
+    for transform in weights:
+        sch.compute_at(transform, o_out, preserve_unit_loops=True)
+        _transform_weights(sch, transform, parallel=False)
     if parallel:
         sch.parallel(sch.fuse(n, g, p))
     blocks.accumulate_in_registers(sch, conv, t_out, c_out, [t_in, o_in, lane], written=6)

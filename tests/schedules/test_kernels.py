@@ -45,7 +45,7 @@ def test_convolutions_of_any_shape(
     (task,) = extract_tasks(mod, HOST)
     family = "conv2d_pixels" if layout == PIXELS else "conv2d_channels"
     tiling = winograd_tiles.tiling_for(
-        height, width, weight.nbytes, columns, machine_of(HOST.to_tvm())
+        height, width, weight.nbytes, per_in, machine_of(HOST.to_tvm())
     )
     if winograd.suits(per_in, per_out, kernel, stride, (*padding, *padding)):
         if layout == PIXELS and winograd.cuts(height):

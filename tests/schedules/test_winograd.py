@@ -82,7 +82,7 @@ def check(layout, shape, data):
     array, mod, wanted = convolution(layout, x, weight, (1, 1), (1, 1), columns)
     (task,) = extract_tasks(mod, HOST)
     tiling = winograd_tiles.tiling_for(
-        height, width, weight.nbytes, columns, machine_of(HOST.to_tvm())
+        height, width, weight.nbytes, per_in, machine_of(HOST.to_tvm())
     )
     family = winograd_tiles.NAME if tiling else conv2d_channels.NAME
     assert task.space.kernel == (winograd_pixels.NAME if layout == PIXELS else family)
@@ -151,7 +151,8 @@ def test_a_job_keeps_the_products_of_its_rows_of_tiles(by_column, rows):
         (AARCH64, 4, 7, None),  # DRAM is shared: every weight more is waited for
         (AARCH64, 1, 14, (4, 2)),
         (AARCH64, 4, 14, (4, 2)),
-        (X86_64_V3, 1, 7, (2, 2)),
+        (X86_64_V3, 1, 7, (4, 2)),
+        (X86_64_V3, 1, 5, None),  # too few tiles for the transform of a weight
         (X86_64_V4, 1, 14, (4, 2)),
         (X86_64_V4, 1, 1, None),
     ],
@@ -163,17 +164,20 @@ def test_tiles_of_a_machine(machine, threads, pixels, tile):
 
 
 @pytest.mark.parametrize(
-    ("machine", "weights", "tile"),
+    ("machine", "channels", "tile"),
     [
-        (AARCH64, 300_000, (2, 2)),
-        (AARCH64, 1_250_000, None),
-        (X86_64_V3, 300_000, (4, 2)),  # kept for one column at a time
-        (X86_64_V3, 1_250_000, None),
+        (AARCH64, 44, (2, 2)),
+        (AARCH64, 93, None),
+        (X86_64_V3, 93, (4, 2)),  # kept for some features at a time
+        (X86_64_V3, 341, (4, 2)),
+        (X86_64_V3, 342, (2, 2)),
+        (X86_64_V4, 342, None),
     ],
 )
-def test_weights_stay_small(machine, weights, tile):
+def test_weights_stay_small(machine, channels, tile):
     """Tiles are larger for fewer weights: of AttendNeXt's at 14 pixels, of those at 7."""
-    tiling = winograd_tiles.tiling_for(14, 14, weights, 4, machine)
+    weights = 4 * channels * channels * 9 * 4
+    tiling = winograd_tiles.tiling_for(14, 14, weights, channels, machine)
     assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
 
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from schedules.machines import AARCH64, X86_64_V3, X86_64_V4, Machine
 from tvmattend.standalone.kernels import Signature, generate, split_kernels
 from tvmattend.standalone.prefetch import prefetch_weights
+from tvmattend.standalone.statements import map_children, walk
 from tvmattend.target import parse_target
 
 LANES = 16
 LINE = 16  # floats
+TAPS = 9
 W = 1  # a parameter
 
 
@@ -129,6 +131,55 @@ def test_a_map_that_is_read_once_has_its_next_block_asked_for_as_it_is_read() ->
     """One pixel: no pass over the block but the first, in which a round reads one line."""
     func = prefetch_weights(_sums(3, 1, 8), [W], X86_64_V4)
     assert _asked(func)[0] == [8 * LANES + c * LANES for c in range(8)]
+
+
+def _transformed(blocks: int, pixels: int, channels: int) -> Any:
+    """u[c] = 2 w[o, c, 0], of which y[p, o] = sum over c of x[p, c] * u[c]; no y without pixels."""
+    from tvm import tirx
+    from tvm.script import tirx as T  # noqa: N812
+
+    @T.prim_func(s_tir=True)
+    def func(
+        x: T.Buffer(((pixels or 1) * channels,), "float32"),
+        w: T.Buffer((blocks * channels * TAPS * LANES,), "float32"),
+        y: T.Buffer(((pixels or 1) * blocks * LANES,), "float32"),
+        u: T.Buffer((channels * LANES,), "float32"),
+    ) -> None:
+        for o in T.serial(blocks):
+            for c in T.serial(channels):
+                u[T.Ramp(c * LANES, 1, LANES)] = (
+                    w[T.Ramp(o * (channels * TAPS * LANES) + c * (TAPS * LANES), 1, LANES)] * 2.0
+                )
+            for p in T.serial(pixels):
+                for k in T.serial(channels):
+                    y[T.Ramp((p * blocks + o) * LANES, 1, LANES)] = (
+                        y[T.Ramp((p * blocks + o) * LANES, 1, LANES)]
+                        + T.Broadcast(x[p * channels + k], LANES) * u[T.Ramp(k * LANES, 1, LANES)]
+                    )
+
+    if pixels:
+        return func
+    (outer,) = [node for node in walk(func.body) if isinstance(node, tirx.For)][:1]
+    return func.with_body(map_children(outer, lambda body: body.seq[0]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(blocks=st.integers(2, 4), pixels=st.integers(2, 40), channels=st.integers(2, 12))
+def test_weights_that_are_transformed_are_asked_for_among_the_products(
+    blocks: int, pixels: int, channels: int
+) -> None:
+    func = prefetch_weights(_transformed(blocks, pixels, channels), [W], X86_64_V4)
+    block = channels * TAPS * LANES
+    share = -(-block // (pixels * channels))
+    for o, asked in _asked(func).items():
+        assert {at // LINE for at in asked} >= {
+            at // LINE for at in range((o + 1) * block, (o + 2) * block)
+        }
+        assert len(asked) == pixels * channels * -(-share // LINE)
+
+
+def test_weights_that_are_read_once_with_nothing_behind_are_not_asked_for() -> None:
+    assert _prefetches(prefetch_weights(_transformed(3, 0, 8), [W], X86_64_V4)) == 0
 
 
 @pytest.mark.parametrize(

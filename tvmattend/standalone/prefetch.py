@@ -10,6 +10,16 @@
 A network's weights are more than a second-level cache holds, so that the first of the passes over
 the pixels waits for a block's weights. The lines of the next block are spread over all rounds of
 this one's. What is asked for behind the last block is the beginning of the weights that come next.
+
+Where a kernel transforms its weights, it reads them once, in a loop that would wait for them too;
+what is multiplied with the transformed ones has the rounds to ask for the next block:
+
+    for o:
+      for c:
+        u[c] = G w[o, c] G^T
+      for p, c:
+        prefetch(&w[o + 1, (p*C + c) / P])
+        acc[p, o] += x[p, c] * u[c]
 """
 
 import math
@@ -17,12 +27,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from schedules.machines import Machine
-from tvmattend.standalone.statements import loads, map_children, walk, with_views
+from tvmattend.standalone.statements import children, loads, map_children, walk, with_views
 
 _FLOAT_BYTES = 4
 _LINE_FLOATS = 16
 # A round of the innermost loop reads a few vectors of a stream. Where rounds are further apart,
-# what they read is no stream of weights.
+# what they read more than once is no stream of weights.
 _MOST_STEP = 64
 # Of llvm.prefetch: a read, into the second-level cache, of data.
 _READ, _SECOND_LEVEL, _DATA = 0, 2, 1
@@ -42,22 +52,25 @@ def prefetch_weights(func: Any, weights: Iterable[int], machine: Machine) -> Any
         return func
     given = with_views(func, [func.params[index] for index in weights])
     most = machine.l2_bytes // _SHARE // _FLOAT_BYTES
+    nests = _nests(func.body, ())
+    hints: dict[Any, list[Any]] = {}
+    for loops in nests:
+        asked = set()
+        for load in loads(loops[0].body):
+            if load.source in given and load.source not in asked:
+                host, lines = _lines_ahead(load, loops, nests, most)
+                if lines:
+                    asked.add(load.source)
+                    hints.setdefault(host, []).extend(prefetch(line) for line in lines)
 
-    def visit(statement: Any, around: tuple[Any, ...]) -> Any:
+    def visit(statement: Any) -> Any:
         from tvm import tirx
 
-        loops = (statement, *around) if isinstance(statement, tirx.For) else around
-        inner = map_children(statement, lambda child: visit(child, loops))
-        if loops is around or not _is_innermost(statement):
-            return inner
-        lines: dict[Any, list[Any]] = {}
-        for load in loads(statement.body):
-            if load.source in given and not lines.get(load.source):
-                lines[load.source] = _lines_ahead(load, loops, most)
-        hints = [prefetch(line) for found in lines.values() for line in found]
-        return map_children(inner, lambda body: tirx.SeqStmt([*hints, body])) if hints else inner
+        inner = map_children(statement, visit)
+        here = hints.get(statement.loop_var) if isinstance(statement, tirx.For) else None
+        return map_children(inner, lambda body: tirx.SeqStmt([*here, body])) if here else inner
 
-    return func.with_body(visit(func.body, ()))
+    return func.with_body(visit(func.body))
 
 
 def prefetch(element: Any) -> Any:
@@ -70,6 +83,16 @@ def prefetch(element: Any) -> Any:
     )
 
 
+def _nests(statement: Any, around: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """The innermost loops of a statement, each with those around it, from the innermost."""
+    from tvm import tirx
+
+    loops = (statement, *around) if isinstance(statement, tirx.For) else around
+    if loops is not around and _is_innermost(statement):
+        return [loops]
+    return [nest for child in children(statement) for nest in _nests(child, loops)]
+
+
 def _is_innermost(loop: Any) -> bool:
     from tvm import tirx
 
@@ -77,34 +100,61 @@ def _is_innermost(loop: Any) -> bool:
     return serial and not any(isinstance(node, tirx.For) for node in walk(loop.body))
 
 
-def _lines_ahead(load: Any, loops: Sequence[Any], most: int) -> list[Any]:
+def _lines_ahead(
+    load: Any, loops: tuple[Any, ...], nests: Sequence[tuple[Any, ...]], most: int
+) -> tuple[Any, list[Any]]:
     """One element of each line that a round asks for, of the block behind the one of a load.
 
     Args:
         load: Of one or more elements.
         loops: Around it, from the innermost.
+        nests: Of the kernel.
         most: Elements of a block that is asked for.
+
+    Returns:
+        The variable of the loop that asks, and the elements.
     """
     from tvm import tirx
 
     (index,) = load.indices
     first = index.base if isinstance(index, tirx.Ramp) else index
     steps = [_step(first, loop.loop_var) for loop in loops]
-    place = _next_block(steps)
-    if not 0 < steps[0] <= _MOST_STEP or place is None or steps[place] > most:
-        return []
+    once = 0 not in steps
+    stream = 0 < steps[0] <= _MOST_STEP
+    place = _outermost(steps, most) if once else _next_block(steps) if stream else None
+    if place is None or steps[place] > most:
+        return loops[0].loop_var, []
+    within = _longest(nests, loops[place]) if once else loops[:place]
+    if once and within == loops[:place]:
+        return loops[0].loop_var, []
     this_round: Any = 0
-    for loop in reversed(loops[:place]):
+    for loop in reversed(within):
         this_round = this_round * loop.extent + loop.loop_var
-    rounds = math.prod(int(loop.extent) for loop in loops[:place])
+    rounds = math.prod(int(loop.extent) for loop in within)
     share = -(-steps[place] // rounds)
     following: Any = steps[place]
     for loop, step in zip(loops[place:], steps[place:], strict=True):
         following = following + loop.loop_var * step
-    return [
+    return (within or loops)[0].loop_var, [
         tirx.BufferLoad(load.source, [following + this_round * share + line])
         for line in range(0, share, _LINE_FLOATS)
     ]
+
+
+def _outermost(steps: Sequence[int], most: int) -> int | None:
+    """Which loop leads to the next block of what is read once: as much as the cache has room for.
+
+    Args:
+        steps: Elements that a round of each loop leads on, from the innermost loop.
+        most: Elements of a block.
+    """
+    return max((place for place, step in enumerate(steps) if place and step <= most), default=None)
+
+
+def _longest(nests: Sequence[tuple[Any, ...]], loop: Any) -> tuple[Any, ...]:
+    """Of the nests in a loop the one with the most rounds, without that loop and those around."""
+    inside = [nest[: nest.index(loop)] for nest in nests if loop in nest]
+    return max(inside, key=lambda nest: math.prod(int(each.extent) for each in nest))
 
 
 def _next_block(steps: Sequence[int]) -> int | None:
@@ -115,7 +165,7 @@ def _next_block(steps: Sequence[int]) -> int | None:
             channels and taps lead through a block, those over pixels nowhere. Where nothing leads
             on behind these, all weights are read for some pixels, and the block is a part of them.
     """
-    again = steps.index(0) if 0 in steps else len(steps)
+    again = steps.index(0)
     outer = [place for place in range(again, len(steps)) if steps[place]]
     return outer[0] if outer else (again - 1 if again > 1 else None)
 

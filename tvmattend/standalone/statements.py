@@ -80,13 +80,18 @@ def flatten(statement: Any) -> list[Any]:
 def walk(statement: Any) -> list[Any]:
     """The statement and all below it."""
     found = [statement]
-    children = [*getattr(statement, "seq", ())]
+    for child in children(statement):
+        found.extend(walk(child))
+    return found
+
+
+def children(statement: Any) -> list[Any]:
+    """The statements of which a statement is made."""
+    found = [*getattr(statement, "seq", ())]
     for name in ("body", "then_case", "else_case"):
         child = getattr(statement, name, None)
         if child is not None:
-            children.append(child)
-    for child in children:
-        found.extend(walk(child))
+            found.append(child)
     return found
 
 

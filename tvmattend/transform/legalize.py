@@ -96,7 +96,7 @@ def _winograd(attrs: Any, array: Any, x: Any, machine: Machine) -> tuple[Any, Co
         packed = winograd_pixels.pack(array, groups, rows)
         return packed, lambda x, w: winograd_pixels.conv2d(x, w, machine)
     height, width = int(x.ty.shape[1]), int(x.ty.shape[2])
-    tiling = winograd_tiles.tiling_for(height, width, array.nbytes, groups, machine)
+    tiling = winograd_tiles.tiling_for(height, width, array.nbytes, array.shape[1], machine)
     if tiling is None:
         return None
     packed, features = winograd_tiles.pack(array, groups, tiling, machine), array.shape[0] // groups
