@@ -87,7 +87,7 @@ def cut(sch: Any, machine: Machine) -> tuple[list[Stage], list[str]]:
             continue
         producers = _read_by(sch, name)
         softmax = _softmax(sch, producers)
-        reductions = [p for p in producers if _reduces(sch, p)]
+        reductions = [p for p in producers if _reduces(sch, p) and not _is_kept(sch, p)]
         if _reduces(sch, name):
             reductions = [name]
         if len(reductions) > 1:
@@ -136,7 +136,8 @@ def _is_kept(sch: Any, name: str) -> bool:
     consumers = _consumers(sch, name)
     if any(user.startswith(_BETWEEN) for user in consumers):
         return False
-    return not consumers or any(not _is_map(sch, user) for user in consumers)
+    # A job of a reduction is a row or a map of its own layout, which a change of layout cuts across.
+    return not consumers or any(not _is_map(sch, user) or _moves(sch, user) for user in consumers)
 
 
 def _softmax(sch: Any, producers: list[str]) -> Softmax | None:

@@ -88,6 +88,22 @@ def test_a_change_of_layout_inside_a_kernel_costs_no_stage():
     assert families == {"3*conv2d_channels", "winograd_tiles", "average_pool", "reduction"}
 
 
+def test_a_pool_whose_map_changes_its_layout_keeps_its_own_jobs():
+    """A copy is a stage where a sum over 352 channels would read a line of each map."""
+    mod = Block(kind="bottleneck", width=64, channels=96, incoming=352, size=(14, 14)).module()
+    (task,) = [
+        task
+        for task in extract_tasks(lower(mod, HOST, rules=[FuseDCAC()]), HOST)
+        if task.name == "dcac"
+    ]
+    # The copies of the input and of its pool; were the pool's part of it, each job would gather
+    # all channels of a row.
+    assert "2*elementwise" in task.space.kernel.split("+")
+    x = sample(mod)
+    fused = lower(mod, HOST, rules=[FuseDCAC()])
+    assert relative(run(fused, x), run(lower(mod, HOST, rules=()), x)) < 1e-5
+
+
 def test_emitter_layouts_differ():
     """The helper's NHWC is not NCHW by another name."""
     assert layouts(Block(layout="NHWC").module()) == [CHANNELS] * 3
