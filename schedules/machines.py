@@ -25,7 +25,8 @@ class Machine:
             cycles of one times how many begin in a cycle (Zen 3 to 5: 4 x 2; Cortex-A72: 7 x 1).
         spill: Relative cost of each doubling of a working set beyond the first-level cache.
         weights_wait: Multiply-adds of vectors that a core does while one vector of weights comes
-            from memory. Decides how much a Winograd transform may enlarge the weights.
+            from memory. Decides how much a Winograd transform may enlarge packed weights; 0 where
+            kernels transform them.
         chains: Registers of an activation that a round of a loop computes side by side behind a
             Winograd convolution. More than four were measured on a Cortex-A72 only.
         l2_bytes: Second-level cache that a core has for itself; 0 where cores share one.
@@ -39,7 +40,7 @@ class Machine:
     weights_a_load: int = 1
     in_flight: int = 8
     spill: float = 0.01
-    weights_wait: float = 12.0
+    weights_wait: float = 0.0
     chains: int = 4
     l2_bytes: int = 0
     threads: int = 1
@@ -79,7 +80,6 @@ AARCH64 = Machine(
     chains=8,
 )
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
-# The wait for weights is fitted: at 7 pixels F(2x2, 3x3) is as fast as F(4x2, 3x3) on a Zen 3 core.
 # L2: Zen 3's, where its use was measured; Haswell has half, cores with AVX-512 as much or more.
 X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024, l2_bytes=512 * 1024)
 X86_64_V3 = Machine(lanes=8, accumulators=14, l1_bytes=32 * 1024, registers=16, l2_bytes=512 * 1024)

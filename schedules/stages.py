@@ -136,7 +136,7 @@ def _is_kept(sch: Any, name: str) -> bool:
     consumers = _consumers(sch, name)
     if any(user.startswith(_BETWEEN) for user in consumers):
         return False
-    # A job of a reduction is a row or a map of its own layout, which a change of layout cuts across.
+    # A job of a reduction is a row or a map in its layout; a change of layout cuts across it.
     return not consumers or any(not _is_map(sch, user) or _moves(sch, user) for user in consumers)
 
 

@@ -71,7 +71,7 @@ class Tiling:
 _SHAPES = ((winograd.F4, winograd.F2), (winograd.F2, winograd.F4), (winograd.F2, winograd.F2))
 # What a point of transformed weights costs, in multiply-adds: its share of the sums, and a store
 # that misses the first-level cache (a Zen 4 core at 7 pixels).
-_TRANSFORM = 4
+_POINT_COST = 4
 # What the transforms may cost, as a share of a direct convolution.
 _TRANSFORMS = 0.1
 # What the packed weights of a convolution may be larger, so that a library stays within about a
@@ -100,8 +100,8 @@ def tiling_for(
         channels: C / G, of a column.
         machine: What waits for the weights, and transforms them or not.
     """
-    transforms = transforms_weights(machine)
-    wait = 0 if transforms else machine.weights_wait * machine.threads
+    wait = machine.weights_wait * machine.threads
+    transform = _POINT_COST if transforms_weights(machine) else 0
     tilings = [
         tiling
         for tiling in (Tiling(rows, cols, height, width) for rows, cols in _SHAPES)
@@ -110,7 +110,7 @@ def tiling_for(
 
     def cost(tiling: Tiling) -> float:
         down, across = tiling.grid
-        return tiling.points * (max(down * across, wait) + transforms * _TRANSFORM)
+        return tiling.points * (max(down * across, wait) + transform)
 
     if not tilings:
         return None
