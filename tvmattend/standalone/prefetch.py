@@ -58,10 +58,11 @@ def prefetch_weights(func: Any, weights: Iterable[int], machine: Machine) -> Any
         asked = set()
         for load in loads(loops[0].body):
             if load.source in given and load.source not in asked:
-                host, lines = _lines_ahead(load, loops, nests, most)
-                if lines:
+                found = _lines_ahead(load, loops, nests, most)
+                if found is not None:
                     asked.add(load.source)
-                    hints.setdefault(host, []).extend(prefetch(line) for line in lines)
+                    host, lines = found
+                    hints.setdefault(host.loop_var, []).extend(map(prefetch, lines))
 
     def visit(statement: Any) -> Any:
         from tvm import tirx
@@ -102,7 +103,7 @@ def _is_innermost(loop: Any) -> bool:
 
 def _lines_ahead(
     load: Any, loops: tuple[Any, ...], nests: Sequence[tuple[Any, ...]], most: int
-) -> tuple[Any, list[Any]]:
+) -> tuple[Any, list[Any]] | None:
     """One element of each line that a round asks for, of the block behind the one of a load.
 
     Args:
@@ -112,7 +113,7 @@ def _lines_ahead(
         most: Elements of a block that is asked for.
 
     Returns:
-        The variable of the loop that asks, and the elements.
+        The loop whose rounds ask, and the elements. None where nothing is asked for.
     """
     from tvm import tirx
 
@@ -123,19 +124,19 @@ def _lines_ahead(
     stream = 0 < steps[0] <= _MOST_STEP
     place = _outermost(steps, most) if once else _next_block(steps) if stream else None
     if place is None or steps[place] > most:
-        return loops[0].loop_var, []
-    within = _longest(nests, loops[place]) if once else loops[:place]
-    if once and within == loops[:place]:
-        return loops[0].loop_var, []
+        return None
+    asking = _longest(nests, loops[place]) if once else loops[:place]
+    if once and asking == loops[:place]:
+        return None
     this_round: Any = 0
-    for loop in reversed(within):
+    for loop in reversed(asking):
         this_round = this_round * loop.extent + loop.loop_var
-    rounds = math.prod(int(loop.extent) for loop in within)
+    rounds = math.prod(int(loop.extent) for loop in asking)
     share = -(-steps[place] // rounds)
     following: Any = steps[place]
     for loop, step in zip(loops[place:], steps[place:], strict=True):
         following = following + loop.loop_var * step
-    return (within or loops)[0].loop_var, [
+    return asking[0], [
         tirx.BufferLoad(load.source, [following + this_round * share + line])
         for line in range(0, share, _LINE_FLOATS)
     ]
