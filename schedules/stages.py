@@ -9,7 +9,8 @@ A kernel of one convolution is one stage; a fused DC-AC block has several:
 Every element-wise block is inlined into its user unless its values are read by something that is
 not element-wise (a reduction, a padded copy), which would compute them many times over. A block
 that only moves values, a change of layout, computes nothing: its readers read its source instead,
-unless that takes more lines than the first-level cache has.
+unless that takes more lines than half of the first-level cache has. Then it is a stage, and so is
+the reduction that it reads, if any.
 """
 
 from collections.abc import Sequence

@@ -3,20 +3,22 @@
 
     d: the (a + 2) x (b + 2) pixels that a tile of a x b outputs reads, zeros outside the map
     slab[p, t, c]  = (B^T d B)[p]                                 p: one of (a + 2)(b + 2) points
-    acc[g, p, t, o, l] = sum over c of slab[p, t, g*C + c] * u[g, o / V, p, c, o % V, l]
+    acc[g, p, t, o, l] = sum over c of slab[p, t, g*C + c] * u[g, p, o / V, c, o % V, l]
     tile_outputs[g, y, x, o, l] = (A^T acc[g, :, t, o, l] A)[y % a, x % b]
 
-Where a core has a second-level cache of its own, the kernel computes u, some features at a time,
+Where a core has a second-level cache of its own, the kernel computes u,
 
     u[g, p, o, c, v, l] = (G w G^T)[p],    w: the 3 x 3 taps of a channel and a feature
 
-and the library holds 9 numbers of a channel and a feature, not one a point. Elsewhere u is packed.
+and the library holds 9 numbers of a channel and a feature, not one a point. A job that computes a
+column does so for V vectors of features at a time. Elsewhere u is packed.
 Each point is a product of matrices of its own, [tiles x channels] x [channels x features], so a
 register block is some tiles by V vectors of features, and both operands are read as streams. The
 tiles of an odd map hang over its lower and right edges; what they compute there is not copied out.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,27 +87,28 @@ _FLOAT_BYTES = 4
 
 
 def tiling_for(
-    height: int, width: int, weights: int, channels: int, machine: Machine
+    shape: Sequence[int], kernels: Sequence[int], groups: int, machine: Machine
 ) -> Tiling | None:
     """The tiles with the least work, or None where a direct convolution has no more.
 
     A vector of weights is multiplied with all tiles of a map, once, or with all pixels for each of
     nine taps. Where these are too few to hide its way from memory, that is what it costs: larger
-    tiles have more weights. Or the kernel transforms it.
+    tiles have more weights. Where a kernel transforms its weights, it is read once a tap, and each
+    point costs a transform.
 
     Args:
-        height: Rows of the map.
-        width: Pixels of a row.
-        weights: Bytes of the kernels before the transform.
-        channels: C / G, of a column.
+        shape: N, H, W, C of the map.
+        kernels: O, I, 3, 3 of the weights.
+        groups: Columns.
         machine: What waits for the weights, and transforms them or not.
     """
+    batch, height, width, _ = shape
     wait = machine.weights_wait * machine.threads
     transform = _POINT_COST if transforms_weights(machine) else 0
     tilings = [
         tiling
         for tiling in (Tiling(rows, cols, height, width) for rows, cols in _SHAPES)
-        if _holds(tiling, weights, channels, machine)
+        if _holds(tiling, kernels, batch * groups, machine)
     ]
 
     def cost(tiling: Tiling) -> float:
@@ -119,15 +122,20 @@ def tiling_for(
     return best if cost(best) < (1 - _TRANSFORMS) * direct else None
 
 
-def _holds(tiling: Tiling, weights: int, channels: int, machine: Machine) -> bool:
+def _holds(tiling: Tiling, kernels: Sequence[int], columns: int, machine: Machine) -> bool:
     """Whether transformed weights are small enough for where they are kept."""
-    if transforms_weights(machine):
-        return _most_vectors(tiling.points, channels, machine) > 0
-    return weights * (tiling.points / (TAPS * TAPS) - 1) <= _MOST_EXTRA_BYTES
+    features, channels = kernels[:2]
+    pairs = features * channels * _FLOAT_BYTES
+    if not transforms_weights(machine):
+        return pairs * (tiling.points - TAPS * TAPS) <= _MOST_EXTRA_BYTES
+    # Fewer columns than threads are no jobs of their own: all weights are transformed first.
+    together = columns < machine.threads
+    kept = _most_vectors(tiling.points, channels, machine) > 0
+    return kept and (not together or pairs * tiling.points * _SHARE <= machine.l2_bytes)
 
 
 def _most_vectors(points: int, channels: int, machine: Machine) -> int:
-    """Vectors of features whose transformed weights are kept together."""
+    """Vectors of features whose transformed weights are kept together; 0 where one is too many."""
     if not transforms_weights(machine):
         return _VECTORS
     vector_bytes = points * channels * machine.lanes * _FLOAT_BYTES
@@ -284,8 +292,8 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     assert stage.anchor is not None  # noqa: S101  (the registry asks for a family by its anchor)
     iters = list(sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars)
     batch, groups, points, tiles, outer, _, per_group = (int(var.dom.extent) for var in iters)
-    together = _most_vectors(points, per_group, machine)
-    most, vectors = _block(tiles, outer, together, machine)
+    kept = _most_vectors(points, per_group, machine)
+    default, vectors = _block(tiles, outer, kept, machine)
     fitting = [
         step
         for step in blocks.divisors(tiles, machine.accumulators)
@@ -295,7 +303,7 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     # Four columns at once are 2 MB, of which a Cortex-A72's second-level cache holds one.
     together = 2 if machine.spill >= _SPILLS else int(batch * groups >= machine.threads)
     knobs = (
-        Knob("tiles", tuple(fitting[-4:]), most),
+        Knob("tiles", tuple(fitting[-4:]), default),
         Knob("unroll", unrolls, unrolls[-1]),
         Knob("by_column", (0, 1, 2), together),
     )

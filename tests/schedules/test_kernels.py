@@ -44,9 +44,9 @@ def test_convolutions_of_any_shape(
     array, mod, wanted = convolution(layout, x, weight, stride, padding, columns)
     (task,) = extract_tasks(mod, HOST)
     family = "conv2d_pixels" if layout == PIXELS else "conv2d_channels"
-    tiling = winograd_tiles.tiling_for(
-        height, width, weight.nbytes, per_in, machine_of(HOST.to_tvm())
-    )
+    nhwc = (batch, height, width, columns * per_in)
+    machine = machine_of(HOST.to_tvm())
+    tiling = winograd_tiles.tiling_for(nhwc, weight.shape, columns, machine)
     if winograd.suits(per_in, per_out, kernel, stride, (*padding, *padding)):
         if layout == PIXELS and winograd.cuts(height):
             family = winograd_pixels.NAME

@@ -93,12 +93,15 @@ def test_blocks_of_tiles(machine, outer, block):
     assert winograd_tiles._block(49, outer, 3, machine) == block
 
 
+@pytest.mark.parametrize("tiles", [True, False])
 @pytest.mark.parametrize(
     ("layout", "groups", "channels", "size"),
     [(PIXELS, 4, 10, 56), (PIXELS, 4, 21, 28), (CHANNELS, 4, 44, 14), (CHANNELS, 2, 93, 7)],
 )
-def test_sums_stay_in_registers(layout, groups, channels, size):
+def test_sums_stay_in_registers(layout, groups, channels, size, tiles, monkeypatch):
     """LLVM kept some of ten sums of one vector on the stack, and waited for them."""
+    if not tiles:
+        monkeypatch.setattr(winograd_tiles, "_SHAPES", ())  # a direct convolution
     task, *_ = kernel(layout, groups, channels, channels, size, size)
     sums = [
         loop

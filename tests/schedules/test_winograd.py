@@ -81,9 +81,9 @@ def check(layout, shape, data):
     weight = random.standard_normal((columns * per_out, per_in, 3, 3)).astype("float32")
     array, mod, wanted = convolution(layout, x, weight, (1, 1), (1, 1), columns)
     (task,) = extract_tasks(mod, HOST)
-    tiling = winograd_tiles.tiling_for(
-        height, width, weight.nbytes, per_in, machine_of(HOST.to_tvm())
-    )
+    nhwc = (batch, height, width, columns * per_in)
+    machine = machine_of(HOST.to_tvm())
+    tiling = winograd_tiles.tiling_for(nhwc, weight.shape, columns, machine)
     family = winograd_tiles.NAME if tiling else conv2d_channels.NAME
     assert task.space.kernel == (winograd_pixels.NAME if layout == PIXELS else family)
     points = list(task.space.points(seed=1))
@@ -120,6 +120,22 @@ def test_every_shape_of_tile(tile, height, width, target, monkeypatch):
         assert relative(found, wanted) < 2 * TOLERANCE  # both axes
 
 
+def kept_buffers(task, point):
+    """Shapes of a kernel's buffers, as small as their loops allow, by name."""
+    sch = tvm.s_tir.Schedule(task.mod)
+    task.space.apply(sch, point)
+    passes = tvm.s_tir.transform
+    kept = tvm.transform.Sequential([
+        passes.PlanAndUpdateBufferAllocationLocation(),
+        passes.ConvertBlocksToOpaque(),
+        passes.CompactBufferAllocation(),
+    ])(sch.mod)
+    return {
+        name: [int(extent) for extent in re.findall(r"\((\d+)\)", shape)]
+        for name, shape in re.findall(r"(\w+) = T.*alloc_buffer\(\((.*)\)\)", kept.script())
+    }
+
+
 @pytest.mark.parametrize(("by_column", "rows"), [(1, 4), (2, 1)])
 def test_a_job_keeps_the_products_of_its_rows_of_tiles(by_column, rows):
     four_lanes = parse_target("cortex-a72")
@@ -127,18 +143,7 @@ def test_a_job_keeps_the_products_of_its_rows_of_tiles(by_column, rows):
     weight = np.zeros((4 * 12, 8, 3, 3), dtype="float32")
     _, mod, _ = convolution(CHANNELS, x, weight, (1, 1), (1, 1), 4, four_lanes)
     (task,) = extract_tasks(mod, four_lanes)
-    sch = tvm.s_tir.Schedule(task.mod)
-    task.space.apply(sch, {**task.space.default, "by_column": by_column})
-    passes = tvm.s_tir.transform
-    kept = tvm.transform.Sequential([
-        passes.PlanAndUpdateBufferAllocationLocation(),
-        passes.ConvertBlocksToOpaque(),
-        passes.CompactBufferAllocation(),
-    ])(sch.mod)
-    shapes = {
-        name: [int(extent) for extent in re.findall(r"\((\d+)\)", shape)]
-        for name, shape in re.findall(r"(\w+) = T.*alloc_buffer\(\((.*)\)\)", kept.script())
-    }
+    shapes = kept_buffers(task, {**task.space.default, "by_column": by_column})
     points, tiles = shapes[winograd_tiles.NAME][2:4]
     assert tiles == rows * 7
     assert shapes["slab"][1:3] == [points, tiles]
@@ -159,7 +164,7 @@ def test_a_job_keeps_the_products_of_its_rows_of_tiles(by_column, rows):
 )
 def test_tiles_of_a_machine(machine, threads, pixels, tile):
     machine = replace(machine, threads=threads)
-    tiling = winograd_tiles.tiling_for(pixels, pixels, 4096, 1, machine)
+    tiling = winograd_tiles.tiling_for((1, pixels, pixels, 40), (40, 10, 3, 3), 4, machine)
     assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
 
 
@@ -175,10 +180,51 @@ def test_tiles_of_a_machine(machine, threads, pixels, tile):
     ],
 )
 def test_weights_stay_small(machine, channels, tile):
-    """Tiles are larger for fewer weights: of AttendNeXt's at 14 pixels, of those at 7."""
-    weights = 4 * channels * channels * 9 * 4
-    tiling = winograd_tiles.tiling_for(14, 14, weights, channels, machine)
+    """Tiles are larger for fewer weights; 44 and 93 channels a column are AttendNeXt's."""
+    kernels = (4 * channels, channels, 3, 3)
+    tiling = winograd_tiles.tiling_for((1, 14, 14, 4 * channels), kernels, 4, machine)
     assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "channels", "tile"),
+    [(1, 1, 341, (4, 2)), (2, 2, 341, (4, 2)), (1, 2, 341, None), (1, 2, 52, (4, 2))],
+)
+def test_fewer_columns_than_threads_need_room_for_all_weights(batch, threads, channels, tile):
+    machine = replace(X86_64_V3, threads=threads)
+    kernels = (channels, channels, 3, 3)
+    tiling = winograd_tiles.tiling_for((batch, 14, 14, channels), kernels, 1, machine)
+    assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
+
+
+@pytest.mark.parametrize(("machine", "vectors"), [(X86_64_V4, 1), (X86_64_V3, 3), (AARCH64, 3)])
+def test_vectors_whose_weights_are_kept_together(machine, vectors):
+    assert winograd_tiles._most_vectors(24, 93, machine) == vectors
+
+
+def test_a_job_transforms_the_weights_of_some_features_at_a_time():
+    spec = parse_target("llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v4")
+    x = np.zeros((1, 4 * 93, 7, 7), dtype="float32")
+    weight = np.zeros((4 * 93, 93, 3, 3), dtype="float32")
+    _, mod, _ = convolution(CHANNELS, x, weight, (1, 1), (1, 1), 4, spec)
+    (task,) = extract_tasks(mod, spec)
+    shapes = kept_buffers(task, task.space.default)
+    assert shapes["tile_weights"] == [1, 24, 1, 93, 1, 16]
+    assert shapes[winograd_tiles.NAME] == [1, 1, 24, 8, 6, 16]
+
+
+def test_several_blocks_of_features():
+    random = np.random.default_rng(0)
+    x = random.standard_normal((2, 93, 7, 7)).astype("float32")
+    weight = random.standard_normal((93, 93, 3, 3)).astype("float32")
+    array, mod, wanted = convolution(CHANNELS, x, weight, (1, 1), (1, 1), 1, HOST)
+    (task,) = extract_tasks(mod, HOST)
+    assert task.space.kernel == winograd_tiles.NAME
+    (packed,) = constants(mod)
+    for by_column in (0, 1, 2):
+        point = {**task.space.default, "by_column": by_column}
+        found = run_point(task, point, [array, packed, np.zeros_like(wanted)])
+        assert relative(found, wanted) < 2 * TOLERANCE  # both axes
 
 
 @pytest.mark.parametrize("tile", [(2, 2), (4, 2)])

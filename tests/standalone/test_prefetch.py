@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schedules.machines import AARCH64, X86_64_V3, X86_64_V4, Machine
 from tvmattend.standalone.kernels import Signature, generate, split_kernels
 from tvmattend.standalone.prefetch import prefetch_weights
-from tvmattend.standalone.statements import map_children, walk
+from tvmattend.standalone.statements import map_children
 from tvmattend.target import parse_target
 
 LANES = 16
@@ -63,18 +63,18 @@ def _sums(blocks: int, pixels: int, channels: int, *, scalars: bool = False) -> 
     return func
 
 
-def _asked(func: Any) -> dict[int, list[int]]:
-    """Elements of the weights that are asked for in each round of the outermost loop."""
+def _asked(func: Any, outer: int = 1) -> dict[tuple[int, ...], list[int]]:
+    """Elements of the weights that are asked for in each round of the outermost loops."""
     from tvm import tirx
 
-    found: dict[int, list[int]] = {}
+    found: dict[tuple[int, ...], list[int]] = {}
 
     def visit(node: Any, loops: tuple[Any, ...]) -> None:
         if isinstance(node, tirx.Evaluate):
             (index,) = node.value.args[0].args[0].indices
             for values in product(*(range(int(loop.extent)) for loop in loops)):
                 names = {loop.loop_var.name: v for loop, v in zip(loops, values, strict=True)}
-                found.setdefault(values[0], []).append(_value(index, names))
+                found.setdefault(values[:outer], []).append(_value(index, names))
         for child in (*getattr(node, "seq", ()), getattr(node, "body", None)):
             if child is not None:
                 visit(child, (*loops, node) if isinstance(node, tirx.For) else loops)
@@ -91,6 +91,10 @@ def _value(index: Any, names: dict[str, int]) -> int:
     if isinstance(index, tirx.Var):
         return names[index.name]
     a, b = _value(index.a, names), _value(index.b, names)
+    if isinstance(index, tirx.FloorMod):
+        return a % b
+    if isinstance(index, tirx.Sub):
+        return a - b
     return a + b if isinstance(index, tirx.Add) else a * b
 
 
@@ -108,7 +112,7 @@ def test_all_lines_of_the_next_block_are_asked_for(
     block = channels if scalars else channels * LANES
     rounds = pixels * channels
     share = -(-block // rounds)
-    for o, asked in _asked(func).items():
+    for (o,), asked in _asked(func).items():
         assert {at // LINE for at in asked} >= {
             at // LINE for at in range((o + 1) * block, (o + 2) * block)
         }
@@ -127,59 +131,108 @@ def test_only_weights_are_asked_for() -> None:
     assert _prefetches(prefetch_weights(func, [W], X86_64_V4)) == 1
 
 
-def test_a_map_that_is_read_once_has_its_next_block_asked_for_as_it_is_read() -> None:
-    """One pixel: no pass over the block but the first, in which a round reads one line."""
-    func = prefetch_weights(_sums(3, 1, 8), [W], X86_64_V4)
-    assert _asked(func)[0] == [8 * LANES + c * LANES for c in range(8)]
+def _transformed(jobs: int, columns: int, blocks: int, pixels: int, channels: int) -> Any:
+    """u[c] = 2 w[job % columns, o, c, 0], of which y[p, o] = sum over c of x[p, c] * u[c]."""
+    from tvm.script import tirx as T  # noqa: N812
+
+    block = channels * TAPS * LANES
+
+    @T.prim_func(s_tir=True)
+    def func(
+        x: T.Buffer((pixels * channels,), "float32"),
+        w: T.Buffer((columns * blocks * block,), "float32"),
+        y: T.Buffer((pixels * blocks * LANES,), "float32"),
+        u: T.Buffer((channels * LANES,), "float32"),
+    ) -> None:
+        for job in T.serial(jobs):
+            for o in T.serial(blocks):
+                for c in T.serial(channels):
+                    u[T.Ramp(c * LANES, 1, LANES)] = (
+                        w[
+                            T.Ramp(
+                                job % columns * (blocks * block) + o * block + c * (TAPS * LANES),
+                                1,
+                                LANES,
+                            )
+                        ]
+                        * 2.0
+                    )
+                for p in T.serial(pixels):
+                    for k in T.serial(channels):
+                        y[T.Ramp((p * blocks + o) * LANES, 1, LANES)] = (
+                            y[T.Ramp((p * blocks + o) * LANES, 1, LANES)]
+                            + T.Broadcast(x[p * channels + k], LANES)
+                            * u[T.Ramp(k * LANES, 1, LANES)]
+                        )
+
+    return func
 
 
-def _transformed(blocks: int, pixels: int, channels: int) -> Any:
-    """u[c] = 2 w[o, c, 0], of which y[p, o] = sum over c of x[p, c] * u[c]; no y without pixels."""
-    from tvm import tirx
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    columns=st.integers(1, 3),
+    blocks=st.integers(2, 4),
+    pixels=st.integers(2, 40),
+    channels=st.integers(2, 12),
+)
+def test_weights_that_are_transformed_are_asked_for_among_the_products(
+    batch: int, columns: int, blocks: int, pixels: int, channels: int
+) -> None:
+    """Of each column, whichever image's; the last block's next one is that of the next column."""
+    func = _transformed(batch * columns, columns, blocks, pixels, channels)
+    asked = _asked(prefetch_weights(func, [W], X86_64_V4), outer=2)
+    block = channels * TAPS * LANES
+    share = -(-block // (pixels * channels))
+    assert set(asked) == {(job, o) for job in range(batch * columns) for o in range(blocks)}
+    for (job, o), places in asked.items():
+        first = (job % columns * blocks + o + 1) * block
+        assert {at // LINE for at in places} >= {at // LINE for at in range(first, first + block)}
+        assert len(places) == pixels * channels * -(-share // LINE), "in the rounds of the products"
+
+
+def _linear(blocks: int, channels: int) -> Any:
+    """y[o] = sum over c of x[c] * w[o, c]."""
     from tvm.script import tirx as T  # noqa: N812
 
     @T.prim_func(s_tir=True)
     def func(
-        x: T.Buffer(((pixels or 1) * channels,), "float32"),
-        w: T.Buffer((blocks * channels * TAPS * LANES,), "float32"),
-        y: T.Buffer(((pixels or 1) * blocks * LANES,), "float32"),
-        u: T.Buffer((channels * LANES,), "float32"),
+        x: T.Buffer((channels,), "float32"),
+        w: T.Buffer((blocks * channels * LANES,), "float32"),
+        y: T.Buffer((blocks * LANES,), "float32"),
     ) -> None:
         for o in T.serial(blocks):
             for c in T.serial(channels):
-                u[T.Ramp(c * LANES, 1, LANES)] = (
-                    w[T.Ramp(o * (channels * TAPS * LANES) + c * (TAPS * LANES), 1, LANES)] * 2.0
+                y[T.Ramp(o * LANES, 1, LANES)] = (
+                    y[T.Ramp(o * LANES, 1, LANES)]
+                    + T.Broadcast(x[c], LANES)
+                    * w[T.Ramp(o * (channels * LANES) + c * LANES, 1, LANES)]
                 )
-            for p in T.serial(pixels):
-                for k in T.serial(channels):
-                    y[T.Ramp((p * blocks + o) * LANES, 1, LANES)] = (
-                        y[T.Ramp((p * blocks + o) * LANES, 1, LANES)]
-                        + T.Broadcast(x[p * channels + k], LANES) * u[T.Ramp(k * LANES, 1, LANES)]
-                    )
 
-    if pixels:
-        return func
-    (outer,) = [node for node in walk(func.body) if isinstance(node, tirx.For)][:1]
-    return func.with_body(map_children(outer, lambda body: body.seq[0]))
+    return func
 
 
-@settings(max_examples=25, deadline=None)
-@given(blocks=st.integers(2, 4), pixels=st.integers(2, 40), channels=st.integers(2, 12))
-def test_weights_that_are_transformed_are_asked_for_among_the_products(
-    blocks: int, pixels: int, channels: int
-) -> None:
-    func = prefetch_weights(_transformed(blocks, pixels, channels), [W], X86_64_V4)
-    block = channels * TAPS * LANES
-    share = -(-block // (pixels * channels))
-    for o, asked in _asked(func).items():
-        assert {at // LINE for at in asked} >= {
-            at // LINE for at in range((o + 1) * block, (o + 2) * block)
-        }
-        assert len(asked) == pixels * channels * -(-share // LINE)
+def test_weights_that_are_read_once_with_nothing_else_to_do_are_not_asked_for() -> None:
+    assert _prefetches(prefetch_weights(_linear(3, 8), [W], X86_64_V4)) == 0
 
 
-def test_weights_that_are_read_once_with_nothing_behind_are_not_asked_for() -> None:
-    assert _prefetches(prefetch_weights(_transformed(3, 0, 8), [W], X86_64_V4)) == 0
+def test_one_of_several_copies_of_an_unrolled_loop_asks() -> None:
+    """Copies share the variable of the loop in them."""
+    import tvm
+    from tvm import tirx
+
+    func = _sums(3, 4, 8)
+    over = func.body.body
+    again = tirx.For(over.loop_var, 0, 4, tirx.ForKind.UNROLLED, over.body)
+    func = func.with_body(map_children(func.body, lambda _: again))
+    func = tirx.transform.UnrollLoop()(tvm.IRModule({"f": func}))["f"]
+    found = prefetch_weights(func, [W], X86_64_V4)
+    assert _prefetches(found) == 1
+    assert {place for places in _asked(found).values() for place in places} == {
+        place
+        for places in _asked(prefetch_weights(_sums(3, 1, 8), [W], X86_64_V4)).values()
+        for place in places
+    }
 
 
 @pytest.mark.parametrize(

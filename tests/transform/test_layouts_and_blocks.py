@@ -96,8 +96,8 @@ def test_a_pool_whose_map_changes_its_layout_keeps_its_own_jobs():
         for task in extract_tasks(lower(mod, HOST, rules=[FuseDCAC()]), HOST)
         if task.name == "dcac"
     ]
-    # The copies of the input and of its pool; were the pool's part of it, each job would gather
-    # all channels of a row.
+    # The copies of the input and of its pool; were the latter part of the pool, each of its jobs
+    # would gather all channels of a row.
     assert "2*elementwise" in task.space.kernel.split("+")
     x = sample(mod)
     fused = lower(mod, HOST, rules=[FuseDCAC()])

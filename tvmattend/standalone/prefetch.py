@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from schedules.machines import Machine
-from tvmattend.standalone.statements import children, loads, map_children, walk, with_views
+from tvmattend.standalone.statements import children, loads, map_children, uses, walk, with_views
 
 _FLOAT_BYTES = 4
 _LINE_FLOATS = 16
@@ -53,23 +53,23 @@ def prefetch_weights(func: Any, weights: Iterable[int], machine: Machine) -> Any
     given = with_views(func, [func.params[index] for index in weights])
     most = machine.l2_bytes // _SHARE // _FLOAT_BYTES
     nests = _nests(func.body, ())
-    hints: dict[Any, list[Any]] = {}
+    # By the loop, not by its variable, which copies of an unrolled loop share; one of them asks.
+    hints: dict[Any, dict[Any, list[Any]]] = {}
     for loops in nests:
-        asked = set()
         for load in loads(loops[0].body):
-            if load.source in given and load.source not in asked:
-                found = _lines_ahead(load, loops, nests, most)
-                if found is not None:
-                    asked.add(load.source)
-                    host, lines = found
-                    hints.setdefault(host.loop_var, []).extend(map(prefetch, lines))
+            found = _lines_ahead(load, loops, nests, most) if load.source in given else None
+            if found is not None:
+                host, lines = found
+                hints.setdefault(host, {}).setdefault(load.source, lines)
 
     def visit(statement: Any) -> Any:
         from tvm import tirx
 
         inner = map_children(statement, visit)
-        here = hints.get(statement.loop_var) if isinstance(statement, tirx.For) else None
-        return map_children(inner, lambda body: tirx.SeqStmt([*here, body])) if here else inner
+        if not isinstance(statement, tirx.For) or statement not in hints:
+            return inner
+        here = [prefetch(line) for lines in hints[statement].values() for line in lines]
+        return map_children(inner, lambda body: tirx.SeqStmt([*here, body]))
 
     return func.with_body(visit(func.body))
 
@@ -120,42 +120,61 @@ def _lines_ahead(
     (index,) = load.indices
     first = index.base if isinstance(index, tirx.Ramp) else index
     steps = [_step(first, loop.loop_var) for loop in loops]
-    once = 0 not in steps
-    stream = 0 < steps[0] <= _MOST_STEP
-    place = _outermost(steps, most) if once else _next_block(steps) if stream else None
-    if place is None or steps[place] > most:
-        return None
-    asking = _longest(nests, loops[place]) if once else loops[:place]
-    if once and asking == loops[:place]:
+    found = _read_once(steps, loops, nests, most)
+    if found is not None:
+        place, asking = found
+    else:
+        stream = _next_block(steps) if 0 < steps[0] <= _MOST_STEP else None
+        if stream is None or steps[stream] > most:
+            return None
+        place, asking = stream, loops[:stream]
+    rounds = _rounds(asking)
+    if rounds == 0:
         return None
     this_round: Any = 0
     for loop in reversed(asking):
         this_round = this_round * loop.extent + loop.loop_var
-    rounds = math.prod(int(loop.extent) for loop in asking)
     share = -(-steps[place] // rounds)
-    following: Any = steps[place]
-    for loop, step in zip(loops[place:], steps[place:], strict=True):
-        following = following + loop.loop_var * step
+    inner = {loop.loop_var for loop in loops[:place]}
+    following = _at_zero(first, inner) + steps[place]
+    if uses(following) & inner:  # by more than sums and products: no plain stream
+        return None
     return asking[0], [
         tirx.BufferLoad(load.source, [following + this_round * share + line])
         for line in range(0, share, _LINE_FLOATS)
     ]
 
 
-def _outermost(steps: Sequence[int], most: int) -> int | None:
-    """Which loop leads to the next block of what is read once: as much as the cache has room for.
+def _read_once(
+    steps: Sequence[int], loops: tuple[Any, ...], nests: Sequence[tuple[Any, ...]], most: int
+) -> tuple[int, tuple[Any, ...]] | None:
+    """The loop that leads to the next block of weights that are read once, and who asks for it.
+
+    That is the innermost loop in which more is done than to read them, and of what is done there
+    the loops with the most rounds. None where nothing else is (the head; benchmarks/NOTES.md).
 
     Args:
         steps: Elements that a round of each loop leads on, from the innermost loop.
+        loops: These loops.
+        nests: Of the kernel.
         most: Elements of a block.
     """
-    return max((place for place, step in enumerate(steps) if place and step <= most), default=None)
+    for place in range(1, len(steps)):
+        if 0 in steps[: place + 1] or steps[place] > most:
+            return None
+        inside = [nest[: nest.index(loops[place])] for nest in nests if loops[place] in nest]
+        asking = max(inside, key=_rounds)
+        if asking != loops[:place]:
+            return place, asking
+    return None
 
 
-def _longest(nests: Sequence[tuple[Any, ...]], loop: Any) -> tuple[Any, ...]:
-    """Of the nests in a loop the one with the most rounds, without that loop and those around."""
-    inside = [nest[: nest.index(loop)] for nest in nests if loop in nest]
-    return max(inside, key=lambda nest: math.prod(int(each.extent) for each in nest))
+def _rounds(nest: Sequence[Any]) -> int:
+    """Of nested loops; 0 where one has no constant number."""
+    from tvm import tirx
+
+    constant = all(isinstance(loop.extent, tirx.IntImm) for loop in nest)
+    return math.prod(int(loop.extent) for loop in nest) if constant else 0
 
 
 def _next_block(steps: Sequence[int]) -> int | None:
@@ -165,10 +184,22 @@ def _next_block(steps: Sequence[int]) -> int | None:
         steps: Elements that a round of each loop leads on, from the innermost loop. Those over
             channels and taps lead through a block, those over pixels nowhere. Where nothing leads
             on behind these, all weights are read for some pixels, and the block is a part of them.
+            None where none leads over pixels.
     """
+    if 0 not in steps:
+        return None
     again = steps.index(0)
     outer = [place for place in range(again, len(steps)) if steps[place]]
     return outer[0] if outer else (again - 1 if again > 1 else None)
+
+
+def _at_zero(index: Any, variables: set[Any]) -> Any:
+    """An index where these variables are zero, as far as it is sums and products."""
+    from tvm import tirx
+
+    if isinstance(index, (tirx.Add, tirx.Mul)):
+        return type(index)(_at_zero(index.a, variables), _at_zero(index.b, variables))
+    return tirx.const(0, str(index.ty)) if index in variables else index
 
 
 def _step(index: Any, variable: Any) -> int:

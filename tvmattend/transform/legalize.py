@@ -95,8 +95,8 @@ def _winograd(attrs: Any, array: Any, x: Any, machine: Machine) -> tuple[Any, Co
             return None
         packed = winograd_pixels.pack(array, groups, rows)
         return packed, lambda x, w: winograd_pixels.conv2d(x, w, machine)
-    height, width = int(x.ty.shape[1]), int(x.ty.shape[2])
-    tiling = winograd_tiles.tiling_for(height, width, array.nbytes, array.shape[1], machine)
+    shape = [int(extent) for extent in x.ty.shape]
+    tiling = winograd_tiles.tiling_for(shape, array.shape, groups, machine)
     if tiling is None:
         return None
     packed, features = winograd_tiles.pack(array, groups, tiling, machine), array.shape[0] // groups
