@@ -69,7 +69,7 @@ class Winograd:
         if self.outputs == 2:
             even, odd = 0.5 * (first + last), 0.5 * middle
             return [first, even + odd, even - odd, last]
-        # Products: LLVM keeps a division by six, which takes ten times as long.
+        # Products: LLVM would keep a division by six, and the kernel would wait for it.
         near, odd = (1 / 6) * (first + last), (1 / 12) * middle
         far = (1 / 24) * first + (1 / 6) * last
         return [

@@ -125,13 +125,13 @@ def tiling_for(
 def _holds(tiling: Tiling, kernels: Sequence[int], columns: int, machine: Machine) -> bool:
     """Whether transformed weights are small enough for where they are kept."""
     features, channels = kernels[:2]
-    pairs = features * channels * _FLOAT_BYTES
+    tap_bytes = features * channels * _FLOAT_BYTES
     if not transforms_weights(machine):
-        return pairs * (tiling.points - TAPS * TAPS) <= _MOST_EXTRA_BYTES
+        return tap_bytes * (tiling.points - TAPS * TAPS) <= _MOST_EXTRA_BYTES
     # Fewer columns than threads are no jobs of their own: all weights are transformed first.
     together = columns < machine.threads
     kept = _most_vectors(tiling.points, channels, machine) > 0
-    return kept and (not together or pairs * tiling.points * _SHARE <= machine.l2_bytes)
+    return kept and (not together or tap_bytes * tiling.points * _SHARE <= machine.l2_bytes)
 
 
 def _most_vectors(points: int, channels: int, machine: Machine) -> int:
@@ -272,7 +272,10 @@ def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
 
 
 def _block(tiles: int, outer: int, most: int, machine: Machine) -> tuple[int, int]:
-    """Tiles of a register block, and V, its vectors of features, whose weights are one stream."""
+    """Tiles of a register block, and V, its vectors of features: at most `most`.
+
+    Their weights are one stream.
+    """
     fitting = [
         (step, vectors)
         for step in blocks.divisors(tiles, machine.accumulators)
