@@ -93,8 +93,6 @@ def _value(index: Any, names: dict[str, int]) -> int:
     a, b = _value(index.a, names), _value(index.b, names)
     if isinstance(index, tirx.FloorMod):
         return a % b
-    if isinstance(index, tirx.Sub):
-        return a - b
     return a + b if isinstance(index, tirx.Add) else a * b
 
 
