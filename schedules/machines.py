@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 # Of NEON, in fp32; also SSE's, for which no rules of its own are worth while.
@@ -86,9 +87,6 @@ X86_64_V3 = Machine(lanes=8, accumulators=14, l1_bytes=32 * 1024, registers=16, 
 # SSE has no fused multiply-add and 16 registers of 4 lanes.
 X86_64 = Machine(lanes=4, accumulators=12, l1_bytes=32 * 1024, registers=16, l2_bytes=256 * 1024)
 
-# LLVM cores beyond the psABI levels whose vectors are 512 bits wide.
-_AVX512_CORES = ("x86-64-v4", "znver4", "znver5", "skylake-avx512", "icelake", "sapphirerapids")
-
 
 def machine_of(target: Any) -> Machine:
     """Limits of a TVM target's core.
@@ -96,16 +94,22 @@ def machine_of(target: Any) -> Machine:
     Args:
         target: A `tvm.target.Target` of kind `llvm`.
     """
-    triple, cpu = str(target.attrs.get("mtriple", "")), str(target.attrs.get("mcpu", ""))
-    threads = int(target.attrs.get("num-cores", 1))
-    return replace(_core(triple, cpu), threads=threads)
+    attrs = target.attrs
+    triple, cpu = str(attrs.get("mtriple", "")), str(attrs.get("mcpu", ""))
+    core = _core(triple, cpu, tuple(str(flag) for flag in attrs.get("mattr", ())))
+    return replace(core, threads=int(attrs.get("num-cores", 1)))
 
 
-def _core(triple: str, cpu: str) -> Machine:
+@cache
+def _core(triple: str, cpu: str, flags: tuple[str, ...]) -> Machine:
+    """By what LLVM knows of a core, hundreds of which have names."""
     if triple.startswith("aarch64"):
         return AARCH64
-    if cpu.startswith(_AVX512_CORES):
+    from tvm.target import Target
+    from tvm.target.codegen import llvm_get_cpu_features
+
+    target = Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu, "mattr": list(flags)})
+    features = {str(name) for name in llvm_get_cpu_features(target)}
+    if "avx512f" in features:
         return X86_64_V4
-    if cpu == "x86-64-v3" or cpu.startswith(("haswell", "znver", "alderlake")):
-        return X86_64_V3
-    return X86_64
+    return X86_64_V3 if {"avx2", "fma"} <= features else X86_64

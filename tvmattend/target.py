@@ -47,7 +47,9 @@ class TargetSpec:
     @property
     def name(self) -> str:
         """Directory name: the core, then the features that are not implied; never the threads."""
-        extra = [flag for flag in self.features if flag not in _implied_features(self.cpu)]
+        extra = [
+            flag for flag in self.features if flag not in _implied_features(self.triple, self.cpu)
+        ]
         return "".join([self.cpu, *extra])
 
     @property
@@ -279,7 +281,7 @@ def _normalise_features(raw: Any, triple: str, cpu: str, text: str) -> tuple[str
     if wanted:
         has = _cpu_features(triple, cpu)
         wanted = {flag for flag in wanted if (flag[0] == "+") != (flag[1:] in has)}
-    return tuple(sorted(wanted | set(_implied_features(cpu))))
+    return tuple(sorted(wanted | set(_implied_features(triple, cpu))))
 
 
 def _cores(fields: Mapping[str, Any], cpu: str, text: str) -> int:
@@ -327,9 +329,13 @@ def _cpu_features(triple: str, cpu: str) -> frozenset[str]:
     return frozenset(str(name) for name in llvm_get_cpu_features(target))
 
 
-def _implied_features(cpu: str) -> tuple[str, ...]:
-    # LLVM tunes the generic level for 256-bit vectors, which would split the 512-bit kernels.
-    return ("-prefer-256-bit",) if cpu == "x86-64-v4" else ()
+def _implied_features(triple: str, cpu: str) -> tuple[str, ...]:
+    # LLVM tunes Intel's cores and the generic level for 256-bit vectors, and would split 512-bit
+    # kernels. Of the presets and the levels it need not be asked, which would load TVM.
+    if triple.startswith("aarch64") or cpu in {"x86-64", "x86-64-v2", "x86-64-v3"}:
+        return ()
+    split = cpu == "x86-64-v4" or "prefer-256-bit" in _cpu_features(triple, cpu)
+    return ("-prefer-256-bit",) if split else ()
 
 
 def _x86_level(cpu: str) -> int:
@@ -435,5 +441,5 @@ def _host() -> TargetSpec:
             "use x86-64 or aarch64 Linux",
         )
     cpu = _host_cpu()
-    cores = os.cpu_count() or 1
-    return TargetSpec(f"{_host_arch()}-linux-gnu", cpu, tuple(_implied_features(cpu)), cores)
+    triple, cores = f"{_host_arch()}-linux-gnu", os.cpu_count() or 1
+    return TargetSpec(triple, cpu, _implied_features(triple, cpu), cores)
