@@ -48,6 +48,7 @@ def main(bundle: Path, results: Path) -> None:
         lines.append(f"{part.name:28} {part.calls or '':>5}{row}")
     text = "\n".join(lines) + "\n"
     print(text, end="")
+    results.mkdir(parents=True, exist_ok=True)
     (results / "a72-kernels.txt").write_text(text, encoding="utf-8")
 
 

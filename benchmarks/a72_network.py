@@ -76,6 +76,7 @@ def main(
         ours = kernels(model, target, tuning_records)
     text = [*found.lines(), "", *lines(ours)]
     print("\n".join(text))
+    results.mkdir(parents=True, exist_ok=True)
     stem = results / f"a72-network-{threads}"
     data = {**found.to_json(), "records": ours["records"], "slowest": ours["slowest"]}
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -126,7 +126,7 @@ def main(model: str, kind: str, repeat: int, results: Path) -> None:
         "resident_growth_bytes": middle["grown"],
         "resident_bytes": middle["resident"],
     }
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}", file=sys.stderr)
 

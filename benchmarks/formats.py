@@ -54,7 +54,7 @@ def main(models: tuple[str, ...], threads: tuple[int, ...], rounds: int, results
             )
             entries.append({**comparison.to_json(), "vm_by_library": round(gain, 4)})
     if machine is not None:
-        results.mkdir(exist_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
         path = results / f"formats-{machine_slug(machine)}.json"
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         text = json.dumps({"date": date, "comparisons": entries}, indent=1)

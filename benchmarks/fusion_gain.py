@@ -135,7 +135,7 @@ def main(
         measured = [entry for entry in kept["entries"] if entry["how"] == "measured"]
         entries = [{"date": kept["date"], **entry} for entry in measured] + entries
     found = {"date": date, "machine": machine, "model": model, "trials": trials, "entries": entries}
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(document(found), encoding="utf-8")
     print(f"written: {path}", file=sys.stderr)

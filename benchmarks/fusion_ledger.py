@@ -53,7 +53,7 @@ def main(models: tuple[str, ...], target: str, results: Path) -> None:
                     f"{'met' if met else 'missed'}"
                 )
                 print(lines[-1], flush=True)
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     (results / "fusion_ledger.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

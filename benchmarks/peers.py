@@ -46,7 +46,7 @@ def store(comparison: Comparison, results: Path) -> tuple[Path, Path]:
     key = (entry["model"], entry["threads"])
     entries = [old for old in entries if (old["model"], old["threads"]) != key] + [entry]
     entries.sort(key=lambda each: (MODELS.index(each["model"]), each["threads"]))
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     data.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     tables = ["\n".join([*each["table"], "", f"Taken {each['date']}."]) for each in entries]
     text.write_text("\n\n".join([HEAD.strip(), *tables]) + "\n", encoding="utf-8")

@@ -158,7 +158,7 @@ def main(file: Path, model: str, again: bool, results: Path) -> None:
         + ("timed again, in turns" if again else "as recorded")
         + ("" if busy is None else f", others took {busy:.0%} of the machine")
     )
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     path = results / f"search-{model}-{target.name}-{first.origin}-{target.num_cores}.json"
     text = json.dumps(
         {

@@ -78,7 +78,7 @@ def main(model: str, threads: tuple[int, ...], repeat: int, results: Path) -> No
             entries[f"{count} threads"] = entry
     path = results / f"standalone-footprint-{machine_slug(machine)}.json"
     stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     found = {"date": stamp, "machine": machine, "model": model, "entries": entries}
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}", file=sys.stderr)

@@ -69,7 +69,7 @@ def main(
                 "limit": LIMIT,
             })
     if machine is not None:
-        results.mkdir(exist_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
         path = results / f"untuned-{machine_slug(machine)}.json"
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         text = json.dumps({"date": date, "comparisons": entries}, indent=1)
