@@ -2,14 +2,16 @@
 """AttendNeXt in tvmattend and in what a user could pick instead: `python benchmarks/peers.py`.
 
 Writes `results/peers-<machine>.json` and `.md` after each comparison, so that a run that is
-interrupted leaves what it has. A comparison of the same network and threads is replaced.
+interrupted leaves what it has. A comparison of the same network, threads and trials is replaced.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,7 +34,10 @@ outputs compared with PyTorch's first; the runtimes in turns, each in a process 
 
 
 def store(comparison: Comparison, results: Path) -> tuple[Path, Path]:
-    """Add a comparison to this machine's files, or replace the one of that network and threads."""
+    """Add a comparison to this machine's files, or replace the one of its kind.
+
+    That is of its network, threads, and trials of TVM's own pipeline.
+    """
     stem = results / f"peers-{machine_slug(comparison.machine)}"
     data, text = stem.with_suffix(".json"), stem.with_suffix(".md")
     entries = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else []
@@ -43,14 +48,17 @@ def store(comparison: Comparison, results: Path) -> tuple[Path, Path]:
         "table": [title, "", machine_line(comparison.machine), "", *comparison.markdown()]
         + [f"Note: {note}." for note in comparison.notes()],
     }
-    key = (entry["model"], entry["threads"])
-    entries = [old for old in entries if (old["model"], old["threads"]) != key] + [entry]
-    entries.sort(key=lambda each: (MODELS.index(each["model"]), each["threads"]))
+    entries = [old for old in entries if _kind(old) != _kind(entry)] + [entry]
+    entries.sort(key=_kind)
     results.mkdir(parents=True, exist_ok=True)
     data.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     tables = ["\n".join([*each["table"], "", f"Taken {each['date']}."]) for each in entries]
     text.write_text("\n\n".join([HEAD.strip(), *tables]) + "\n", encoding="utf-8")
     return data, text
+
+
+def _kind(entry: Mapping[str, Any]) -> tuple[int, int, int]:
+    return MODELS.index(entry["model"]), entry["threads"], entry.get("trials", 0)
 
 
 @click.command()

@@ -93,3 +93,12 @@ def test_no_peer() -> None:
 def test_busy_machine_is_noted(others: float | None, noted: bool) -> None:
     one = comparison(result("tvmattend", 0.004, peer=False), result("torch", 0.1), others=others)
     assert any("quiet machine" in note for note in one.notes()) is noted
+
+
+def test_says_how_ours_was_built() -> None:
+    built = {"measured": 8, "estimated": 0, "default": 2}
+    found = comparison(result("tvmattend", 0.004, peer=False), records=built, trials=400)
+    assert found.lines()[-1] == found.markdown()[-1]
+    assert found.lines()[-1] == "schedules of tvmattend's kernels: 8 measured, 2 default"
+    assert found.to_json()["records"] == built
+    assert found.to_json()["trials"] == 400

@@ -52,6 +52,16 @@ def test_a_comparison_replaces_the_one_of_its_network_and_threads(
     assert "2.50x its speed" not in document
 
 
+def test_a_run_that_tuned_tvm_itself_is_kept_beside_the_others(
+    peers: ModuleType, tmp_path: Path
+) -> None:
+    tuned = replace(comparison("attendnext", 1, 5.0), trials=400)
+    for found in (tuned, comparison("attendnext", 1, 4.0), tuned):
+        data, _ = peers.store(found, tmp_path)
+    entries = json.loads(data.read_text(encoding="utf-8"))
+    assert [(entry["trials"], entry["ratio"]) for entry in entries] == [(0, 5.0), (400, 4.0)]
+
+
 def test_busy_machine_is_told_in_the_document(peers: ModuleType, tmp_path: Path) -> None:
     _, text = peers.store(replace(comparison("attendnext", 1, 4.0), others=0.4), tmp_path)
     assert "other processes used 40%" in text.read_text(encoding="utf-8")

@@ -164,15 +164,18 @@ def compare(
         f"torch {_torch_version()}",
         options.rounds,
         others,
+        ready[OURS].records,
+        options.trials,
     )
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A runtime that is loaded, its version, and by how much its outputs differ."""
+    """A runtime that is loaded, its version, and by how much its outputs differ; ours: records."""
 
     worker: Worker
     version: str
+    records: Mapping[str, int]
     error: float = 0.0
 
 
@@ -211,10 +214,10 @@ def _load(
     log = setup.directory.with_suffix(".log")
     observer(f"converting for {entry.name}")
     with Worker(log) as converter:
-        converter.call("convert", entry, setup)
+        records = converter.call("convert", entry, setup)
     observer(f"loading {entry.name}")
     worker = stack.enter_context(Worker(log, cpus, setup.threads))
-    return _Ready(worker, str(worker.call("prepare", entry, setup)))
+    return _Ready(worker, str(worker.call("prepare", entry, setup)), records or {})
 
 
 def _check(worker: Worker, inputs: "Arrays", wanted: "list[Arrays]") -> float:

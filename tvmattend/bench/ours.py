@@ -16,11 +16,11 @@ class Adapter:
         self._setup = setup
         self._bundle = setup.directory / "bundle"
 
-    def convert(self) -> None:
-        """Build the bundle."""
+    def convert(self) -> dict[str, int]:
+        """Build the bundle; give the number of kernels by the origin of their schedules."""
         from tvmattend.codegen.building import DEFAULT_FORMAT, build
 
-        build(
+        report = build(
             self._setup.request,
             self._setup.target,
             output=self._bundle,
@@ -28,6 +28,7 @@ class Adapter:
             use_records=self._setup.use_records,
             format=self._setup.bundle_format or DEFAULT_FORMAT,
         )
+        return report.origins()
 
     def prepare(self) -> None:
         """Load it."""

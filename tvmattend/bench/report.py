@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a comparison found: plain data, a table for a terminal, a table for a document."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tvmattend.bench.host import machine_line
@@ -62,6 +63,8 @@ class Comparison:
         reference: What the outputs were compared with.
         rounds: Turns that each had.
         others: Share of the cores' time that went to other processes; None if unknown.
+        records: Number of our kernels by the origin of their schedules.
+        trials: That TVM's own pipeline was tuned with.
     """
 
     model: str
@@ -72,6 +75,8 @@ class Comparison:
     reference: str
     rounds: int
     others: float | None = None
+    records: Mapping[str, int] = field(default_factory=dict)
+    trials: int = 0
 
     @property
     def ours(self) -> Result:
@@ -101,6 +106,8 @@ class Comparison:
             "dtype": "float32",
             "reference": self.reference,
             "rounds": self.rounds,
+            "records": dict(self.records),
+            "trials": self.trials,
             "other_load": None if self.others is None else round(self.others, 3),
             "results": [_result_json(result) for result in self.results],
             "not_timed": [_absent_json(entry) for entry in self.absent],
@@ -135,7 +142,7 @@ class Comparison:
             cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
             lines.append("  ".join(cells).rstrip())
         lines += [f"{entry.runtime}: {entry.state}: {entry.reason}" for entry in self.absent]
-        return [*lines, "", self.verdict()]
+        return [*lines, "", *self.verdict()]
 
     def markdown(self) -> list[str]:
         """Give the table for a document."""
@@ -144,18 +151,21 @@ class Comparison:
         lines.insert(1, "|---|---|" + "---:|" * (len(_HEADINGS) - 2))
         lines += [""] if self.absent else []
         lines += [f"- {entry.runtime}: {entry.state}: {entry.reason}" for entry in self.absent]
-        return [*lines, "", self.verdict()]
+        return [*lines, "", *self.verdict()]
 
-    def verdict(self) -> str:
-        """Say in a line how ours stands against the fastest peer."""
+    def verdict(self) -> list[str]:
+        """Say how ours stands against the fastest peer, and how it was built."""
+        counts = ", ".join(f"{count} {origin}" for origin, count in self.records.items() if count)
+        built = [f"schedules of tvmattend's kernels: {counts}"] if counts else []
         peer, factor = self.fastest_peer, self.ratio
         if peer is None or factor is None:
-            return "no peer was timed"
+            return ["no peer was timed", *built]
         low, high = ratio_range(peer.timing, self.ours.timing)
-        return (
+        line = (
             f"fastest peer: {peer.runtime}; tvmattend is {factor:.2f}x its speed "
             f"(middle half of the rounds: {low:.2f} to {high:.2f})"
         )
+        return [line, *built]
 
     def title(self) -> str:
         """Say what was timed."""

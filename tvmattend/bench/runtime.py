@@ -3,7 +3,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,8 +50,11 @@ class Runtime(Protocol):
     and threads beside it.
     """
 
-    def convert(self) -> None:
-        """Write what the runtime loads into the setup's directory."""
+    def convert(self) -> Mapping[str, int] | None:
+        """Write what the runtime loads into the setup's directory.
+
+        Ours gives the number of its kernels by the origin of their schedules.
+        """
 
     def prepare(self) -> None:
         """Load it for that many threads in fp32."""

@@ -24,11 +24,11 @@ class Session:
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
 
-    def convert(self, entry: Any, setup: Any) -> None:
+    def convert(self, entry: Any, setup: Any) -> Any:
         """Write what a runtime loads."""
         from tvmattend.bench.catalogue import make
 
-        make(entry, setup).convert()
+        return make(entry, setup).convert()
 
     def prepare(self, entry: Any, setup: Any) -> str:
         """Load the runtime and give its version."""
