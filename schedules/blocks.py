@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps that every kernel family's schedule is made of."""
 
-from collections.abc import Iterable
 from typing import Any
 
 # Scope of a register tile. TVM puts a "global" buffer below 1 KB on the stack, where LLVM turns it
@@ -29,14 +28,6 @@ def output(sch: Any) -> Any:
     """The one block that writes the kernel's result."""
     (block,) = sch.get_output_blocks(root(sch))
     return block
-
-
-def inline_all_but(sch: Any, kept: Iterable[str]) -> None:
-    """Inline every block, element-wise stages forward into their users, but the ones named."""
-    keep = {*kept, str(sch.get(output(sch)).name_hint)}
-    for name in names(sch):
-        if name not in keep:
-            sch.compute_inline(sch.get_sblock(name, func_name="main"))
 
 
 def divisors(number: int, most: int | None = None) -> list[int]:

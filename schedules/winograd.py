@@ -15,7 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.machines import Machine
+
 TAPS = 3
+
+# The block of a kernel that transforms its weights.
+WEIGHTS = "tile_weights"
 
 _G2 = ((1.0, 0.0, 0.0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0.0, 0.0, 1.0))
 _G4 = (
@@ -138,6 +143,14 @@ def transform_tile_weights(rows: Winograd, cols: Winograd, weight: Any) -> Any:
     double = weight.astype("float64")
     transformed = np.einsum("ki,fcij,lj->fckl", rows.matrix(), double, cols.matrix())
     return transformed.astype(weight.dtype)
+
+
+def transforms_weights(machine: Machine) -> bool:
+    """Whether kernels transform their weights, or `pack` does.
+
+    A core's own second-level cache has room for transformed weights, and the library is smaller.
+    """
+    return machine.l2_bytes > 0
 
 
 # Fewer channels a column do not pay for the transforms.

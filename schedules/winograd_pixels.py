@@ -2,13 +2,15 @@
 """3x3 convolution of stride 1 in NCHW by Winograd down the rows, pixels as the vector axis.
 
     slab[k, c, t, q] = (B^T d)[k],    d = rows m t - 1 ... m t + m of channel c, at column q - 1
+    u[k, c, j, f]    = (G w[:, c, j, f])[k],    w: three taps down, j: a tap across
     acc[k, f, q]     = sum over c, j of slab[k, c, q + j] * u[k, c, j, f]
     out[f, m t + i, x] = (A^T acc[:, f, t * S + x])[i]
 
 Half the multiply-adds of `conv2d_pixels` (m = 4; two thirds for m = 2), and like there the rows of
 tiles lie one behind the other with a pitch of S pixels, so that vectors run across their ends. A
 job is a slab of T rows of tiles of one column; its transformed input and its products stay in the
-cache.
+cache. The kernel computes u where a core has a second-level cache of its own, once a column or job;
+the library then holds the three taps, not m + 2 points. Elsewhere u is packed.
 """
 
 import math
@@ -64,8 +66,8 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
 
     Args:
         x: te.Tensor [N, C, H, W], H even.
-        weight: te.Tensor [G, m + 2, C / G, 3, F] from `pack`, with F output channels a column.
-        machine: Decides the slab.
+        weight: te.Tensor from `pack`, with F output channels a column.
+        machine: Decides the slab, and who transforms the weights.
 
     Returns:
         te.Tensor [N, G * F, H, W].
@@ -73,10 +75,13 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
     from tvm import te, tirx
 
     batch, _, height, width = (int(extent) for extent in x.shape)
-    groups, points, per_group, kw, features = (int(extent) for extent in weight.shape)
+    groups, _, per_group, kw, features = (int(extent) for extent in weight.shape)
     slab = choose_slab(height, width, per_group, features, groups, machine)
     rows, pitch, lanes = slab.rows, slab.pitch, machine.lanes
     algorithm = winograd.algorithm(height)
+    points = algorithm.inputs
+    if winograd.transforms_weights(machine):
+        weight = _transformed_weights(weight, algorithm)
     chunks = height // algorithm.outputs // rows
     # The last vectors read beyond the last row.
     stored = -(-(slab.vectors * lanes + kw - 1) // pitch)
@@ -113,18 +118,34 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
     return te.compute((batch, groups * features, height, width), output, name="columns")
 
 
-def pack(weight: Any, groups: int, height: int) -> Any:
-    """OIHW array [G * F, C / G, 3, 3] -> [G, m + 2, C / G, 3, F], transformed.
+def _transformed_weights(weight: Any, algorithm: winograd.Winograd) -> Any:
+    """te.Tensor [G, 3, C / G, 3, F] -> [G, m + 2, C / G, 3, F]."""
+    from tvm import te
+
+    groups, taps, *rest = (int(extent) for extent in weight.shape)
+
+    def transformed(g: Any, k: Any, *at: Any) -> Any:
+        column = [weight[(g, tap, *at)] for tap in range(taps)]
+        return winograd.pick(k, algorithm.transform_taps(column))
+
+    return te.compute((groups, algorithm.inputs, *rest), transformed, name=winograd.WEIGHTS)
+
+
+def pack(weight: Any, groups: int, height: int, machine: Machine) -> Any:
+    """OIHW array [G * F, C / G, 3, 3] -> [G, m + 2, C / G, 3, F], transformed down the kernel.
+
+    Not transformed where the kernel does it: [G, 3, C / G, 3, F].
 
     Args:
         weight: The array.
         groups: G.
         height: Rows of the map; decides m.
+        machine: Decides who transforms.
     """
-    out, per_group, _, kw = weight.shape
-    algorithm = winograd.algorithm(height)
-    shape = (groups, out // groups, per_group, algorithm.inputs, kw)
-    return algorithm.transform_weights(weight).reshape(shape).transpose(0, 3, 2, 4, 1).copy()
+    if not winograd.transforms_weights(machine):
+        weight = winograd.algorithm(height).transform_weights(weight)
+    shape = (groups, weight.shape[0] // groups, *weight.shape[1:])
+    return weight.reshape(shape).transpose(0, 3, 2, 4, 1).copy()
 
 
 def part(sch: Any, stage: Stage, machine: Machine) -> Part:
@@ -177,14 +198,22 @@ def _place(
         finish_softmax = place_rows(sch, stage.softmax, m, machine, innermost=False)
         blocks.vectorize_innermost(sch, out, machine.lanes)
     column = sch.fuse(n, g)
+    columns = int(sch.get(column).extent)
     sch.compute_at(conv, chunk, preserve_unit_loops=True)
     (slab,) = (sch.get_sblock(pad, func_name="main") for pad in stage.pads)
     sch.compute_at(slab, chunk, preserve_unit_loops=True)
     _fill_slab(sch, slab, machine.lanes)
+    weights = [
+        block
+        for block in sch.get_producers(conv)
+        if str(sch.get(block).name_hint).startswith(winograd.WEIGHTS)
+    ]
 
     def finish() -> None:
         if finish_softmax is not None:
             finish_softmax()
+        for transform in weights:
+            _transform_weights(sch, transform, sch.get_loops(conv)[0], columns)
         *_, k, f, vector, lane, rc, rx = sch.get_loops(conv)
         f_out, f_in = sch.split(f, [None, tile[0]])
         v_out, v_in = sch.split(vector, [None, tile[1]])
@@ -210,3 +239,19 @@ def _fill_slab(sch: Any, slab: Any, lanes: int) -> None:
     length = blocks.vector_length(int(sch.get(fused).extent), lanes)
     _, lane = sch.split(fused, [None, length])
     sch.vectorize(lane)
+
+
+def _transform_weights(sch: Any, weights: Any, job: Any, columns: int) -> None:
+    """By a job for its column; jobs that share a column would each transform the same ones.
+
+    All points of a weight are computed at once: they share their sums. LLVM makes vectors of them,
+    which may have any length, and Tensor IR's would have to divide it.
+    """
+    if int(sch.get(job).extent) == columns:
+        sch.compute_at(weights, job, preserve_unit_loops=True)
+    else:
+        sch.parallel(sch.get_loops(weights)[0])
+    *_, points, channel, tap, feature = sch.get_loops(weights)
+    sch.reorder(channel, tap, feature, points)
+    sch.fuse(channel, tap, feature)
+    sch.unroll(points)

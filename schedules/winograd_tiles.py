@@ -28,15 +28,14 @@ from schedules.machines import Machine
 from schedules.softmax import place_rows
 from schedules.space import Choose, Knob, Part
 from schedules.stages import Stage
-from schedules.winograd import TAPS, Winograd
+from schedules.winograd import TAPS, WEIGHTS, Winograd, transforms_weights
 
 NAME = "winograd_tiles"
-WEIGHTS = "tile_weights"
 
 # Most vectors of features that a register block holds.
 _VECTORS = 3
-# A choice of `by_column`.
-_ROWS_OF_TILES = 2
+# Choices of `by_column`.
+_COLUMNS, _ROWS_OF_TILES = 1, 2
 # `Machine.spill` of a core whose second-level cache is as dear as this.
 _SPILLS = 0.05
 
@@ -140,11 +139,6 @@ def _most_vectors(points: int, channels: int, machine: Machine) -> int:
         return _VECTORS
     vector_bytes = points * channels * machine.lanes * _FLOAT_BYTES
     return min(_VECTORS, machine.l2_bytes // _SHARE // vector_bytes)
-
-
-def transforms_weights(machine: Machine) -> bool:
-    """Whether the kernel transforms its weights, or `pack` does."""
-    return machine.l2_bytes > 0
 
 
 def conv2d(x: Any, weight: Any, features: int, tiling: Tiling, machine: Machine) -> Any:
@@ -357,7 +351,7 @@ def _schedule(
         if within:
             sch.compute_at(slab, job, preserve_unit_loops=True)
     # By a job for its column; rows of tiles would each transform the same ones.
-    by_job = by_column not in {0, _ROWS_OF_TILES}
+    by_job = by_column == _COLUMNS
     if not by_job:
         for block in weights:
             _transform_weights(sch, block, parallel=True)

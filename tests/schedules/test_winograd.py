@@ -236,7 +236,7 @@ def test_what_is_packed(machine, tile):
     tiling = winograd_tiles.Tiling(algorithms[tile[0]], algorithms[tile[1]], 8, 8)
     weight = np.random.default_rng(0).standard_normal((2 * 13, 5, 3, 3)).astype("float32")
     packed = winograd_tiles.pack(weight, 2, tiling, machine)
-    raw = winograd_tiles.transforms_weights(machine)
+    raw = winograd.transforms_weights(machine)
     points = packed.transpose(0, 1, 4, 5, 2, 3) if raw else packed.transpose(0, 2, 4, 5, 3, 1)
     features = points.reshape(2, -1, *points.shape[4:])
     assert raw == (machine is not AARCH64)
@@ -246,6 +246,35 @@ def test_what_is_packed(machine, tile):
     if not raw:
         wanted = winograd.transform_tile_weights(tiling.rows, tiling.cols, weight)
     assert np.array_equal(features[:, :13].reshape(26, 5, -1), wanted.reshape(26, 5, -1))
+
+
+@pytest.mark.parametrize(("height", "points"), [(28, 6), (14, 4)])
+@pytest.mark.parametrize("machine", [AARCH64, X86_64_V3, X86_64_V4])
+def test_what_is_packed_for_pixels(machine, height, points):
+    """Transformed down the kernel where a cache is dear, its three rows of taps elsewhere."""
+    weight = np.random.default_rng(0).standard_normal((2 * 13, 5, 3, 3)).astype("float32")
+    packed = winograd_pixels.pack(weight, 2, height, machine)
+    wanted = weight
+    if machine is AARCH64:
+        wanted = winograd.algorithm(height).transform_weights(weight)
+    rows = points if machine is AARCH64 else 3
+    assert packed.shape == (2, rows, 5, 3, 13)
+    assert np.array_equal(packed.transpose(0, 4, 2, 1, 3).reshape(26, 5, rows, 3), wanted)
+
+
+@pytest.mark.parametrize(
+    ("channels", "pixels", "threads", "columns"),
+    [(10, 56, 1, 1), (21, 28, 1, 4), (10, 56, 8, 4)],
+)
+def test_weights_of_a_column_are_transformed_once(channels, pixels, threads, columns):
+    """By the job that computes it, or all before where several jobs share it."""
+    spec = parse_target(f"llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v4 -num-cores={threads}")
+    x = np.zeros((1, 4 * channels, pixels, pixels), dtype="float32")
+    weight = np.zeros((4 * channels, channels, 3, 3), dtype="float32")
+    _, mod, _ = convolution(PIXELS, x, weight, (1, 1), (1, 1), 4, spec)
+    (task,) = extract_tasks(mod, spec)
+    shapes = kept_buffers(task, task.space.default)
+    assert shapes["tile_weights"] == [columns, 6, channels, 3, channels]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

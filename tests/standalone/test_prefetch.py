@@ -144,6 +144,10 @@ def _transformed(jobs: int, columns: int, blocks: int, pixels: int, channels: in
     ) -> None:
         for job in T.serial(jobs):
             for o in T.serial(blocks):
+                for z in T.serial(pixels * channels + 1):  # nothing is read in these rounds
+                    u[T.Ramp(z % channels * LANES, 1, LANES)] = T.Broadcast(T.float32(0), LANES)
+                for s in T.serial(pixels * channels + 1):  # LLVM makes vectors of these
+                    x[s % channels] = x[s % channels] * 2.0
                 for c in T.serial(channels):
                     u[T.Ramp(c * LANES, 1, LANES)] = (
                         w[

@@ -52,12 +52,13 @@ def prefetch_weights(func: Any, weights: Iterable[int], machine: Machine) -> Any
         return func
     given = with_views(func, [func.params[index] for index in weights])
     most = machine.l2_bytes // _SHARE // _FLOAT_BYTES
-    nests = _nests(func.body, ())
+    reads = {loops: loads(loops[0].body) for loops in _nests(func.body, ())}
+    hosts = [loops for loops, read in reads.items() if read and _stores_vectors(loops[0])]
     # By the loop, not by its variable, which copies of an unrolled loop share; one of them asks.
     hints: dict[Any, dict[Any, list[Any]]] = {}
-    for loops in nests:
-        for load in loads(loops[0].body):
-            found = _lines_ahead(load, loops, nests, most) if load.source in given else None
+    for loops, read in reads.items():
+        for load in read:
+            found = _lines_ahead(load, loops, hosts, most) if load.source in given else None
             if found is not None:
                 host, lines = found
                 hints.setdefault(host, {}).setdefault(load.source, lines)
@@ -101,15 +102,24 @@ def _is_innermost(loop: Any) -> bool:
     return serial and not any(isinstance(node, tirx.For) for node in walk(loop.body))
 
 
+def _stores_vectors(loop: Any) -> bool:
+    """Whether a loop has vectors; where something is asked for, LLVM makes none of scalars."""
+    from tvm import tirx
+
+    stores = (node for node in walk(loop.body) if isinstance(node, tirx.BufferStore))
+    return any("x" in str(store.value.ty) for store in stores)  # float32x16
+
+
 def _lines_ahead(
-    load: Any, loops: tuple[Any, ...], nests: Sequence[tuple[Any, ...]], most: int
+    load: Any, loops: tuple[Any, ...], hosts: Sequence[tuple[Any, ...]], most: int
 ) -> tuple[Any, list[Any]] | None:
     """One element of each line that a round asks for, of the block behind the one of a load.
 
     Args:
         load: Of one or more elements.
         loops: Around it, from the innermost.
-        nests: Of the kernel.
+        hosts: Nests of the kernel that have time to ask for what others read: to fill a buffer
+            with zeros takes many rounds too, but none.
         most: Elements of a block that is asked for.
 
     Returns:
@@ -120,7 +130,7 @@ def _lines_ahead(
     (index,) = load.indices
     first = index.base if isinstance(index, tirx.Ramp) else index
     steps = [_step(first, loop.loop_var) for loop in loops]
-    found = _read_once(steps, loops, nests, most)
+    found = _read_once(steps, loops, hosts, most)
     if found is not None:
         place, asking = found
     else:
@@ -146,7 +156,7 @@ def _lines_ahead(
 
 
 def _read_once(
-    steps: Sequence[int], loops: tuple[Any, ...], nests: Sequence[tuple[Any, ...]], most: int
+    steps: Sequence[int], loops: tuple[Any, ...], hosts: Sequence[tuple[Any, ...]], most: int
 ) -> tuple[int, tuple[Any, ...]] | None:
     """The loop that leads to the next block of weights that are read once, and who asks for it.
 
@@ -156,14 +166,14 @@ def _read_once(
     Args:
         steps: Elements that a round of each loop leads on, from the innermost loop.
         loops: These loops.
-        nests: Of the kernel.
+        hosts: Nests that may ask.
         most: Elements of a block.
     """
     for place in range(1, len(steps)):
         if 0 in steps[: place + 1] or steps[place] > most:
             return None
-        inside = [nest[: nest.index(loops[place])] for nest in nests if loops[place] in nest]
-        asking = max(inside, key=_rounds)
+        inside = [nest[: nest.index(loops[place])] for nest in hosts if loops[place] in nest]
+        asking = max(inside, key=_rounds, default=loops[:place])
         if asking != loops[:place]:
             return place, asking
     return None
