@@ -82,7 +82,9 @@ class Block:
     condense: str | None = "avg"
     gate: str = "softmax"
     scale: float | None = None
+    scaled: str = "product"
     residual: bool = False
+    residual_of_input: bool = False
     features_first: bool = False
     activation: bool = True
     bias: bool = True
@@ -142,17 +144,25 @@ class Block:
         else:
             gate = e.emit(relax.op.sigmoid(attention), "gate")
         seen["gate"] = gate
-        operands = (features, gate) if self.features_first else (gate, features)
+        terms = {"gate": gate, "features": features}
+        if self.scale is not None and self.scaled in terms:
+            terms[self.scaled] = e.emit(self._scale(terms[self.scaled]), "scaled")
+        operands = (terms["features"], terms["gate"])
+        operands = operands if self.features_first else operands[::-1]
         y = e.emit(relax.op.multiply(*operands), "select")
-        if self.scale is not None:
-            y = e.emit(relax.op.multiply(y, relax.const(np.float32(self.scale))), "scaled")
-        if self.residual:
-            operands = (features, y) if self.features_first else (y, features)
+        if self.scale is not None and self.scaled == "product":
+            y = e.emit(self._scale(y), "scaled")
+        if self.residual or self.residual_of_input:
+            kept = x if self.residual_of_input else features
+            operands = (kept, y) if self.features_first else (y, kept)
             y = e.emit(relax.op.add(*operands), "kept")
         y = e.act(y, "out") if self.activation else y
         if self.second_user:
             return relax.Tuple([y, e.emit(relax.op.exp(seen[self.second_user]), "other")])
         return y
+
+    def _scale(self, value: Any) -> Any:
+        return relax.op.multiply(value, relax.const(np.float32(self.scale)))
 
     def _attention(self, e: Emitter, own: Any) -> Any:
         options: dict[str, Any] = {"strides": self.stride, "dilation": self.dilation}

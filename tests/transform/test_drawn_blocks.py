@@ -2,6 +2,7 @@
 """Blocks that Hypothesis draws, from PyTorch to numbers: one kernel each, and the same result."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -61,6 +62,17 @@ CLASSICAL = Condenser("max", "sigmoid", "nearest", scale=True, residual=True)
 @example((Stage("basic", 20, 20, 1), 12, 4, Condenser(), (1, 12, 7, 9)), 0)
 @example((Stage("bottleneck", 28, 56, 1), 21, 4, CLASSICAL, (4, 21, 9, 7)), 0)
 def test_a_drawn_block_is_one_kernel_and_computes_the_same(drawn, seed):
+    check(drawn, seed)
+
+
+@pytest.mark.long
+@settings(max_examples=200, deadline=None)
+@given(drawn=blocks(), seed=st.integers(0, 9))
+def test_many_drawn_blocks_are_one_kernel_each(drawn, seed):
+    check(drawn, seed)
+
+
+def check(drawn, seed):
     stage, incoming, columns, flavour, shape = drawn
     network = condenser(stage, incoming, columns, flavour, seed)
     x = np.random.default_rng(seed).standard_normal(shape).astype("float32")

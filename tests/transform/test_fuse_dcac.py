@@ -49,7 +49,12 @@ def test_matches_every_kind_and_flavour(kind, flavour, condense, layout):
         {"features_first": True, "scale": 0.7, "residual": True},
         {"gate": "sigmoid"},
         {"scale": 0.7},
+        {"scale": 0.7, "scaled": "gate"},
+        {"scale": 0.7, "scaled": "gate", "gate": "sigmoid", "residual": True},
+        {"scale": 0.7, "scaled": "features", "features_first": True},
         {"residual": True},
+        {"residual_of_input": True, "condense": None, "channels": 8},
+        {"residual_of_input": True, "condense": None, "channels": 8, "features_first": True},
         {"activation": False},
         {"bias": False},
         {"batch": 4},
@@ -82,6 +87,7 @@ def test_matches_every_spelling(change):
         ),
         (Block(feature_pool=("max", 2)), ["pooled differently", "max_pool2d 2x2 (features)"]),
         (Block(kind="bottleneck", pool_stride=1), ["windows overlap"]),
+        (Block(kind="bottleneck", pool_stride=3), ["windows leave pixels out"]),
         (Block(expand_columns=2), ["unsupported groups", "columns are 2 and 4"]),
         (
             Block(kind="bottleneck", expand_columns=4),
@@ -92,7 +98,7 @@ def test_matches_every_spelling(change):
         (Block(condense=None, stride=2, size=(1, 1)), ["a strided convolution", "`embed`"]),
         (Block(dilation=2), ["a dilated convolution", "`embed`"]),
         (Block(weight_is_input=True), ["no constants", "`embed`"]),
-        (Block(other_features=True), ["do not share their input"]),
+        (Block(other_features=True), ["`lv", "is relax.exp, which no branch of ours has"]),
         (Block(two_projections=True), ["feature branch has 2 convolutions"]),
         (Block(one_convolution=True), ["attention branch has 1 convolutions"]),
         (CLASSICAL.with_(upsample="linear"), ["`linear`, not nearest"]),
@@ -122,7 +128,50 @@ def test_a_layout_change_inside_is_no_match():
         gate = e.emit(relax.op.nn.softmax(attention, 1))
         return e.act(e.emit(relax.op.multiply(gate, e.conv(x, 12, 1, name="project"))))
 
-    assert "do not share their input" in verdict(module(body, (1, 8, 8, 8))).reason
+    assert "`moved` is relax.permute_dims" in verdict(module(body, (1, 8, 8, 8))).reason
+
+
+def test_branches_of_different_inputs_are_told():
+    def body(e, x):
+        elsewhere = e.emit(relax.op.zeros((1, 8, 8, 8), "float32"), "elsewhere")
+        attention = e.conv(e.act(e.conv(x, 12, 3, 4)), 12, 3, 4)
+        gate = e.emit(relax.op.nn.softmax(attention, 1))
+        return e.act(e.emit(relax.op.multiply(gate, e.conv(elsewhere, 12, 1))))
+
+    found = verdict(module(body, (1, 8, 8, 8))).reason
+    assert found == "the branches do not share their input: `x` and `elsewhere`"
+
+
+def test_a_softmax_over_pixels_is_told():
+    def body(e, x):
+        attention = e.conv(e.act(e.conv(x, 12, 3, 4)), 12, 3, 4)
+        flat = e.emit(relax.op.reshape(attention, (1, 12, 64)), "flat")
+        gate = e.emit(relax.op.nn.softmax(flat, 2))
+        gate = e.emit(relax.op.reshape(gate, (1, 12, 8, 8)))
+        return e.act(e.emit(relax.op.multiply(gate, e.conv(x, 12, 1))))
+
+    assert "`flat` is relax.reshape" in verdict(module(body, (1, 8, 8, 8))).reason
+
+
+def test_an_activation_of_the_features_is_told():
+    def body(e, x):
+        attention = e.conv(e.act(e.conv(x, 12, 3, 4)), 12, 3, 4)
+        gate = e.emit(relax.op.nn.softmax(attention, 1))
+        return e.emit(relax.op.multiply(gate, e.act(e.conv(x, 12, 1), "lit")))
+
+    found = verdict(module(body, (1, 8, 8, 8))).reason
+    assert found == "the feature branch has an activation, `lit`"
+
+
+@pytest.mark.parametrize("of_features", [True, False])
+@pytest.mark.parametrize("gate", [relax.op.sigmoid, relax.op.nn.softmax])
+def test_a_gate_without_a_convolution_is_no_candidate(gate, of_features):
+    def body(e, x):
+        features = e.conv(x, 8, 3)
+        gated = e.emit(gate(features if of_features else x))
+        return e.act(e.emit(relax.op.multiply(features, gated)))
+
+    assert judge(RULE, Dataflow(module(body, (1, 8, 8, 8))["main"])) == []
 
 
 def test_an_order_that_nobody_knows_is_a_reason():
@@ -153,7 +202,7 @@ def test_a_match_that_the_layouts_take_apart_is_told():
     rule = FuseDCAC(absorb_layout_change=False)
     report = lower_with_report(mod, HOST, rules=[rule]).fusion
     assert report.of_rule(RULE.name) == (0, 1)
-    assert "do not share their input" in report.verdicts[0].reason
+    assert "is relax.permute_dims, which no branch of ours has" in report.verdicts[0].reason
 
 
 def test_an_inner_result_that_the_network_returns_is_a_reason():

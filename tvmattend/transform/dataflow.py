@@ -39,6 +39,18 @@ class Dataflow:
         """Variables whose values read this one; the function's result is not among them."""
         return self._readers.get(variable, [])
 
+    def ancestors(self, variable: Any) -> set[Any]:
+        """All variables that a variable is computed from, the function's parameters among them."""
+        from tvm import relax
+
+        found: set[Any] = set()
+        waiting = [variable]
+        while waiting:
+            read = relax.analysis.free_vars(self.value(waiting.pop()))
+            waiting += [other for other in read if other not in found]
+            found.update(read)
+        return found
+
     def is_output(self, variable: Any) -> bool:
         """Whether the function returns the variable, alone or in a tuple."""
         from tvm import relax

@@ -8,11 +8,11 @@
     y = act(gate(A) * B [* S] [+ B])      ->  y = dcac(x, weights)
 
 with gate = softmax over the channels or sigmoid, condense = average or maximum pooling or nothing,
-every convolution with or without a bias, S before or behind the gate, and the operands of `*` and
-`+` in either order. The left
-side is 8 to 13 operators and, through TVM's FuseOps, four to seven kernels, because it never joins
-two convolutions: the condensed input is read twice, and A and softmax(A) go through memory. On the
-right the stages share their tiles while these are in cache.
+every convolution with or without a bias, S with gate(A), with B or with their product, and the
+operands of `*` and `+` in either order. Where nothing is condensed the sum may be with x, not B.
+The left side is 8 to 13 operators and, through TVM's FuseOps, four to seven kernels, because it
+never joins two convolutions: the condensed input is read twice, and A and softmax(A) go through
+memory. On the right the stages share their tiles while these are in cache.
 
 Sources: Wong et al., arXiv 2208.06980 (DC-AC) and arXiv 2008.04245 (the classical condenser).
 """
@@ -45,15 +45,20 @@ class FuseDCAC(FusionRule):
     def candidates(self, flow: Dataflow) -> Iterator[Any]:
         """Every product of a softmax or sigmoid with features of the same shape.
 
-        A gate that is broadcast (squeeze-and-excitation) selects no element: it is another block.
+        A gate that is broadcast (squeeze-and-excitation) selects no element, and one without a
+        convolution of its own (a gated linear unit) attends to nothing: these are other blocks.
         """
         for variable, product in flow.calls(pieces.MULTIPLY):
-            gates = [op_name(flow.value(operand)) in pieces.GATES for operand in product.args]
             left, right = product.args
-            if not any(gates) or is_constant(left) or is_constant(right):
+            if is_constant(left) or is_constant(right):
+                continue
+            gate, features = _gate_and_features(flow, product)
+            if gate is None:
                 continue
             same = left.ty.shape is not None and str(left.ty.shape) == str(right.ty.shape)
-            if same and len(left.ty.shape) == 4:
+            attention, _, meeting = _branches(flow, gate, features)
+            attends = meeting is None or attention[meeting] > 0
+            if same and len(left.ty.shape) == 4 and attends:
                 yield variable
 
     def roots(self, flow: Dataflow, candidate: Any) -> Sequence[Any]:
@@ -96,15 +101,13 @@ class FuseDCAC(FusionRule):
 
     def explain(self, flow: Dataflow, candidate: Any) -> str:
         """Follow both operands of the gate back to where they stop looking like a branch."""
-        left, right = flow.value(candidate).args
-        gated = op_name(flow.value(left)) in pieces.GATES
-        gate, features = (left, right) if gated else (right, left)
-        attention = _chain(flow, flow.value(gate).args[0])
-        feature = _chain(flow, features)
-        meeting = next((here for here in feature if here in attention), None)
+        gate, features = _gate_and_features(flow, flow.value(candidate))
+        attention, feature, meeting = _branches(flow, gate, features)
         if meeting is None:
-            ends = [list(chain)[-1].name for chain in (attention, feature)]
-            return f"the branches do not share their input: `{ends[0]}` and `{ends[1]}`"
+            return _no_meeting(flow, attention, feature)
+        activation = _first(flow, feature, meeting, pieces.ACTIVATIONS)
+        if activation is not None:
+            return f"the feature branch has an activation, `{activation.name}`"
         if feature[meeting] != 1:
             return f"the feature branch has {feature[meeting]} convolutions, not one"
         if not 2 <= attention[meeting] <= len(_ATTENTION):
@@ -144,10 +147,14 @@ def _variant(bottleneck: bool, classical: bool, condensed: bool, change: bool) -
     attention = conv(hidden, parts, "expand")
     parts["gate"] = pieces.one_of(pieces.GATES, attention)
     features = conv(features_in, parts, "project")
-    weighted = pieces.either_order(pieces.MULTIPLY, features, is_const()) | features
-    gated = pieces.either_order(pieces.MULTIPLY, parts["gate"], weighted)
-    scaled = pieces.either_order(pieces.MULTIPLY, gated, is_const()) | gated
-    selected = pieces.either_order(pieces.ADD, scaled, features) | scaled
+
+    def scaled(value: Any) -> Any:
+        return pieces.either_order(pieces.MULTIPLY, value, is_const()) | value
+
+    product = scaled(pieces.either_order(pieces.MULTIPLY, scaled(parts["gate"]), scaled(features)))
+    selected = pieces.either_order(pieces.ADD, product, features) | product
+    if not condensed and not change:
+        selected = pieces.either_order(pieces.ADD, product, x) | selected
     words = (
         "bottleneck" if bottleneck else "basic",
         *(("classical",) if classical else ()),
@@ -180,9 +187,7 @@ def _pools_fault(match: Match) -> str:
     pools = match.named("condense", "condense_reduced")
     if len({pieces.pooling(call) for call in pools}) > 1:
         return _pooled_differently(pools[1:], pools[:1])
-    if any(pieces.overlaps(call) for call in pools):
-        return "the condensing windows overlap"
-    return ""
+    return next((fault for call in pools if (fault := pieces.not_apart(call))), "")
 
 
 def _pooled_differently(attention: Sequence[Any], features: Sequence[Any]) -> str:
@@ -194,9 +199,12 @@ def _pooled_differently(attention: Sequence[Any], features: Sequence[Any]) -> st
 
 
 def _describe(pooling: tuple[Any, ...]) -> str:
-    operator, size, strides, *_ = pooling
-    step = "" if size == strides else f" by {'x'.join(map(str, strides))}"
-    return f"{str(operator).rpartition('.')[2]} {'x'.join(map(str, size))}{step}"
+    operator, size, strides, padding, rounds_up, counts = pooling
+    words = [str(operator).rpartition(".")[2], "x".join(map(str, size))]
+    words += [f"by {'x'.join(map(str, strides))}"] if size != strides else []
+    words += [f"padded by {','.join(map(str, padding))}"] if any(padding) else []
+    words += ["that counts no padding"] if counts is False else []
+    return " ".join([*words, "rounded up"] if rounds_up else words)
 
 
 def _gate_fault(match: Match, layout: str) -> str:
@@ -223,10 +231,49 @@ def _name(match: Match, part: str) -> str:
     return str(match.flow.variable(match.parts[part]).name)
 
 
+def _gate_and_features(flow: Dataflow, product: Any) -> tuple[Any, Any]:
+    """The operand that is a gate, without what scales or reshapes it, and the other; else None."""
+    left, right = product.args
+    for operand, other in ((left, right), (right, left)):
+        here = operand
+        while op_name(call := flow.value(here)) in {pieces.MULTIPLY, pieces.RESHAPE}:
+            varying = [argument for argument in call.args if not is_constant(argument)]
+            if op_name(call) == pieces.MULTIPLY and len(varying) != 1:
+                break
+            here = varying[0]
+        if op_name(flow.value(here)) in pieces.GATES:
+            return here, other
+    return None, None
+
+
+def _first(flow: Dataflow, chain: dict[Any, int], end: Any, operators: Sequence[str]) -> Any:
+    """The first variable of a chain, up to another of it, that one of some operators computes."""
+    before = list(chain)[: list(chain).index(end)]
+    return next((here for here in before if op_name(flow.value(here)) in operators), None)
+
+
+def _no_meeting(flow: Dataflow, attention: dict[Any, int], feature: dict[Any, int]) -> str:
+    """Why two chains have no variable in common: they end at an operator, or at other inputs."""
+    ends = [list(chain)[-1] for chain in (attention, feature)]
+    before = [{end} | flow.ancestors(end) for end in ends]
+    for end in ends:
+        if op_name(flow.value(end)) and not before[0].isdisjoint(before[1]):
+            return f"`{end.name}` is {op_name(flow.value(end))}, which no branch of ours has there"
+    return f"the branches do not share their input: `{ends[0].name}` and `{ends[1].name}`"
+
+
 def _pools(flow: Dataflow, chain: dict[Any, int], end: Any) -> list[Any]:
     """Poolings of a chain up to a variable of it."""
     before = list(chain)[: list(chain).index(end)]
     return [value for here in before if op_name(value := flow.value(here)) in pieces.POOLS]
+
+
+def _branches(
+    flow: Dataflow, gate: Any, features: Any
+) -> tuple[dict[Any, int], dict[Any, int], Any]:
+    """The chains that end in a gate's argument and in the features, and where they meet if so."""
+    attention, feature = _chain(flow, flow.value(gate).args[0]), _chain(flow, features)
+    return attention, feature, next((here for here in feature if here in attention), None)
 
 
 def _chain(flow: Dataflow, start: Any) -> dict[Any, int]:

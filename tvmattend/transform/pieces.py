@@ -14,7 +14,7 @@ CONV, ADD, MULTIPLY = "relax.nn.conv2d", "relax.add", "relax.multiply"
 POOLS = ("relax.nn.avg_pool2d", "relax.nn.max_pool2d")
 ACTIVATIONS = ("relax.nn.silu", "relax.nn.relu", "relax.nn.gelu", "relax.tanh")
 GATES = ("relax.nn.softmax", "relax.sigmoid")
-RESIZE = "relax.image.resize2d"
+RESIZE, RESHAPE = "relax.image.resize2d", "relax.reshape"
 
 
 def one_of(operators: Sequence[str], x: Any) -> Any:
@@ -66,10 +66,12 @@ def pooling(call: Any) -> tuple[Any, ...]:
     return op_name(call), *numbers, bool(attrs.ceil_mode), counts
 
 
-def overlaps(call: Any) -> bool:
-    """Whether the windows of a pooling overlap or reach over the edge."""
+def not_apart(call: Any) -> str:
+    """Why the windows of a pooling do not take a map apart; empty if they do."""
     _, size, strides, padding, *_ = pooling(call)
-    return bool(size != strides or any(padding))
+    if any(padding) or any(step < extent for step, extent in zip(strides, size, strict=True)):
+        return "the condensing windows overlap or are padded"
+    return "" if size == strides else "the condensing windows leave pixels out"
 
 
 def groups(conv: Any) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvmattend.transform.dataflow import Dataflow, op_name, static_shape
+from tvmattend.transform.dataflow import Dataflow, static_shape
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,6 @@ class Match:
     def named(self, *names: str) -> list[Any]:
         """The parts of these names that are there."""
         return [self.parts[name] for name in names if name in self.parts]
-
-    def calls(self, *operators: str) -> list[Any]:
-        """Calls of these operators within the subgraph."""
-        values = (self.flow.value(member) for member in self.members)
-        return [value for value in values if op_name(value) in operators]
 
     def inputs(self) -> list[Any]:
         """Variables that the subgraph reads and does not compute."""
