@@ -66,8 +66,17 @@ def test_every_form_of_a_machine_writes_to_the_same_place(capsys):
 def test_the_ir_of_every_phase_is_dumped(tmp_path):
     assert run([*TINY, "--dump-ir", str(tmp_path / "ir")]) == 0
     names = sorted(path.name for path in (tmp_path / "ir").iterdir())
-    assert names[0].startswith("00-")
-    assert "def main" in (tmp_path / "ir" / names[-1]).read_text()
+    assert names[0] == "00-canonical.py"
+    assert names[-1] == "08-scheduled.py"
+    assert "T.vectorized" in (tmp_path / "ir" / names[-1]).read_text()
+
+
+@pytest.mark.parametrize("place", ["bundle", "bundle/ir", "."])
+def test_a_dump_and_a_bundle_do_not_lie_in_each_other(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run([*TINY, "--output", "bundle", "--dump-ir", place]) == 17
+    assert "lie in each other" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

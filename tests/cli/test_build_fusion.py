@@ -65,7 +65,7 @@ def test_a_network_without_blocks_builds_and_says_so(networks: Path) -> None:
     result = build(*model, "--strict-fusion", "--dump-ir", "ir", "--verify")
     assert "fusion   dcac 0 blocks\n" in result.stdout
     assert "global_pool_linear 1 of 1 fused" in result.stdout
-    assert (networks / "ir" / "00-layout.py").is_file()
+    assert (networks / "ir" / "00-canonical.py").is_file()
     manifest = json.loads((networks / "bundle" / "manifest.json").read_text())
     assert manifest["fusion"]["dcac"] == {"matched": 0, "candidates": 0}
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger counts what it says it counts; the report says what was fused and what was not."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import tvm
@@ -10,8 +12,9 @@ from tvm import relax
 from tvm.script import tirx as T  # noqa: N812  (TVMScript's own spelling)
 
 from tvmattend.codegen.schedule import schedule_kernels
-from tvmattend.errors import FusionError
+from tvmattend.errors import FusionError, StorageError
 from tvmattend.transform import all_rules, lower, lower_with_report
+from tvmattend.transform.dump import Dump
 from tvmattend.transform.fuse_dcac import FuseDCAC
 from tvmattend.transform.ledger import keep_account, lower_by_default
 from tvmattend.transform.rules import DCAC
@@ -100,19 +103,59 @@ def test_a_network_without_blocks_says_so():
 
 
 def test_every_phase_is_dumped_numbered(tmp_path):
-    lower(Block().module(), HOST, tmp_path, all_rules())
+    lower(Block().module(), HOST, Dump(tmp_path), all_rules())
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [
-        "00-layout.py",
-        "01-fold.py",
-        "02-group.py",
-        "03-legalize.py",
-        "04-annotate.py",
-        "05-lift.py",
-        "06-fuse.py",
+        "00-canonical.py",
+        "01-layout.py",
+        "02-fold.py",
+        "03-group.py",
+        "04-legalize.py",
+        "05-annotate.py",
+        "06-lift.py",
+        "07-fuse.py",
     ]
-    assert "Composite" in (tmp_path / "02-group.py").read_text()
-    assert "relax.nn" not in (tmp_path / "06-fuse.py").read_text()
+    assert "Composite" in (tmp_path / "03-group.py").read_text()
+    assert "relax.nn" not in (tmp_path / "07-fuse.py").read_text()
+
+
+def test_a_dump_takes_the_place_of_an_earlier_one(tmp_path):
+    lower(Block().module(), HOST, Dump(tmp_path), all_rules())
+    dump = Dump(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    dump.write("only", Block().module())
+    assert [path.name for path in tmp_path.iterdir()] == ["00-only.py"]
+
+
+def test_a_dump_does_not_touch_what_is_not_its_own(tmp_path):
+    (tmp_path / "00-layout.py").write_text("of an earlier dump")
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"`mine.txt`"):
+        Dump(tmp_path)
+    assert (tmp_path / "00-layout.py").is_file()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none/dump", "/dev/full"])
+def test_a_dump_that_cannot_be_written_is_told_at_once(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written") as told:
+        Dump(Path(place))
+    assert "--dump-ir" in told.value.hint
+
+
+def test_half_a_phase_is_not_left(tmp_path, monkeypatch):
+    dump = Dump(tmp_path)
+
+    def full(path, *arguments, **options):
+        with path.open("w") as stream:
+            stream.write("half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StorageError, match=r"00-canonical\.py cannot be written: No space"):
+        dump.write("canonical", Block().module())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_scratch_of_a_hand_written_kernel():

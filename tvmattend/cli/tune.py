@@ -110,6 +110,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
 @click.option(
     "--no-fusion", is_flag=True, help="Tune what `build --no-fusion` builds, for comparison."
 )
+@click.option("--strict-fusion", is_flag=True, help="A DC-AC block that is not fused is an error.")
 @click.option("--dry-run", is_flag=True, help="Show tasks, records, estimated time; run nothing.")
 @click.option(
     "--prune",
@@ -136,6 +137,7 @@ def command(
     tuning_records: tuple[Path, ...],
     cross_compiler: str | None,
     no_fusion: bool,
+    strict_fusion: bool,
     dry_run: bool,
     prune: int | None,
     log: Path | None,
@@ -148,6 +150,8 @@ def command(
     """
     request.check()
     spec = parse_target(target, 1 if estimate and threads is None else threads)
+    if no_fusion and strict_fusion:
+        raise click.UsageError("--strict-fusion asks for what --no-fusion switches off")
     if prune is not None:
         _prune(request, spec, output, prune, as_json)
         return
@@ -168,6 +172,7 @@ def command(
         "tuning_records": tuning_records,
         "cross_compiler": cross_compiler,
         "fusion": not no_fusion,
+        "strict_fusion": strict_fusion,
         "model": _model() if estimate else None,
         "log": log,
     }

@@ -32,6 +32,7 @@ from tvmattend.tuning.records import RecordSet, find_records
 if TYPE_CHECKING:
     from tvmattend.frontend import ImportedModel
     from tvmattend.transform import FusionReport
+    from tvmattend.transform.dump import Dump
 
 Observer = Callable[[str], None]
 
@@ -126,7 +127,7 @@ def build(
         tuning_records: Record files or directories to look at before the usual places.
         use_records: False builds every kernel with its default schedule.
         cross_compiler: A command to link with instead of Zig.
-        dump_ir: Directory for the IR after each phase, numbered.
+        dump_ir: Directory of its own for the IR after each phase, numbered.
         fusion: False leaves fusion to TVM's own FuseOps, for comparison.
         strict_fusion: A DC-AC block that is not fused is an error.
         format: `vm` for TVM's virtual machine, `standalone` for a C library.
@@ -152,6 +153,7 @@ def build(
     require_room(directory, BUILD_BYTES, "free some space there, or choose another --output")
     require_room(temporary_directory(), BUILD_BYTES, "free some space there, or set TMPDIR")
     records = find_records(request.name, target, tuning_records) if use_records else RecordSet()
+    dump = None if dump_ir is None else _dump(dump_ir, directory)
 
     seconds: dict[str, float] = {}
     with _step("import", f"importing {request.model}", seconds, observer):
@@ -159,11 +161,13 @@ def build(
     from tvmattend.transform import lower_with_report
 
     with _step("lower", "choosing layouts and fusing", seconds, observer):
-        lowered = lower_with_report(imported.ir_module, target, dump_ir, None if fusion else ())
+        lowered = lower_with_report(imported.ir_module, target, dump, None if fusion else ())
         if strict_fusion:
             lowered.fusion.require_all_blocks()
     with _step("schedule", "scheduling the kernels", seconds, observer):
         scheduled = schedule_kernels(lowered.mod, target, records)
+        if dump is not None:
+            dump.write("scheduled", scheduled.mod)
         report = lowered.fusion.of_scheduled(scheduled.mod)
         facts = kernel_facts(lowered.stages, imported.module_paths, target)
     with _scratch(directory) as scratch:
@@ -198,6 +202,24 @@ def build(
         format,
         said,
     )
+
+
+def _dump(dump_ir: Path, output: Path) -> "Dump":
+    """The directory of a dump, beside the bundle's.
+
+    Raises:
+        InputError: One lies in the other.
+        StorageError: It is not free for a dump.
+    """
+    from tvmattend.transform.dump import Dump
+
+    inner, outer = dump_ir.resolve(), output.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise InputError(
+            f"--dump-ir {dump_ir} and the bundle, {output}, lie in each other",
+            "name a directory beside it",
+        )
+    return Dump(dump_ir)
 
 
 @contextmanager

@@ -90,9 +90,10 @@ class FusionReport:
         """
         missed = [v for v in self.verdicts if v.rule == DCAC and not v.fused]
         if missed:
+            blocks = "1 DC-AC block is" if len(missed) == 1 else f"{len(missed)} DC-AC blocks are"
+            first = f"{', first' if len(missed) > 1 else ':'} `{missed[0].subject}`"
             raise FusionError(
-                f"{len(missed)} DC-AC blocks are not fused, first `{missed[0].subject}`: "
-                f"{missed[0].reason}",
+                f"{blocks} not fused{first}: {missed[0].reason}",
                 "change the network so that the block matches, or leave out --strict-fusion",
             )
 

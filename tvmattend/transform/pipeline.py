@@ -3,12 +3,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from schedules.machines import machine_of
 from tvmattend.target import TargetSpec
 from tvmattend.transform.dataflow import Dataflow
+from tvmattend.transform.dump import Dump
 from tvmattend.transform.fusion_report import FusionReport
 from tvmattend.transform.grouping import group
 from tvmattend.transform.layout import assign_layouts
@@ -85,7 +85,7 @@ class Lowered:
 def lower(
     mod: Any,
     target: TargetSpec,
-    dump: Path | None = None,
+    dump: Dump | None = None,
     rules: Sequence[FusionRule] | None = None,
 ) -> Any:
     """Canonical IRModule -> IRModule whose `main` calls one PrimFunc a kernel.
@@ -95,7 +95,7 @@ def lower(
     Args:
         mod: Canonical IRModule of `tvmattend.frontend`, weights as constants.
         target: Decides layouts, packing and register blocks.
-        dump: Directory that receives the IR after each phase, numbered.
+        dump: Receives the module as it comes and after each phase.
         rules: Fusion rules; None for the default ones, an empty sequence for none.
     """
     return _lower(mod, target, dump, default_rules() if rules is None else rules)[0][-1]
@@ -104,7 +104,7 @@ def lower(
 def lower_with_report(
     mod: Any,
     target: TargetSpec,
-    dump: Path | None = None,
+    dump: Dump | None = None,
     rules: Sequence[FusionRule] | None = None,
 ) -> Lowered:
     """Lower as `lower` does, and account for it.
@@ -129,20 +129,20 @@ def lower_with_report(
 
 
 def _lower(
-    mod: Any, target: TargetSpec, dump: Path | None, rules: Sequence[FusionRule]
+    mod: Any, target: TargetSpec, dump: Dump | None, rules: Sequence[FusionRule]
 ) -> tuple[tuple[Any, ...], Any]:
     """The module before and after each phase, and the module as the rules found it."""
     ungrouped, stages = mod, [mod]
+    if dump is not None:
+        dump.write("canonical", mod)
     with target.to_tvm():
-        for number, (name, phase) in enumerate(phases(target, rules)):
+        for name, phase in phases(target, rules):
             if name == "group":
                 ungrouped = mod
             mod = phase(mod)
             stages.append(mod)
             if dump is not None:
-                dump.mkdir(parents=True, exist_ok=True)
-                text = mod.script(show_meta=False)
-                (dump / f"{number:02d}-{name}.py").write_text(text, encoding="utf-8")
+                dump.write(name, mod)
     return tuple(stages), ungrouped
 
 

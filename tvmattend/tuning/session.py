@@ -4,6 +4,7 @@
 The order is the user's: what can be refused without torch, or without compiling, is refused first.
 """
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -56,6 +57,7 @@ class _Order:
     tuning_records: Sequence[Path]
     cross_compiler: str | None
     fusion: bool
+    strict_fusion: bool
     model: "Model | None"
 
 
@@ -92,6 +94,7 @@ def tune(
     tuning_records: Sequence[Path] = (),
     cross_compiler: str | None = None,
     fusion: bool = True,
+    strict_fusion: bool = False,
     model: "Model | None" = None,
     log: Path | None = None,
     observer: Observer = ignore,
@@ -108,6 +111,7 @@ def tune(
         tuning_records: Files or directories of other records, whose points are tried early.
         cross_compiler: Linker to use instead of Zig.
         fusion: False tunes the kernels that `build` makes without fusion rules, for comparison.
+        strict_fusion: A DC-AC block that is not fused is an error.
         model: Estimates in place of a board (`tvmattend.machine.kernels.KernelModel`).
         log: Takes what TVM and its worker processes print; None leaves that on the screen.
         observer: Told of everything that happens.
@@ -118,7 +122,16 @@ def tune(
         KeyboardInterrupt: Ctrl-C; every finished trial is recorded and the workers are gone.
     """
     order = _order(
-        request, target, endpoint, options, output, tuning_records, cross_compiler, fusion, model
+        request,
+        target,
+        endpoint,
+        options,
+        output,
+        tuning_records,
+        cross_compiler,
+        fusion,
+        strict_fusion,
+        model,
     )
     with chatter_to(log), ExitStack() as claims:
         return _run(_start(order, observer, claims), observer)
@@ -134,6 +147,7 @@ def plan_tuning(
     tuning_records: Sequence[Path] = (),
     cross_compiler: str | None = None,
     fusion: bool = True,
+    strict_fusion: bool = False,
     model: "Model | None" = None,
     log: Path | None = None,
     observer: Observer = ignore,
@@ -143,7 +157,16 @@ def plan_tuning(
     The arguments and errors are those of `tune`; a target that is not this machine needs no board.
     """
     order = _order(
-        request, target, endpoint, options, output, tuning_records, cross_compiler, fusion, model
+        request,
+        target,
+        endpoint,
+        options,
+        output,
+        tuning_records,
+        cross_compiler,
+        fusion,
+        strict_fusion,
+        model,
     )
     with chatter_to(log):
         return _plan(_start(order, observer, None))
@@ -158,6 +181,7 @@ def _order(
     tuning_records: Sequence[Path],
     cross_compiler: str | None,
     fusion: bool,
+    strict_fusion: bool,
     model: "Model | None",
 ) -> _Order:
     return _Order(
@@ -169,6 +193,7 @@ def _order(
         tuning_records,
         cross_compiler,
         fusion,
+        strict_fusion,
         model,
     )
 
@@ -214,7 +239,7 @@ def _start(order: _Order, observer: Observer, claims: ExitStack | None) -> _Star
         earlier = [
             each for each in earlier if each.machine.get("digest") == board.machine["digest"]
         ]
-    tasks, fusion = _tasks(request, target, order.fusion, observer)
+    tasks, fusion = _tasks(order, observer)
     return _Start(order, board, found, path, earlier, faults, tasks, fusion)
 
 
@@ -256,7 +281,15 @@ def _reach(order: _Order, observer: Observer) -> _Board | None:
     if order.model is not None:
         return _Board(None, "estimated", order.model.describe(target.num_cores))
     if endpoint is None:
-        return _Board(None, "measured", host_machine()) if target.is_host else None
+        if not target.is_host:
+            return None
+        cores = os.cpu_count() or 1
+        if target.num_cores > cores:
+            raise TuningError(
+                f"{target.num_cores} threads, but this machine has {cores} cores",
+                f"give --threads 1 to {cores}; `build` takes records of the nearest number",
+            )
+        return _Board(None, "measured", host_machine())
     observer(Stage(f"reaching the board {endpoint}"))
     info = probe(endpoint, target, order.cross_compiler)
     machine = board_machine(info)
@@ -266,10 +299,9 @@ def _reach(order: _Order, observer: Observer) -> _Board | None:
     return _Board(endpoint, "emulated" if info.emulated else "measured", machine)
 
 
-def _tasks(
-    request: ModelRequest, target: TargetSpec, fusion: bool, observer: Observer
-) -> tuple[Sequence[Any], "FusionReport | None"]:
+def _tasks(order: _Order, observer: Observer) -> tuple[Sequence[Any], "FusionReport | None"]:
     """The kernels to tune, and what fusion made of the network."""
+    request, target = order.request, order.target
     observer(Stage(f"importing {request.model}"))
     from tvmattend.frontend import import_model
 
@@ -278,7 +310,9 @@ def _tasks(
     from tvmattend.transform import lower_with_report
     from tvmattend.tuning.tasks import extract_tasks
 
-    lowered = lower_with_report(imported.ir_module, target, rules=None if fusion else ())
+    lowered = lower_with_report(imported.ir_module, target, rules=None if order.fusion else ())
+    if order.strict_fusion:
+        lowered.fusion.require_all_blocks()
     return extract_tasks(lowered.mod, target), lowered.fusion
 
 
