@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from tvmattend.bench.results import results_option, write_text
 from tvmattend.cli.main import errors_told
 from tvmattend.machine.bundles import estimate_bundle
 
@@ -21,16 +22,15 @@ RESULTS = Path(__file__).parent / "results"
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@results_option(RESULTS)
 def main(bundle: Path, results: Path) -> None:
     """Print the table and write `results/a72-kernels.txt`."""
 
     def progress(text: str) -> None:
         print(text, file=sys.stderr)
 
-    with errors_told():
-        found = estimate_bundle(bundle, progress=progress)
-        hits = {part.name: part for part in estimate_bundle(bundle, caches=False).parts}
+    found = estimate_bundle(bundle, progress=progress)
+    hits = {part.name: part for part in estimate_bundle(bundle, caches=False).parts}
     columns = ("cycles", "all hits", "FMAs", "of peak", "ports", "front", "L2", "DRAM")
     lines = [f"{'M cycles':28} calls" + "".join(f"{name:>9}" for name in columns)]
     for part in (found.whole, *found.parts):
@@ -48,9 +48,9 @@ def main(bundle: Path, results: Path) -> None:
         lines.append(f"{part.name:28} {part.calls or '':>5}{row}")
     text = "\n".join(lines) + "\n"
     print(text, end="")
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "a72-kernels.txt").write_text(text, encoding="utf-8")
+    write_text(results / "a72-kernels.txt", text)
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -8,7 +8,6 @@ All by the same estimator and on the same input, outputs compared with PyTorch's
 and so a quarter of an hour under QEMU; `--against` leaves them out.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ import click
 
 from tvmattend.bench.catalogue import TVM_DEFAULT, UNTUNED, parse_against
 from tvmattend.bench.estimated import AGAINST, EstimateOptions, compare_estimates
+from tvmattend.bench.results import results_option, write_entries, write_text
 from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.frontend import ModelRequest
@@ -64,25 +64,24 @@ def lines(data: dict[str, Any]) -> list[str]:
 @click.option("--threads", type=click.Choice(["1", "4"]), default="1", show_default=True)
 @click.option("--against", default=EVERYTHING, show_default=True)
 @click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@results_option(RESULTS)
 def main(
     model: str, threads: str, against: str, tuning_records: tuple[Path, ...], results: Path
 ) -> None:
     """Compare, explain, and write both down."""
     target = parse_target("cortex-a72", int(threads))
-    with errors_told():
-        options = EstimateOptions(int(threads), parse_against(against), tuning_records)
-        found = compare_estimates(ModelRequest(model), target, options, say)
-        ours = kernels(model, target, tuning_records)
+    options = EstimateOptions(int(threads), parse_against(against), tuning_records)
+    found = compare_estimates(ModelRequest(model), target, options, say)
+    ours = kernels(model, target, tuning_records)
     text = [*found.lines(), "", *lines(ours)]
     print("\n".join(text))
-    results.mkdir(parents=True, exist_ok=True)
     stem = results / f"a72-network-{threads}"
     data = {**found.to_json(), "records": ours["records"], "slowest": ours["slowest"]}
-    stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    write_entries(stem.with_suffix(".json"), data)
     command = f"$ python benchmarks/a72_network.py --threads {threads} --against {against}"
-    stem.with_suffix(".txt").write_text("\n".join([command, *text]) + "\n", encoding="utf-8")
+    write_text(stem.with_suffix(".txt"), "\n".join([command, *text]))
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

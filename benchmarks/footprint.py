@@ -23,7 +23,9 @@ from typing import Any
 import click
 
 from tvmattend.bench.host import describe_machine, machine_line, machine_slug
+from tvmattend.bench.results import read_entries, results_option, write_entries
 from tvmattend.bundle.manifest import FORMATS
+from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.models import REGISTRY, lookup, parameters
 from tvmattend.target import host_target
@@ -86,8 +88,14 @@ def probe(bundle: Path) -> dict[str, Any]:
     "--format", "kind", default="vm", show_default=True, type=click.Choice(FORMATS),
     help="Of the bundle.",
 )  # fmt: skip
-@click.option("--repeat", default=5, show_default=True, help="Processes; the median counts.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Processes; the median counts.",
+)
+@results_option(RESULTS)
 def main(model: str, kind: str, repeat: int, results: Path) -> None:
     """Measure and write `results/footprint-<machine>.json`."""
     weights = 4 * parameters(lookup(model))
@@ -114,7 +122,7 @@ def main(model: str, kind: str, repeat: int, results: Path) -> None:
         f"planned activations + 30 = {wanted / MEGABYTE:.1f} wanted)"
     )
     path = results / f"footprint-{machine_slug(machine)}.json"
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    entries = read_entries(path, {})
     entries[f"{model}, {kind}"] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
@@ -126,10 +134,10 @@ def main(model: str, kind: str, repeat: int, results: Path) -> None:
         "resident_growth_bytes": middle["grown"],
         "resident_bytes": middle["resident"],
     }
-    results.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_entries(path, entries)
     print(f"written: {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -7,7 +7,6 @@ pool needs. The goal: the library is never the slower one. What lies between the
 is printed by `tvmattend profile BUNDLE`.
 """
 
-import json
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +15,9 @@ import click
 
 from tvmattend.bench.comparison import Options, compare
 from tvmattend.bench.host import machine_line, machine_slug
+from tvmattend.bench.results import results_option, write_entries
 from tvmattend.bench.timing import ratio, ratio_range
+from tvmattend.cli.main import errors_told
 from tvmattend.frontend import ModelRequest
 from tvmattend.models import REGISTRY
 from tvmattend.target import host_target
@@ -29,7 +30,7 @@ VM, LIBRARY = "tvmattend-vm", "tvmattend-standalone"
 @click.option("--model", "models", multiple=True, type=click.Choice(list(REGISTRY)))
 @click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
 @click.option("--rounds", type=int, default=30, show_default=True)
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@results_option(RESULTS)
 def main(models: tuple[str, ...], threads: tuple[int, ...], rounds: int, results: Path) -> None:
     """Compare the two formats and write `results/formats-<machine>.json`."""
     entries = []
@@ -54,13 +55,12 @@ def main(models: tuple[str, ...], threads: tuple[int, ...], rounds: int, results
             )
             entries.append({**comparison.to_json(), "vm_by_library": round(gain, 4)})
     if machine is not None:
-        results.mkdir(parents=True, exist_ok=True)
         path = results / f"formats-{machine_slug(machine)}.json"
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        text = json.dumps({"date": date, "comparisons": entries}, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_entries(path, {"date": date, "comparisons": entries})
         print(f"written: {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

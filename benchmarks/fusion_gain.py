@@ -28,6 +28,8 @@ import numpy as np
 from torch import nn
 
 from tvmattend.bench.host import Load, describe_machine, machine_line, machine_slug
+from tvmattend.bench.results import read_entries, results_option, write_entries, write_text
+from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.frontend import ModelRequest
 from tvmattend.machine.bundles import estimate_bundle
@@ -97,7 +99,7 @@ def subjects(model: str) -> list[str]:
     show_default=True,
     help="Threads of the Cortex-A72; 0 for no estimate.",
 )
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@results_option(RESULTS)
 def main(
     model: str,
     threads: tuple[int, ...],
@@ -113,7 +115,7 @@ def main(
     if not any(threads):
         if not path.is_file():
             raise click.UsageError(f"--threads 0: nothing was measured before, there is no {path}")
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_entries(path, None)
     entries = []
     with tempfile.TemporaryDirectory(prefix="tvmattend-fusion-") as scratch:
         place = Path(scratch)
@@ -135,9 +137,8 @@ def main(
         measured = [entry for entry in kept["entries"] if entry["how"] == "measured"]
         entries = [{"date": kept["date"], **entry} for entry in measured] + entries
     found = {"date": date, "machine": machine, "model": model, "trials": trials, "entries": entries}
-    results.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(document(found), encoding="utf-8")
+    write_entries(path, found)
+    write_text(path.with_suffix(".md"), document(found))
     print(f"written: {path}", file=sys.stderr)
 
 
@@ -293,4 +294,5 @@ def document(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from tvmattend.bench.results import results_option, write_text
+from tvmattend.cli.main import errors_told
 from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.models import REGISTRY
 from tvmattend.target import parse_target
@@ -24,7 +26,7 @@ MOST_LAUNCHES, MOST_TRAFFIC = 23, 0.5
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(list(REGISTRY)))
 @click.option("--target", default="cortex-a72", show_default=True)
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@results_option(RESULTS)
 def main(models: tuple[str, ...], target: str, results: Path) -> None:
     """Print the table and write `results/fusion_ledger.txt`."""
     spec = parse_target(target)
@@ -53,9 +55,9 @@ def main(models: tuple[str, ...], target: str, results: Path) -> None:
                     f"{'met' if met else 'missed'}"
                 )
                 print(lines[-1], flush=True)
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "fusion_ledger.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(results / "fusion_ledger.txt", "\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -5,7 +5,6 @@ Writes `results/peers-<machine>.json` and `.md` after each comparison, so that a
 interrupted leaves what it has. A comparison of the same network, threads and trials is replaced.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,8 @@ from tvmattend.bench.catalogue import AGAINST, parse_against
 from tvmattend.bench.comparison import Options, compare
 from tvmattend.bench.host import machine_line, machine_slug
 from tvmattend.bench.report import Comparison
+from tvmattend.bench.results import read_entries, results_option, write_entries, write_text
+from tvmattend.cli.main import errors_told
 from tvmattend.frontend import ModelRequest
 from tvmattend.target import host_target
 
@@ -40,7 +41,7 @@ def store(comparison: Comparison, results: Path) -> tuple[Path, Path]:
     """
     stem = results / f"peers-{machine_slug(comparison.machine)}"
     data, text = stem.with_suffix(".json"), stem.with_suffix(".md")
-    entries = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else []
+    entries = read_entries(data, [])
     title = f"## {comparison.title()}"
     entry = {
         **comparison.to_json(),
@@ -50,10 +51,9 @@ def store(comparison: Comparison, results: Path) -> tuple[Path, Path]:
     }
     entries = [old for old in entries if _kind(old) != _kind(entry)] + [entry]
     entries.sort(key=_kind)
-    results.mkdir(parents=True, exist_ok=True)
-    data.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_entries(data, entries)
     tables = ["\n".join([*each["table"], "", f"Taken {each['date']}."]) for each in entries]
-    text.write_text("\n\n".join([HEAD.strip(), *tables]) + "\n", encoding="utf-8")
+    write_text(text, "\n\n".join([HEAD.strip(), *tables]))
     return data, text
 
 
@@ -68,7 +68,7 @@ def _kind(entry: Mapping[str, Any]) -> tuple[int, int, int]:
 @click.option("--rounds", type=int, default=15, show_default=True)
 @click.option("--trials", type=int, default=0, help="Tunes TVM's own pipeline that long.")
 @click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@results_option(RESULTS)
 def main(
     models: tuple[str, ...],
     threads: tuple[int, ...],
@@ -96,4 +96,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

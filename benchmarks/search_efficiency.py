@@ -30,7 +30,9 @@ from typing import Any
 import click
 
 from tvmattend.bench.host import Load
+from tvmattend.bench.results import results_option, write_entries
 from tvmattend.bench.timing import interleave
+from tvmattend.cli.main import errors_told
 from tvmattend.codegen.link import Linker
 from tvmattend.frontend import import_model
 from tvmattend.models import REGISTRY
@@ -90,7 +92,7 @@ def timed_again(
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", type=click.Choice(list(REGISTRY)), default="attendnext")
 @click.option("--again", is_flag=True, help="Time the best points once more, in turns.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@results_option(RESULTS)
 def main(file: Path, model: str, again: bool, results: Path) -> None:
     """Print the two figures and write `results/search-<core>.json`."""
     records, _ = read_records(file)
@@ -114,6 +116,7 @@ def main(file: Path, model: str, again: bool, results: Path) -> None:
         mine = by_task[key]
         # A kernel that a short run never tried has its default schedule.
         found = {
+            "default": next(iter(mine), None),
             "few": best(mine[:FEW]),
             "quarter": best([record for record in quarter if record.key == key])
             or next(iter(mine), None),
@@ -135,7 +138,6 @@ def main(file: Path, model: str, again: bool, results: Path) -> None:
             "points": task.space.size,
             "trials": len(mine),
             "weight": task.weight,
-            "default_us": round(mine[0].seconds * 1e6, 2) if mine else None,
             **{f"{name}_us": round(value * 1e6, 2) for name, value in seconds.items()},
             "share": round(seconds["many"] / seconds["few"], 4),
         })
@@ -158,9 +160,9 @@ def main(file: Path, model: str, again: bool, results: Path) -> None:
         + ("timed again, in turns" if again else "as recorded")
         + ("" if busy is None else f", others took {busy:.0%} of the machine")
     )
-    results.mkdir(parents=True, exist_ok=True)
     path = results / f"search-{model}-{target.name}-{first.origin}-{target.num_cores}.json"
-    text = json.dumps(
+    write_entries(
+        path,
         {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": model,
@@ -174,10 +176,9 @@ def main(file: Path, model: str, again: bool, results: Path) -> None:
             "quarter": {"trials": len(quarter), "seconds": totals[0] / 1e6},
             "whole": {"trials": len(records), "seconds": totals[1] / 1e6},
         },
-        indent=1,
     )
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -13,9 +13,11 @@ if [ "$trials" -gt 0 ]; then
     tvmattend tune --target host --threads "$threads" --prune 1
   done
 fi
+place=$(mktemp -d)
+trap 'rm -rf "$place"' EXIT
 for threads in 1 4; do
-  # Estimates by another version of the model are not comparable with today's.
-  rm -f "tuning_logs/attendnext/cortex-a72/estimated/$threads-threads.jsonl"
-  tvmattend tune --target cortex-a72 --estimate --threads "$threads" --trials "$estimates"
-  tvmattend tune --target cortex-a72 --threads "$threads" --prune 1
+  # In a place of its own: estimates by another version of the model are not comparable with today's.
+  tvmattend tune --target cortex-a72 --estimate --threads "$threads" --trials "$estimates" -o "$place"
+  tvmattend tune --target cortex-a72 --threads "$threads" --prune 1 -o "$place"
+  mv "$place/estimated/$threads-threads.jsonl" tuning_logs/attendnext/cortex-a72/estimated/
 done

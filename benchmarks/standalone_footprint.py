@@ -22,6 +22,8 @@ from typing import Any
 import click
 
 from tvmattend.bench.host import describe_machine, machine_line, machine_slug
+from tvmattend.bench.results import results_option, write_entries
+from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.models import REGISTRY
 from tvmattend.target import host_target
@@ -60,8 +62,14 @@ print(json.dumps({"start": created - start, "grown": resident("VmHWM") - before,
 @click.command()
 @click.option("--model", default="attendnext", type=click.Choice(list(REGISTRY)))
 @click.option("--threads", multiple=True, type=int, default=(1, 2, 4), show_default=True)
-@click.option("--repeat", default=5, show_default=True, help="Processes; the median counts.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Processes; the median counts.",
+)
+@results_option(RESULTS)
 def main(model: str, threads: tuple[int, ...], repeat: int, results: Path) -> None:
     """Measure and write `results/standalone-footprint-<machine>.json`."""
     machine = describe_machine()
@@ -78,9 +86,8 @@ def main(model: str, threads: tuple[int, ...], repeat: int, results: Path) -> No
             entries[f"{count} threads"] = entry
     path = results / f"standalone-footprint-{machine_slug(machine)}.json"
     stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    results.mkdir(parents=True, exist_ok=True)
     found = {"date": stamp, "machine": machine, "model": model, "entries": entries}
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_entries(path, found)
     print(f"written: {path}", file=sys.stderr)
 
 
@@ -111,4 +118,5 @@ def describe(entry: dict[str, Any], threads: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -5,7 +5,6 @@ The same network built twice, with the records that ship (or those given) and wi
 default schedule, timed in turns. The goal: untuned takes at most 1.5 times as long.
 """
 
-import json
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +14,9 @@ import click
 from tvmattend.bench.catalogue import UNTUNED
 from tvmattend.bench.comparison import Options, compare
 from tvmattend.bench.host import machine_line, machine_slug
+from tvmattend.bench.results import results_option, write_entries
 from tvmattend.bench.timing import ratio, ratio_range
+from tvmattend.cli.main import errors_told
 from tvmattend.frontend import ModelRequest
 from tvmattend.models import REGISTRY
 from tvmattend.target import host_target
@@ -30,7 +31,7 @@ LIMIT = 1.5
 @click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
 @click.option("--rounds", type=int, default=15, show_default=True)
 @click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@results_option(RESULTS)
 def main(
     models: tuple[str, ...],
     threads: tuple[int, ...],
@@ -69,13 +70,12 @@ def main(
                 "limit": LIMIT,
             })
     if machine is not None:
-        results.mkdir(parents=True, exist_ok=True)
         path = results / f"untuned-{machine_slug(machine)}.json"
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        text = json.dumps({"date": date, "comparisons": entries}, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_entries(path, {"date": date, "comparisons": entries})
         print(f"written: {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

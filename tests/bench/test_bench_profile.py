@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def test_json_says_all_that_was_promised(found: Profile) -> None:
         assert entry["gflops"] == pytest.approx(
             entry["flops"] / entry["ms"] / 1e6, rel=0.02, abs=0.1
         )
+
+
+def test_says_what_makes_figures_doubtful(found: Profile) -> None:
+    slow = replace(found.kernels[0], seconds=1.0)
+    quiet = replace(found, others=0.01, kernels=(slow,))
+    assert quiet.notes() == []
+    assert quiet.to_json()["other_load"] == 0.01
+    (busy,) = replace(quiet, others=0.4).notes()
+    assert "other processes used 40%" in busy
+    fast = replace(slow, seconds=slow.flops / (2 * found.roofline.flops))
+    (beyond,) = replace(quiet, kernels=(slow, fast)).notes()
+    assert "additions of Winograd's transforms" in beyond
 
 
 def test_instrument_leaves_nothing_behind(bundle: Path) -> None:
@@ -162,6 +175,11 @@ def test_command_prints_a_table_or_one_object(bundle: Path) -> None:
     assert "explained" in table.stdout
     printed = runner.invoke(command, [str(bundle), "--runs", "2", "--json"])
     assert json.loads(printed.stdout)["model"] == "attendnext_tiny"
+
+
+def test_no_kernel_is_no_table(bundle: Path) -> None:
+    for top in ("0", "-2"):
+        assert CliRunner().invoke(command, [str(bundle), "--top", top]).exit_code == 2
 
 
 def test_mistakes(bundle: Path, tmp_path: Path) -> None:

@@ -61,8 +61,13 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def machine_slug(machine: dict[str, Any]) -> str:
-    """Name the machine for a file: CPU, vectors and cores, e.g. `amd-epyc-avx2-2-cores`."""
-    words = f"{machine['cpu'] or machine['arch']} {machine['simd'] or ''} {machine['cores']} cores"
+    """Name the machine for a file: CPU, core, vectors and their number.
+
+    Virtual machines tell no more than `AMD EPYC` of several generations, hence the core:
+    `amd-epyc-family-25-model-17-avx-512-2-cores`.
+    """
+    parts = (machine["cpu"] or machine["arch"], machine.get("core"), machine["simd"])
+    words = f"{' '.join(str(part) for part in parts if part)} {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 

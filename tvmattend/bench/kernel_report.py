@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmattend.bench.host import machine_line
+from tvmattend.bench.report import busy_notes
 from tvmattend.bench.roofline import Roofline
 from tvmattend.target import TargetSpec
 
@@ -63,6 +64,7 @@ class Profile:
     builtin: float
     runs: int
     kernels: tuple[Kernel, ...]
+    others: float | None = None
 
     @property
     def total(self) -> float:
@@ -85,6 +87,7 @@ class Profile:
             "bandwidth_gbs": round(self.roofline.bandwidth / 1e9, 2),
             "bandwidth_footprint_bytes": self.roofline.footprint,
             "runs": self.runs,
+            "other_load": None if self.others is None else round(self.others, 3),
             "inference_ms": round(self.inference * 1e3, 4),
             "kernels_ms": round(self.total * 1e3, 4),
             "vm_ms": round(self.builtin * 1e3, 4),
@@ -97,6 +100,16 @@ class Profile:
                 for module, seconds, share in self.by_module()
             ],
         }
+
+    def notes(self) -> list[str]:
+        """What a reader must know of the figures."""
+        notes = busy_notes(self.others)
+        if any(kernel.flops > kernel.seconds * self.roofline.flops for kernel in self.kernels):
+            notes.append(
+                "more than the peak: additions of Winograd's transforms count too, and have "
+                "pipelines beside those of the multiply-adds that the peak is made of"
+            )
+        return notes
 
     def by_module(self, depth: int = 3) -> list[tuple[str, float, float]]:
         """Sum the kernels of each module, to a depth of its path: (path, seconds, share).

@@ -16,6 +16,7 @@ A standalone library has no instrument; it times its own steps, with the clock o
 calls it, and those of a fused kernel are added up.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tvmattend.bench.host import describe_machine
+from tvmattend.bench.host import Load, describe_machine
 from tvmattend.bench.kernel_report import Kernel, Profile
 from tvmattend.bench.roofline import measure
 from tvmattend.errors import BenchmarkError, BundleError, InputError
@@ -112,7 +113,8 @@ def profile(
     network = load(bundle, threads)
     manifest = Manifest.from_json(network.manifest)
     inputs = network.golden()[0][0]
-    network.time(*inputs, repeat=runs, warmup=2)
+    load_of_others = Load(sorted(os.sched_getaffinity(0)), [os.getpid()])
+    network.time(*inputs, repeat=runs, warmup=2)  # the clock and the caches
     observer("timing kernels in the inference")
     if manifest.format == "vm":
         inside, whole = _instrumented(network, inputs, runs, again=False)
@@ -136,6 +138,7 @@ def profile(
         builtin=statistics.median(run.builtin for run in inside),
         runs=runs,
         kernels=tuple(_kernels(inside, spot, manifest)),
+        others=load_of_others.others(),
     )
 
 

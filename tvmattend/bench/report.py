@@ -118,12 +118,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """What a reader must know of the figures."""
-        notes = []
-        if self.others is not None and self.others > BUSY:
-            notes.append(
-                f"other processes used {self.others:.0%} of these cores meanwhile: "
-                "repeat it on a quiet machine"
-            )
+        notes = busy_notes(self.others)
         if self.fastest_peer is None:
             notes.append("no peer was timed: there is nothing to compare with")
         return notes
@@ -185,6 +180,18 @@ class Comparison:
             f"{ratio(times, self.ours.timing):.2f}",
             f"{result.max_rel_error:.1e}",
         )
+
+
+def busy_notes(others: float | None) -> list[str]:
+    """Say so where other processes made figures doubtful.
+
+    Args:
+        others: Share of the cores' time that they had; None if unknown.
+    """
+    if others is None or others <= BUSY:
+        return []
+    note = f"other processes used {others:.0%} of these cores meanwhile"
+    return [f"{note}: repeat it on a quiet machine"]
 
 
 _HEADINGS = (

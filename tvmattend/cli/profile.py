@@ -11,7 +11,7 @@ import click
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--threads", type=int, help="Threads of the kernels; else the bundle's own.")
 @click.option("--runs", type=int, default=50, show_default=True, help="Inferences to look into.")
-@click.option("--top", type=int, help="Only the longest kernels, this many.")
+@click.option("--top", type=click.IntRange(min=1), help="Only the longest kernels, this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: Path, threads: int | None, runs: int, top: int | None, as_json: bool) -> None:
     """Time every kernel of a bundle inside real inferences.
@@ -23,6 +23,8 @@ def command(bundle: Path, threads: int | None, runs: int, top: int | None, as_js
     from tvmattend.bench.profiling import profile
 
     found = profile(bundle, threads, runs, lambda text: click.echo(text, err=True))
+    for note in found.notes():
+        click.echo(f"note: {note}", err=True)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:

@@ -103,7 +103,9 @@ def load(
     check_machine(manifest["target"], manifest["cpu_flags"])
     cpus = len(os.sched_getaffinity(0))
     if threads is not None and not 1 <= threads <= cpus:
-        raise InputError(f"threads={threads}, but this process may use {cpus} CPUs")
+        raise InputError(
+            f"{threads} threads, but this process may use {cpus} CPUs", f"give 1 to {cpus}"
+        )
     count = threads or min(int(manifest["threads"]), cpus)
     code = Code(directory, manifest["files"], private=require_signature is not None)
     if manifest["format"] == "standalone":
