@@ -70,8 +70,8 @@ class Machine:
 # 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6) and
 # the L2 gives one core 8 bytes a cycle, an eighth of what Zen 5's does. DRAM gives all cores of a
 # Raspberry Pi 4 together 4 bytes a nanosecond: 16 bytes in 7.3 cycles of 1.8 GHz.
-AARCH64 = Machine(
-    lanes=4,
+CORTEX_A72 = Machine(
+    lanes=ARM_LANES,
     accumulators=24,
     l1_bytes=32 * 1024,
     weights_a_load=4,
@@ -80,6 +80,10 @@ AARCH64 = Machine(
     weights_wait=7.3,
     chains=8,
 )
+# Any other Arm core has NEON's registers, and two pipelines of four cycles if it is a newer one
+# (Cortex-A76 software optimization guide). Nobody here measured one: it is taken to share a cache
+# and to wait for DRAM as a Cortex-A72 does.
+AARCH64 = replace(CORTEX_A72, in_flight=8)
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
 # L2: Zen 3's, where its use was measured; Haswell has half, cores with AVX-512 as much or more.
 X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024, l2_bytes=512 * 1024)
@@ -104,7 +108,7 @@ def machine_of(target: Any) -> Machine:
 def _core(triple: str, cpu: str, flags: tuple[str, ...]) -> Machine:
     """By what LLVM knows of a core, hundreds of which have names."""
     if triple.startswith("aarch64"):
-        return AARCH64
+        return CORTEX_A72 if cpu == "cortex-a72" else AARCH64
     from tvm.target import Target
     from tvm.target.codegen import llvm_get_cpu_features
 

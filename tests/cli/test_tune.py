@@ -533,3 +533,9 @@ def test_a_full_disk_is_known_before_the_import(which, monkeypatch, tmp_path):
     assert not list(full.iterdir())
     assert not (tmp_path / "logs").exists()
     run(*TINY, *words, "--dry-run", fails=AssertionError)  # which writes nothing
+
+
+def test_more_threads_than_this_machine_has_cores_are_refused(tmp_path):
+    refused = run(*TINY, "--threads", "1000", "--trials", "1", fails=TuningError)
+    assert "1000 threads, but this machine has" in str(refused.exception)
+    assert not (tmp_path / "tuning_logs").exists()

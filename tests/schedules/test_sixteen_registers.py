@@ -14,7 +14,7 @@ from one_kernel import constants, convolution, relative, run_point
 from tvm import s_tir, te
 
 from schedules import conv2d_channels, conv2d_pixels, space_for, winograd_pixels, winograd_tiles
-from schedules.machines import AARCH64, X86_64_V3, X86_64_V4
+from schedules.machines import CORTEX_A72, X86_64_V3, X86_64_V4
 from tvmattend.target import parse_target
 from tvmattend.transform.layout import CHANNELS, PIXELS
 from tvmattend.tuning.tasks import extract_tasks, kernel_module
@@ -67,7 +67,7 @@ def test_vectors_across_two_lines_are_loaded_more_often():
     assert X86_64_V3.stall(10, 1) == pytest.approx(0.1)
     assert X86_64_V3.stall(10, 1, across=1.5) == pytest.approx(0.15)
     # Four weights a load: fewer than the multiply-adds, whatever the vectors cost.
-    assert AARCH64.stall(10, 1, across=1.5) == 0.0
+    assert CORTEX_A72.stall(10, 1, across=1.5) == 0.0
 
 
 @pytest.mark.parametrize(("size", "features"), [(112, 8), (56, 10), (28, 21)])
@@ -87,7 +87,7 @@ def test_slabs_of_pointwise_convolutions_too(size):
 
 @pytest.mark.parametrize(
     ("machine", "outer", "block"),
-    [(X86_64_V3, 6, (7, 1)), (X86_64_V4, 3, (7, 3)), (AARCH64, 12, (7, 3))],
+    [(X86_64_V3, 6, (7, 1)), (X86_64_V4, 3, (7, 3)), (CORTEX_A72, 12, (7, 3))],
 )
 def test_blocks_of_tiles(machine, outer, block):
     assert winograd_tiles._block(49, outer, 3, machine) == block

@@ -8,7 +8,7 @@ import pytest
 from one_kernel import constants, convolution, relative, run_point
 
 from schedules import streamed_weights
-from schedules.machines import AARCH64, X86_64, X86_64_V3
+from schedules.machines import CORTEX_A72, X86_64, X86_64_V3
 from tvmattend.target import parse_target
 from tvmattend.transform.layout import CHANNELS
 from tvmattend.tuning.tasks import extract_tasks
@@ -65,13 +65,13 @@ def test_weights_are_packed_one_vector_a_block():
 @pytest.mark.parametrize(
     ("machine", "pixels", "channels", "why"),
     [
-        (AARCH64, 49, 372, "one core has DRAM for itself"),
-        (replace(AARCH64, threads=4), 196, 372, "seven passes outweigh the first"),
-        (replace(AARCH64, threads=4), 49, 3000, "the map is larger than the weights"),
+        (CORTEX_A72, 49, 372, "one core has DRAM for itself"),
+        (replace(CORTEX_A72, threads=4), 196, 372, "seven passes outweigh the first"),
+        (replace(CORTEX_A72, threads=4), 49, 3000, "the map is larger than the weights"),
         (replace(X86_64_V3, threads=4), 49, 372, "DRAM is faster than the sums"),
         (replace(X86_64, threads=4), 49, 372, "16 registers hold no such block"),
     ],
 )
 def test_where_it_does_not_pay(machine, pixels, channels, why):
-    assert streamed_weights.suits(372 * 372, 49, 372, replace(AARCH64, threads=4))
+    assert streamed_weights.suits(372 * 372, 49, 372, replace(CORTEX_A72, threads=4))
     assert not streamed_weights.suits(372 * 372, pixels, channels, machine), why

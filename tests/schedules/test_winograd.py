@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from one_kernel import HOST, constants, convolution, relative, run_point
 
 from schedules import conv2d_channels, winograd, winograd_pixels, winograd_tiles
-from schedules.machines import AARCH64, X86_64_V3, X86_64_V4, machine_of
+from schedules.machines import CORTEX_A72, X86_64_V3, X86_64_V4, machine_of
 from tvmattend.target import parse_target
 from tvmattend.transform.layout import CHANNELS, PIXELS
 from tvmattend.tuning.tasks import extract_tasks
@@ -152,10 +152,10 @@ def test_a_job_keeps_the_products_of_its_rows_of_tiles(by_column, rows):
 @pytest.mark.parametrize(
     ("machine", "threads", "pixels", "tile"),
     [
-        (AARCH64, 1, 7, (4, 2)),
-        (AARCH64, 4, 7, None),  # DRAM is shared: every weight more is waited for
-        (AARCH64, 1, 14, (4, 2)),
-        (AARCH64, 4, 14, (4, 2)),
+        (CORTEX_A72, 1, 7, (4, 2)),
+        (CORTEX_A72, 4, 7, None),  # DRAM is shared: every weight more is waited for
+        (CORTEX_A72, 1, 14, (4, 2)),
+        (CORTEX_A72, 4, 14, (4, 2)),
         (X86_64_V3, 1, 7, (4, 2)),
         (X86_64_V3, 1, 5, None),  # too few tiles for the transform of a weight
         (X86_64_V4, 1, 14, (4, 2)),
@@ -171,8 +171,8 @@ def test_tiles_of_a_machine(machine, threads, pixels, tile):
 @pytest.mark.parametrize(
     ("machine", "channels", "tile"),
     [
-        (AARCH64, 44, (2, 2)),
-        (AARCH64, 93, None),
+        (CORTEX_A72, 44, (2, 2)),
+        (CORTEX_A72, 93, None),
         (X86_64_V3, 93, (4, 2)),  # kept for some features at a time
         (X86_64_V3, 341, (4, 2)),
         (X86_64_V3, 342, (2, 2)),
@@ -197,7 +197,7 @@ def test_fewer_columns_than_threads_need_room_for_all_weights(batch, threads, ch
     assert (tiling and (tiling.rows.outputs, tiling.cols.outputs)) == tile
 
 
-@pytest.mark.parametrize(("machine", "vectors"), [(X86_64_V4, 1), (X86_64_V3, 3), (AARCH64, 3)])
+@pytest.mark.parametrize(("machine", "vectors"), [(X86_64_V4, 1), (X86_64_V3, 3), (CORTEX_A72, 3)])
 def test_vectors_whose_weights_are_kept_together(machine, vectors):
     assert winograd_tiles._most_vectors(24, 93, machine) == vectors
 
@@ -229,7 +229,7 @@ def test_several_blocks_of_features():
 
 
 @pytest.mark.parametrize("tile", [(2, 2), (4, 2)])
-@pytest.mark.parametrize("machine", [AARCH64, X86_64_V3, X86_64_V4])
+@pytest.mark.parametrize("machine", [CORTEX_A72, X86_64_V3, X86_64_V4])
 def test_what_is_packed(machine, tile):
     """Transformed where a cache is dear, the nine taps elsewhere; zeros behind 13 features."""
     algorithms = {2: winograd.F2, 4: winograd.F4}
@@ -239,7 +239,7 @@ def test_what_is_packed(machine, tile):
     raw = winograd.transforms_weights(machine)
     points = packed.transpose(0, 1, 4, 5, 2, 3) if raw else packed.transpose(0, 2, 4, 5, 3, 1)
     features = points.reshape(2, -1, *points.shape[4:])
-    assert raw == (machine is not AARCH64)
+    assert raw == (machine is not CORTEX_A72)
     assert features.shape[2:] == (5, 9 if raw else tiling.points)
     assert not features[:, 13:].any()
     wanted = weight
@@ -249,15 +249,15 @@ def test_what_is_packed(machine, tile):
 
 
 @pytest.mark.parametrize(("height", "points"), [(28, 6), (14, 4)])
-@pytest.mark.parametrize("machine", [AARCH64, X86_64_V3, X86_64_V4])
+@pytest.mark.parametrize("machine", [CORTEX_A72, X86_64_V3, X86_64_V4])
 def test_what_is_packed_for_pixels(machine, height, points):
     """Transformed down the kernel where a cache is dear, its three rows of taps elsewhere."""
     weight = np.random.default_rng(0).standard_normal((2 * 13, 5, 3, 3)).astype("float32")
     packed = winograd_pixels.pack(weight, 2, height, machine)
     wanted = weight
-    if machine is AARCH64:
+    if machine is CORTEX_A72:
         wanted = winograd.algorithm(height).transform_weights(weight)
-    rows = points if machine is AARCH64 else 3
+    rows = points if machine is CORTEX_A72 else 3
     assert packed.shape == (2, rows, 5, 3, 13)
     assert np.array_equal(packed.transpose(0, 4, 2, 1, 3).reshape(26, 5, rows, 3), wanted)
 
@@ -325,7 +325,7 @@ def test_rows_of_pixels_are_cut_exactly():
     assert not winograd.cuts(15)
 
 
-@pytest.mark.parametrize("machine", [AARCH64, X86_64_V4])
+@pytest.mark.parametrize("machine", [CORTEX_A72, X86_64_V4])
 def test_a_slab_covers_its_rows(machine):
     for height, width in [(112, 112), (56, 56), (28, 28), (24, 17), (4, 3)]:
         slab = winograd_pixels.choose_slab(height, width, 10, 10, 4, machine)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules.machines import AARCH64, X86_64_V3, X86_64_V4, Machine
+from schedules.machines import CORTEX_A72, X86_64_V3, X86_64_V4, Machine
 from tvmattend.standalone.kernels import Signature, generate, split_kernels
 from tvmattend.standalone.prefetch import prefetch_weights
 from tvmattend.standalone.statements import map_children
@@ -239,7 +239,7 @@ def test_one_of_several_copies_of_an_unrolled_loop_asks() -> None:
 
 @pytest.mark.parametrize(
     ("machine", "channels", "hints"),
-    [(AARCH64, 8, 0), (X86_64_V3, 8, 1), (X86_64_V3, 4096, 1), (X86_64_V3, 4097, 0)],
+    [(CORTEX_A72, 8, 0), (X86_64_V3, 8, 1), (X86_64_V3, 4096, 1), (X86_64_V3, 4097, 0)],
 )
 def test_a_block_must_fit_half_of_a_cache_of_the_cores_own(
     machine: Machine, channels: int, hints: int

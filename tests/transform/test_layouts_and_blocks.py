@@ -4,7 +4,7 @@
 from relax_blocks import HOST, Block, Emitter, relative, run, sample
 from tvm import relax
 
-from schedules.machines import AARCH64
+from schedules.machines import CORTEX_A72
 from tvmattend.transform.dataflow import Dataflow, is_constant, op_name
 from tvmattend.transform.fuse_dcac import FuseDCAC
 from tvmattend.transform.layout import (
@@ -31,9 +31,9 @@ def test_a_region_is_paid_as_a_whole():
     small = [conv(372, 7, 372, 3, 4), conv(372, 7, 744)]
     large = conv(40, 56, 40, 3, 4)
     apart = [Region((part,), 1) for part in (*small, large)]
-    assert choose_layouts(apart, AARCH64) == [CHANNELS, CHANNELS, PIXELS]
+    assert choose_layouts(apart, CORTEX_A72) == [CHANNELS, CHANNELS, PIXELS]
     together = [Region((*small, large), 1)]
-    assert len(choose_layouts(together, AARCH64)) == 1
+    assert len(choose_layouts(together, CORTEX_A72)) == 1
 
 
 def bottleneck():
@@ -51,7 +51,7 @@ def test_a_block_has_one_layout_and_changes_at_its_edges():
     mod = bottleneck().module()
     (judgement,) = judge(FuseDCAC(), Dataflow(mod["main"]))
     with HOST.to_tvm():
-        mod = assign_layouts(mod, AARCH64, [judgement.match.members])
+        mod = assign_layouts(mod, CORTEX_A72, [judgement.match.members])
     assert set(layouts(mod)) == {CHANNELS}
     flow = Dataflow(mod["main"])
     changed = [
