@@ -52,6 +52,7 @@ class Profile:
         builtin: Seconds of an instrumented inference in the virtual machine's own functions.
         runs: Instrumented inferences.
         kernels: In the order of the calls.
+        others: Share of the cores' time that went to other processes; None if unknown.
     """
 
     model: str
