@@ -3,6 +3,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,13 @@ def test_a_network_without_blocks_says_so():
     assert report.table()[0] == "dcac 0 blocks"
     assert report.to_json()["dcac"] == {"matched": 0, "candidates": 0}
     report.require_all_blocks()
+
+
+def test_more_launches_than_tvm_alone_are_explained():
+    report = lower_with_report(Block().module(), HOST, rules=[FuseDCAC()]).fusion
+    assert "in one layout" not in report.table()[-1]
+    none = replace(report.default, kernel_launches=0)
+    assert "(TVM alone 0, in one layout)" in replace(report, default=none).table()[-1]
 
 
 def test_every_phase_is_dumped_numbered(tmp_path):

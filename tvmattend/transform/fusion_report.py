@@ -70,8 +70,11 @@ class FusionReport:
             for (rule, reason), subjects in missed.items()
         ]
         before, after = self.default, self.fused
+        # TVM alone keeps the importer's layout throughout.
+        more = after.kernel_launches > before.kernel_launches
+        alone = f"TVM alone {before.kernel_launches}" + (", in one layout" if more else "")
         account = (
-            f"launches {after.kernel_launches} (TVM alone {before.kernel_launches}), between "
+            f"launches {after.kernel_launches} ({alone}), between "
             f"kernels {_megabytes(after.intermediate_bytes)} "
             f"({_megabytes(before.intermediate_bytes)})"
         )
