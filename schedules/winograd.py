@@ -153,6 +153,12 @@ def transforms_weights(machine: Machine) -> bool:
     return machine.l2_bytes > 0
 
 
+def weight_transforms(sch: Any, conv: Any) -> list[Any]:
+    """The block that transforms a convolution's weights, if its kernel does."""
+    producers = sch.get_producers(conv)
+    return [block for block in producers if str(sch.get(block).name_hint).startswith(WEIGHTS)]
+
+
 # Fewer channels a column do not pay for the transforms.
 _FEWEST_CHANNELS = 6
 

@@ -203,11 +203,7 @@ def _place(
     (slab,) = (sch.get_sblock(pad, func_name="main") for pad in stage.pads)
     sch.compute_at(slab, chunk, preserve_unit_loops=True)
     _fill_slab(sch, slab, machine.lanes)
-    weights = [
-        block
-        for block in sch.get_producers(conv)
-        if str(sch.get(block).name_hint).startswith(winograd.WEIGHTS)
-    ]
+    weights = winograd.weight_transforms(sch, conv)
 
     def finish() -> None:
         if finish_softmax is not None:

@@ -341,11 +341,7 @@ def _schedule(
         tiles = math.gcd(tiles, tiles_across)
     per_group = int(sch.get(conv).iter_vars[-1].dom.extent)
     within = bool(by_column) and per_group % machine.lanes == 0
-    weights = [
-        block
-        for block in sch.get_producers(conv)
-        if str(sch.get(block).name_hint).startswith(WEIGHTS)
-    ]
+    weights = winograd.weight_transforms(sch, conv)
     if by_column:
         sch.compute_at(conv, job, preserve_unit_loops=True)
         if within:

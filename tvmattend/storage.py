@@ -132,6 +132,20 @@ def _full_place(error: OSError) -> Path | None:
     return None
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file by a text, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; what was there still is, and nothing else.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 @contextmanager
 def directories_for(place: Path) -> Iterator[None]:
     """Make a directory and its parents; those that are new and still empty at the end go again.

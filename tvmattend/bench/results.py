@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tvmattend.errors import InputError, StorageError
+from tvmattend.storage import replace_text
 
 
 def results_option(default: Path) -> Callable[[Any], Any]:
@@ -46,13 +47,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: It cannot be written; what was there still is.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        try:
-            part.write_text(f"{text.rstrip()}\n", encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_text(path, f"{text.rstrip()}\n")
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}", "choose another --results"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmattend.errors import StorageError
+from tvmattend.storage import replace_text
 
 _FILE = re.compile(r"\d\d-[a-z]+\.py")
 _ELSEWHERE = "choose another --dump-ir"
@@ -36,7 +37,7 @@ class Dump:
                 )
             for path in there:
                 path.unlink()
-            self._put(directory / ".dump", "")
+            replace_text(directory / ".dump", "")
             (directory / ".dump").unlink()
         except OSError as error:
             raise _fault(directory, error) from error
@@ -50,17 +51,9 @@ class Dump:
         path = self._directory / f"{self._count:02d}-{phase}.py"
         self._count += 1
         try:
-            self._put(path, mod.script(show_meta=False))
+            replace_text(path, mod.script(show_meta=False))
         except OSError as error:
             raise _fault(path, error) from error
-
-    def _put(self, path: Path, text: str) -> None:
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def _fault(path: Path, error: OSError) -> StorageError:
