@@ -6,16 +6,15 @@
 for m = 2 with the interpolation points 0, 1, -1, infinity and for m = 4 with 2 and -2 as well
 (Lavin and Gray, arXiv 1509.09308, sections 4.1 and 4.3). Where pixels are the vector axis it is
 used along one axis of the map, its rows: the other axis stays a plain sum over taps, so that
-vectors along it need no shuffles, a transform is a few vector additions, and the weights grow to
-6/3, not to 36/9. Where channels are, both axes are transformed (`winograd_tiles`). In fp32 the
-result is within 2e-6 of the direct sum's, relative to the largest output.
+vectors along it need no shuffles, a transform is a few vector additions, and transformed weights
+are twice as many, not 36/9 (`winograd_pixels`). Where channels are, both axes are transformed
+(`winograd_tiles`). In fp32 the result is within 2e-6 of the direct sum's, relative to the largest
+output.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from schedules.machines import Machine
 
 TAPS = 3
 
@@ -47,20 +46,6 @@ class Winograd:
     def inputs(self) -> int:
         """Rows that a tile reads, and products of a pixel."""
         return self.outputs + TAPS - 1
-
-    def transform_weights(self, weight: Any) -> Any:
-        """G w along the rows of the kernel, in double precision.
-
-        Args:
-            weight: OIHW array [F, C, 3, KW].
-
-        Returns:
-            Array [F, C, m + 2, KW] of the same dtype.
-        """
-        import numpy as np
-
-        transformed = np.einsum("ki,fcij->fckj", self.matrix(), weight.astype("float64"))
-        return transformed.astype(weight.dtype)
 
     def matrix(self) -> Any:
         """G, a float64 array [m + 2, 3]."""
@@ -143,14 +128,6 @@ def transform_tile_weights(rows: Winograd, cols: Winograd, weight: Any) -> Any:
     double = weight.astype("float64")
     transformed = np.einsum("ki,fcij,lj->fckl", rows.matrix(), double, cols.matrix())
     return transformed.astype(weight.dtype)
-
-
-def transforms_weights(machine: Machine) -> bool:
-    """Whether kernels transform their weights, or `pack` does.
-
-    A core's own second-level cache has room for transformed weights, and the library is smaller.
-    """
-    return machine.l2_bytes > 0
 
 
 def weight_transforms(sch: Any, conv: Any) -> list[Any]:

@@ -9,8 +9,8 @@
 Half the multiply-adds of `conv2d_pixels` (m = 4; two thirds for m = 2), and like there the rows of
 tiles lie one behind the other with a pitch of S pixels, so that vectors run across their ends. A
 job is a slab of T rows of tiles of one column; its transformed input and its products stay in the
-cache. The kernel computes u where a core has a second-level cache of its own, once a column or job;
-the library then holds the three taps, not m + 2 points. Elsewhere u is packed.
+cache. The kernel computes u, once a column or before all jobs: the library then holds three taps,
+not m + 2 points.
 """
 
 import math
@@ -67,7 +67,7 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
     Args:
         x: te.Tensor [N, C, H, W], H even.
         weight: te.Tensor from `pack`, with F output channels a column.
-        machine: Decides the slab, and who transforms the weights.
+        machine: Decides the slab.
 
     Returns:
         te.Tensor [N, G * F, H, W].
@@ -80,8 +80,7 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
     rows, pitch, lanes = slab.rows, slab.pitch, machine.lanes
     algorithm = winograd.algorithm(height)
     points = algorithm.inputs
-    if winograd.transforms_weights(machine):
-        weight = _transformed_weights(weight, algorithm)
+    weight = _transformed_weights(weight, algorithm)
     chunks = height // algorithm.outputs // rows
     # The last vectors read beyond the last row.
     stored = -(-(slab.vectors * lanes + kw - 1) // pitch)
@@ -131,19 +130,13 @@ def _transformed_weights(weight: Any, algorithm: winograd.Winograd) -> Any:
     return te.compute((groups, algorithm.inputs, *rest), transformed, name=winograd.WEIGHTS)
 
 
-def pack(weight: Any, groups: int, height: int, machine: Machine) -> Any:
-    """OIHW array [G * F, C / G, 3, 3] -> [G, m + 2, C / G, 3, F], transformed down the kernel.
-
-    Not transformed where the kernel does it: [G, 3, C / G, 3, F].
+def pack(weight: Any, groups: int) -> Any:
+    """OIHW array [G * F, C / G, 3, 3] -> [G, 3, C / G, 3, F]: taps down, a channel, taps across.
 
     Args:
         weight: The array.
         groups: G.
-        height: Rows of the map; decides m.
-        machine: Decides who transforms.
     """
-    if not winograd.transforms_weights(machine):
-        weight = winograd.algorithm(height).transform_weights(weight)
     shape = (groups, weight.shape[0] // groups, *weight.shape[1:])
     return weight.reshape(shape).transpose(0, 3, 2, 4, 1).copy()
 
@@ -203,13 +196,12 @@ def _place(
     (slab,) = (sch.get_sblock(pad, func_name="main") for pad in stage.pads)
     sch.compute_at(slab, chunk, preserve_unit_loops=True)
     _fill_slab(sch, slab, machine.lanes)
-    weights = winograd.weight_transforms(sch, conv)
+    (weights,) = winograd.weight_transforms(sch, conv)
 
     def finish() -> None:
         if finish_softmax is not None:
             finish_softmax()
-        for transform in weights:
-            _transform_weights(sch, transform, sch.get_loops(conv)[0], columns)
+        _transform_weights(sch, weights, sch.get_loops(conv)[0], columns)
         *_, k, f, vector, lane, rc, rx = sch.get_loops(conv)
         f_out, f_in = sch.split(f, [None, tile[0]])
         v_out, v_in = sch.split(vector, [None, tile[1]])

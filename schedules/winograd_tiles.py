@@ -28,7 +28,7 @@ from schedules.machines import Machine
 from schedules.softmax import place_rows
 from schedules.space import Choose, Knob, Part
 from schedules.stages import Stage
-from schedules.winograd import TAPS, WEIGHTS, Winograd, transforms_weights
+from schedules.winograd import TAPS, WEIGHTS, Winograd
 
 NAME = "winograd_tiles"
 
@@ -83,6 +83,14 @@ _MOST_EXTRA_BYTES = 256 * 1024
 # three vectors of features (428 KB with AVX-512) took 5 % longer than one on a Zen 4 core.
 _SHARE = 2
 _FLOAT_BYTES = 4
+
+
+def transforms_weights(machine: Machine) -> bool:
+    """Whether kernels transform their weights, or `pack` does.
+
+    A core's own second-level cache has room for transformed weights, and the library is smaller.
+    """
+    return machine.l2_bytes > 0
 
 
 def tiling_for(

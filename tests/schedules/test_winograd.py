@@ -28,8 +28,7 @@ ALGORITHMS = [winograd.F2, winograd.F4]
 def test_the_identity_in_double_precision(algorithm):
     random = np.random.default_rng(0)
     rows, taps = random.standard_normal(algorithm.inputs), random.standard_normal(3)
-    weight = algorithm.transform_weights(taps.reshape(1, 1, 3, 1))[0, 0, :, 0]
-    products = weight * np.array(algorithm.transform_inputs(list(rows)))
+    products = (algorithm.matrix() @ taps) * np.array(algorithm.transform_inputs(list(rows)))
     found = algorithm.transform_outputs(list(products))
     assert np.allclose(found, np.correlate(rows, taps, "valid"), rtol=0, atol=1e-12)
 
@@ -236,7 +235,7 @@ def test_what_is_packed(machine, tile):
     tiling = winograd_tiles.Tiling(algorithms[tile[0]], algorithms[tile[1]], 8, 8)
     weight = np.random.default_rng(0).standard_normal((2 * 13, 5, 3, 3)).astype("float32")
     packed = winograd_tiles.pack(weight, 2, tiling, machine)
-    raw = winograd.transforms_weights(machine)
+    raw = winograd_tiles.transforms_weights(machine)
     points = packed.transpose(0, 1, 4, 5, 2, 3) if raw else packed.transpose(0, 2, 4, 5, 3, 1)
     features = points.reshape(2, -1, *points.shape[4:])
     assert raw == (machine is not CORTEX_A72)
@@ -248,27 +247,30 @@ def test_what_is_packed(machine, tile):
     assert np.array_equal(features[:, :13].reshape(26, 5, -1), wanted.reshape(26, 5, -1))
 
 
-@pytest.mark.parametrize(("height", "points"), [(28, 6), (14, 4)])
-@pytest.mark.parametrize("machine", [CORTEX_A72, X86_64_V3, X86_64_V4])
-def test_what_is_packed_for_pixels(machine, height, points):
-    """Transformed down the kernel where a cache is dear, its three rows of taps elsewhere."""
+def test_what_is_packed_for_pixels():
+    """Three rows of taps: the library holds no weight twice."""
     weight = np.random.default_rng(0).standard_normal((2 * 13, 5, 3, 3)).astype("float32")
-    packed = winograd_pixels.pack(weight, 2, height, machine)
-    wanted = weight
-    if machine is CORTEX_A72:
-        wanted = winograd.algorithm(height).transform_weights(weight)
-    rows = points if machine is CORTEX_A72 else 3
-    assert packed.shape == (2, rows, 5, 3, 13)
-    assert np.array_equal(packed.transpose(0, 4, 2, 1, 3).reshape(26, 5, rows, 3), wanted)
+    packed = winograd_pixels.pack(weight, 2)
+    assert packed.shape == (2, 3, 5, 3, 13)
+    assert np.array_equal(packed.transpose(0, 4, 2, 1, 3).reshape(26, 5, 3, 3), weight)
+
+
+_V4, _A72 = "x86_64-linux-gnu -mcpu=x86-64-v4", "aarch64-linux-gnu -mcpu=cortex-a72"
 
 
 @pytest.mark.parametrize(
-    ("channels", "pixels", "threads", "columns"),
-    [(10, 56, 1, 1), (21, 28, 1, 4), (10, 56, 8, 4)],
+    ("core", "channels", "pixels", "threads", "columns"),
+    [
+        (_V4, 10, 56, 1, 1),
+        (_V4, 21, 28, 1, 4),
+        (_V4, 10, 56, 8, 4),
+        # Slabs that fit a Cortex-A72's first-level cache: several jobs a column.
+        (_A72, 10, 56, 4, 4),
+    ],
 )
-def test_weights_of_a_column_are_transformed_once(channels, pixels, threads, columns):
+def test_weights_of_a_column_are_transformed_once(core, channels, pixels, threads, columns):
     """By the job that computes it, or all before where several jobs share it."""
-    spec = parse_target(f"llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v4 -num-cores={threads}")
+    spec = parse_target(f"llvm -mtriple={core} -num-cores={threads}")
     x = np.zeros((1, 4 * channels, pixels, pixels), dtype="float32")
     weight = np.zeros((4 * channels, channels, 3, 3), dtype="float32")
     _, mod, _ = convolution(PIXELS, x, weight, (1, 1), (1, 1), 4, spec)

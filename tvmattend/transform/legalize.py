@@ -93,7 +93,7 @@ def _winograd(attrs: Any, array: Any, x: Any, machine: Machine) -> tuple[Any, Co
         rows = int(x.ty.shape[2])
         if not winograd.cuts(rows):
             return None
-        packed = winograd_pixels.pack(array, groups, rows, machine)
+        packed = winograd_pixels.pack(array, groups)
         return packed, lambda x, w: winograd_pixels.conv2d(x, w, machine)
     shape = [int(extent) for extent in x.ty.shape]
     tiling = winograd_tiles.tiling_for(shape, array.shape, groups, machine)
