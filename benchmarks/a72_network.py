@@ -22,6 +22,7 @@ from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.frontend import ModelRequest
 from tvmattend.machine.bundles import RUNTIME, estimate_bundle
+from tvmattend.models import REGISTRY, lookup, parameters
 from tvmattend.target import TargetSpec, parse_target
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,15 +40,27 @@ def kernels(model: str, target: TargetSpec, records: tuple[Path, ...]) -> dict[s
     with tempfile.TemporaryDirectory(prefix="tvmattend-network-") as name:
         bundle = Path(name) / "bundle"
         built = build(model, target, output=bundle, tuning_records=records, observer=say)
+        library = sum(file.stat().st_size for file in bundle.glob("*.so"))
         found = estimate_bundle(bundle, target.num_cores, progress=say).to_json()
     slowest = [part for part in found["kernels"] if part["name"] != RUNTIME][:TOP]
-    return {"records": built.origins(), "cycles": found["cycles"], "slowest": slowest}
+    return {
+        "records": built.origins(),
+        "library_bytes": library,
+        "weight_bytes": 4 * parameters(lookup(model)),
+        "cycles": found["cycles"],
+        "slowest": slowest,
+    }
 
 
 def lines(data: dict[str, Any]) -> list[str]:
     """Give the slowest kernels as a table."""
     origins = ", ".join(f"{count} {origin}" for origin, count in data["records"].items() if count)
-    text = [f"schedules of tvmattend's kernels: {origins}", ""]
+    library, weights = data["library_bytes"] / 1e6, data["weight_bytes"] / 1e6
+    text = [
+        f"schedules of tvmattend's kernels: {origins}",
+        f"its library: {library:.2f} MB, {library - weights:.2f} more than the weights",
+        "",
+    ]
     text.append(f"{'kernel':<34}{'calls':>6}{'ms':>8}{'share':>7}{'FMA':>6}  bound")
     for part in data["slowest"]:
         share = 100 * part["cycles"] / data["cycles"]
@@ -60,7 +73,7 @@ def lines(data: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.option("--model", default="attendnext", show_default=True)
+@click.option("--model", default="attendnext", type=click.Choice(list(REGISTRY)))
 @click.option("--threads", type=click.Choice(["1", "4"]), default="1", show_default=True)
 @click.option("--against", default=EVERYTHING, show_default=True)
 @click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
@@ -76,7 +89,8 @@ def main(
     text = [*found.lines(), "", *lines(ours)]
     print("\n".join(text))
     stem = results / f"a72-network-{threads}"
-    data = {**found.to_json(), "records": ours["records"], "slowest": ours["slowest"]}
+    kept = ("records", "library_bytes", "weight_bytes", "slowest")
+    data = {**found.to_json(), **{key: ours[key] for key in kept}}
     write_entries(stem.with_suffix(".json"), data)
     command = f"$ python benchmarks/a72_network.py --threads {threads} --against {against}"
     write_text(stem.with_suffix(".txt"), "\n".join([command, *text]))
