@@ -28,8 +28,8 @@ VM, LIBRARY = "tvmattend-vm", "tvmattend-standalone"
 
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(list(REGISTRY)))
-@click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
-@click.option("--rounds", type=int, default=30, show_default=True)
+@click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True)
 @results_option(RESULTS)
 def main(models: tuple[str, ...], threads: tuple[int, ...], rounds: int, results: Path) -> None:
     """Compare the two formats and write `results/formats-<machine>.json`."""

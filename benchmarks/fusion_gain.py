@@ -80,21 +80,27 @@ def subjects(model: str) -> list[str]:
 @click.option(
     "--threads",
     multiple=True,
-    type=int,
+    type=click.IntRange(0),
     default=(1, 2),
     show_default=True,
     help="Of this machine; 0 keeps what was measured before.",
 )
-@click.option("--rounds", type=int, default=100, show_default=True, help="Turns of each.")
 @click.option(
-    "--trials", type=int, default=0, show_default=True, help="Of each build; 0: defaults."
+    "--rounds", type=click.IntRange(1), default=100, show_default=True, help="Turns of each."
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of each build; 0: defaults.",
 )
 @click.option("--records", type=click.Path(path_type=Path), help="Where trials are kept.")
 @click.option(
     "--estimate",
     "boards",
     multiple=True,
-    type=int,
+    type=click.IntRange(0),
     default=(1, 4),
     show_default=True,
     help="Threads of the Cortex-A72; 0 for no estimate.",

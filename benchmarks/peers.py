@@ -63,10 +63,12 @@ def _kind(entry: Mapping[str, Any]) -> tuple[int, int, int]:
 
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(MODELS), default=MODELS)
-@click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
+@click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
 @click.option("--against", default=",".join(AGAINST), show_default=True)
-@click.option("--rounds", type=int, default=15, show_default=True)
-@click.option("--trials", type=int, default=0, help="Tunes TVM's own pipeline that long.")
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
+@click.option(
+    "--trials", type=click.IntRange(0), default=0, help="Tunes TVM's own pipeline that long."
+)
 @click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
 @results_option(RESULTS)
 def main(

@@ -61,7 +61,9 @@ print(json.dumps({"start": created - start, "grown": resident("VmHWM") - before,
 
 @click.command()
 @click.option("--model", default="attendnext", type=click.Choice(list(REGISTRY)))
-@click.option("--threads", multiple=True, type=int, default=(1, 2, 4), show_default=True)
+@click.option(
+    "--threads", multiple=True, type=click.IntRange(1), default=(1, 2, 4), show_default=True
+)
 @click.option(
     "--repeat",
     type=click.IntRange(min=1),

@@ -28,8 +28,8 @@ LIMIT = 1.5
 
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(list(REGISTRY)))
-@click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
-@click.option("--rounds", type=int, default=15, show_default=True)
+@click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
 @click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
 @results_option(RESULTS)
 def main(

@@ -84,7 +84,7 @@ def test_a_dump_and_a_bundle_do_not_lie_in_each_other(place, tmp_path, monkeypat
     [
         (["--model", "atendnext"], 4, "attendnext"),
         (["--target", "cortex-a720"], 3, "cortex-a720"),
-        (["--threads", "0"], 3, "--threads"),
+        (["--threads", "0"], 2, "--threads"),
         (["--weights", "none.pt"], 6, "none.pt"),
         (["--tuning-records", "none.jsonl"], 11, "none.jsonl"),
         (["--cross-compiler", "no-such-compiler"], 10, "no-such-compiler"),

@@ -8,6 +8,7 @@ import re
 import signal
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -32,6 +33,30 @@ def test_every_command_has_help(name):
     result = CliRunner().invoke(entry.cli, [name, "--help"])
     assert result.exit_code == 0
     assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize("name", entry._COMMANDS)
+def test_every_number_has_a_range(name):
+    """Else one command would call it a wrong command line, and another a wrong model."""
+    command = entry.cli.get_command(click.Context(entry.cli), name)
+    kinds = {option.name: type(option.type) for option in command.params}
+    bare = {type(click.INT), type(click.FLOAT)}
+    assert [option for option, kind in kinds.items() if kind in bare] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build", "--batch", "0"],
+        ["tune", "--trials", "0"],
+        ["bench", "--rounds", "0"],
+        ["profile", "bundle", "--runs", "0"],
+        ["run", "bundle", "--repeat", "0"],
+    ],
+)
+def test_a_number_out_of_range_is_a_wrong_command_line(words, capsys):
+    assert run(words) == 2
+    assert f"Invalid value for '{words[-2]}'" in capsys.readouterr().err
 
 
 def test_exit_codes_are_distinct_and_in_the_readme():

@@ -163,7 +163,6 @@ def test_what_an_estimate_refuses(words, error, says, tmp_path):
     [
         (("--model", "resnet5000"), ModelError, "resnet5000"),
         (("--target", "pentium"), TargetError, "pentium"),
-        ((*TINY, "--trials", "0"), TuningError, "--trials 0 is out of range"),
         ((*TINY, "--timeout", "nan"), TuningError, "--timeout nan is out of range"),
         ((*TINY, "--tuning-records", "nowhere"), RecordsError, "no tuning records at `nowhere`"),
         ((*TINY, "--cross-compiler", "no-such-cc"), ToolMissingError, "no-such-cc"),

@@ -21,7 +21,9 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="State dict or .safetensors; else seeded."
 )
-@click.option("--threads", type=int, default=1, show_default=True, help="Of every runtime.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of every runtime."
+)
 @click.option("--against", help="Runtimes, with commas between.  [default: all that there are]")
 @click.option("--target", default="host", show_default=True, help="This machine, or a level of it.")
 @click.option(
@@ -30,9 +32,14 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
     is_flag=True,
     help="Estimate instead of timing, for --target cortex-a72: under QEMU, no board needed.",
 )
-@click.option("--rounds", type=int, default=10, show_default=True, help="Turns of each runtime.")
 @click.option(
-    "--trials", type=int, default=0, help="Adds TVM's own pipeline, tuned with that many trials."
+    "--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of each runtime."
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(0),
+    default=0,
+    help="Adds TVM's own pipeline, tuned with that many trials.",
 )
 @click.option(
     "--tuning-records",

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     show_default=True,
     help='A preset, "llvm -mtriple=... -mcpu=...", a JSON object, or a TVM tag.',
 )
-@click.option("--threads", type=int, metavar="N", help="Threads of an inference. [default: cores]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Threads of an inference. [default: cores]",
+)
 @click.option(
     "--tuning-records",
     type=click.Path(path_type=Path),

@@ -52,20 +52,28 @@ _OPTIONS = (
         help="A state dict (.pt, .pth, .bin) or .safetensors. [default: seeded weights]",
     ),
     click.option(
-        "--num-classes", type=int, metavar="N", help="Classes of the head. [default: the network's]"
+        "--num-classes",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Classes of the head. [default: the network's]",
     ),
     click.option(
         "--input-size",
-        type=int,
+        type=click.IntRange(1),
         metavar="PIXELS",
         help="Height and width of the input. [default: the network's]",
     ),
     click.option(
-        "--batch", type=int, default=1, show_default=True, metavar="N", help="Images in a batch."
+        "--batch",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Images in a batch.",
     ),
     click.option(
         "--seed",
-        type=int,
+        type=click.IntRange(0),
         default=0,
         show_default=True,
         metavar="N",

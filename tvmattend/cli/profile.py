@@ -9,8 +9,12 @@ import click
 
 @click.command("profile")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--threads", type=int, help="Threads of the kernels; else the bundle's own.")
-@click.option("--runs", type=int, default=50, show_default=True, help="Inferences to look into.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Threads of the kernels; else the bundle's own."
+)
+@click.option(
+    "--runs", type=click.IntRange(1), default=50, show_default=True, help="Inferences to look into."
+)
 @click.option("--top", type=click.IntRange(min=1), help="Only the longest kernels, this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: Path, threads: int | None, runs: int, top: int | None, as_json: bool) -> None:

@@ -32,7 +32,9 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     show_default=True,
     help='A preset, "llvm -mtriple=... -mcpu=...", a JSON object, or a TVM tag.',
 )
-@click.option("--threads", type=int, metavar="N", help="Threads of a kernel. [default: cores]")
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads of a kernel. [default: cores]"
+)
 @click.option(
     "--estimate",
     is_flag=True,
@@ -48,18 +50,23 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
 @key_option
 @click.option(
     "--trials",
-    type=int,
+    type=click.IntRange(1),
     default=256,
     show_default=True,
     metavar="N",
     help="Trials of the whole network, those already recorded included.",
 )
 @click.option(
-    "--trials-per-task", type=int, default=64, show_default=True, metavar="N", help="Of one kernel."
+    "--trials-per-task",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Of one kernel.",
 )
 @click.option(
     "--timeout",
-    type=float,
+    type=click.FloatRange(1),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -67,18 +74,23 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
 )
 @click.option(
     "--board-wait",
-    type=float,
+    type=click.FloatRange(0),
     default=120.0,
     show_default=True,
     metavar="SECONDS",
     help="How long a board that went away or fell silent is waited for; at least --timeout + 10.",
 )
 @click.option(
-    "--number", type=int, default=3, show_default=True, metavar="N", help="Calls in one figure."
+    "--number",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Calls in one figure.",
 )
 @click.option(
     "--repeat",
-    type=int,
+    type=click.IntRange(1),
     default=3,
     show_default=True,
     metavar="N",
@@ -86,7 +98,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
 )
 @click.option(
     "--min-repeat-ms",
-    type=int,
+    type=click.IntRange(0),
     default=50,
     show_default=True,
     metavar="MS",
