@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stages without a reduction: activations, sums, changes of layout."""
 
+import math
 from typing import Any
 
 from schedules import blocks
@@ -13,8 +14,20 @@ from schedules.stages import Stage
 _SERIAL_ELEMENTS = 16 * 1024
 
 
-def part(stage: Stage, machine: Machine) -> Part:
-    """One loop over all elements, in vectors; its only choice is their length."""
+# Numbers that lie side by side where they are written, and are read a map or a pixel apart: a cache
+# line of them. More would be more streams than a prefetcher follows; of fewer each line that is
+# written would be fetched several times.
+_STREAMS = 16
+
+
+def part(sch: Any, stage: Stage, machine: Machine) -> Part:
+    """One loop over all elements, in vectors, whose length is a choice; none in a change of layout.
+
+    A change of layout goes through what it reads in order, a cache line of the last axis that it
+    writes at a time.
+    """
+    if _turned(sch, stage):
+        return Part((), lambda sch, _: _turn(sch, stage, machine))
 
     def schedule(sch: Any, choose: Choose) -> None:
         loops = sch.get_loops(sch.get_sblock(stage.out, func_name="main"))
@@ -30,3 +43,29 @@ def part(stage: Stage, machine: Machine) -> Part:
             sch.parallel(fused)
 
     return Part((Knob("vectors", (1, 2, 4), 1),), schedule)
+
+
+def _turned(sch: Any, stage: Stage) -> list[int]:
+    """The axes of a stage in the order of a map that it reads along another axis; else nothing."""
+    block = sch.get(sch.get_sblock(stage.out, func_name="main"))
+    axes = [var.var for var in block.iter_vars]
+    for read in block.reads:
+        indices = [axis.min for axis in read.region]
+        order = [place for index in indices for place, var in enumerate(axes) if index.same_as(var)]
+        if len(order) == len(indices) == len(axes) > 1 and order[-1] != len(axes) - 1:
+            return order
+    return []
+
+
+def _turn(sch: Any, stage: Stage, machine: Machine) -> None:
+    order = _turned(sch, stage)
+    loops = sch.get_loops(sch.get_sblock(stage.out, func_name="main"))
+    elements = math.prod(int(sch.get(loop).extent) for loop in loops)
+    widest = max(1, _STREAMS // machine.lanes)
+    length = blocks.tile_length(int(sch.get(loops[-1]).extent), machine.lanes, widest)
+    loops[-1], lane = sch.split(loops[-1], [None, length])
+    loops = [loops[place] for place in order]
+    sch.reorder(*loops, lane)
+    sch.vectorize(lane)
+    if elements >= _SERIAL_ELEMENTS:
+        sch.parallel(sch.fuse(*loops[:-1]))

@@ -147,7 +147,7 @@ def _part(sch: Any, stage: Stage, machine: Machine) -> Part:
         return reduction.part(stage, machine)
     if stage.softmax is not None:
         return softmax.part(sch, stage, machine)
-    return elementwise.part(stage, machine)
+    return elementwise.part(sch, stage, machine)
 
 
 def _family(stage: Stage) -> str:

@@ -66,6 +66,7 @@ def test_a_drawn_block_is_one_kernel_and_computes_the_same(drawn, seed):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @settings(max_examples=200, deadline=None)
 @given(drawn=blocks(), seed=st.integers(0, 9))
 def test_many_drawn_blocks_are_one_kernel_each(drawn, seed):
