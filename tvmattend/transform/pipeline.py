@@ -40,7 +40,9 @@ def phases(target: TargetSpec, rules: Sequence[FusionRule] = ()) -> list[Phase]:
         return sequence
 
     def layout(mod: Any) -> Any:
-        matches = _matches(mod, rules)
+        # Of blocks that rules would fuse, whether they do or not: builds with fusion and without
+        # then have the same layouts, and what fusion is worth is fusion's alone.
+        matches = _matches(mod, default_rules())
         mod = assign_layouts(mod, machine, [match.members for match in matches])
         # Each reader of a map brings a change of layout of its own.
         return run(passes.EliminateCommonSubexpr())(mod)
