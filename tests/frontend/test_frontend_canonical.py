@@ -209,9 +209,18 @@ class TestOneForm:
 
         check(body, ["relax.mean", "relax.reshape"])
 
-    def test_adaptive_pooling_to_more_pixels_stays(self) -> None:
+    def test_adaptive_pooling_to_even_parts_is_a_plain_one(self) -> None:
+        def body(b: Any, x: Any) -> Any:
+            return b.emit(op.nn.adaptive_avg_pool2d(x, (2, 3)))
+
+        main = check(body, ["relax.nn.avg_pool2d"])
+        attributes = main.body.blocks[0].bindings[0].value.attrs
+        for name in ("pool_size", "strides"):
+            assert [int(extent) for extent in attributes[name]] == [3, 2]
+
+    def test_adaptive_pooling_to_uneven_parts_stays(self) -> None:
         pooled = "relax.nn.adaptive_avg_pool2d"
-        check(lambda b, x: b.emit(op.nn.adaptive_avg_pool2d(x, (2, 3))), [pooled])
+        check(lambda b, x: b.emit(op.nn.adaptive_avg_pool2d(x, (2, 4))), [pooled])
 
     @pytest.mark.parametrize(
         "nothing",

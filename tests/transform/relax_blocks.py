@@ -87,6 +87,8 @@ class Block:
     residual_of_input: bool = False
     features_first: bool = False
     activation: bool = True
+    inner_activations: bool = True
+    projected: bool = True
     bias: bool = True
     layout: str = "NCHW"
     width: int = 12
@@ -107,7 +109,7 @@ class Block:
     other_features: bool = False
     project_kernel: int = 1
     two_projections: bool = False
-    one_convolution: bool = False
+    four_embeddings: bool = False
     upsample: str = "nearest_neighbor"
 
     def with_(self, **changes: Any) -> "Block":
@@ -123,7 +125,7 @@ class Block:
         seen = {"input": x}
         own = x
         if self.kind == "bottleneck":
-            own = seen["reduce"] = e.act(e.conv(x, self.width, 1, name="reduce"), "reduced")
+            own = seen["reduce"] = self._act(e, e.conv(x, self.width, 1, name="reduce"), "reduced")
         shared = x
         if self.condense:
             own = seen["condense"] = e.pool(own, self.condense, stride=self.pool_stride)
@@ -134,7 +136,9 @@ class Block:
         attention = seen["embed"] = self._attention(e, own)
         if self.other_features:
             shared = e.emit(relax.op.tanh(e.emit(relax.op.exp(shared))), "elsewhere")
-        features = e.conv(shared, self.channels, self.project_kernel, name="project")
+        features = shared
+        if self.projected:
+            features = e.conv(shared, self.channels, self.project_kernel, name="project")
         if self.two_projections:
             features = e.conv(features, self.channels, 1, name="project_again")
         seen["project"] = features
@@ -161,6 +165,9 @@ class Block:
             return relax.Tuple([y, e.emit(relax.op.exp(seen[self.second_user]), "other")])
         return y
 
+    def _act(self, e: Emitter, value: Any, name: str) -> Any:
+        return e.act(value, name) if self.inner_activations else value
+
     def _scale(self, value: Any) -> Any:
         return relax.op.multiply(value, relax.const(np.float32(self.scale)))
 
@@ -173,11 +180,12 @@ class Block:
             options["weight"] = e.emit(relax.op.zeros(shape, "float32"), "weights")
         size = list(own.ty.shape)[slice(2, 4) if self.layout == "NCHW" else slice(1, 3)]
         key = e.pool(own, "max", name="query") if self.classical else own
-        if self.one_convolution:
-            return e.conv(key, self.channels, 3, self.columns, "embed")
-        key = e.act(e.conv(key, self.width, 3, self.columns, "embed", **options), "embedded")
+        key = e.conv(key, self.width, 3, self.columns, "embed", **options)
+        key = self._act(e, key, "embedded")
+        for _ in range(3 if self.four_embeddings else 0):
+            key = e.act(e.conv(key, self.width, 3, self.columns))
         if self.classical:
-            key = e.act(e.conv(key, self.width, 1, name="mix"), "mixed")
+            key = self._act(e, e.conv(key, self.width, 1, name="mix"), "mixed")
             resize = relax.op.image.resize2d(
                 key,
                 relax.ShapeExpr(size),

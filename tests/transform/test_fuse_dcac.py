@@ -17,6 +17,7 @@ from tvmattend.transform.rule import judge
 RULE = FuseDCAC()
 # Stages of a fused kernel add up in the order of the unfused ones; a few roundings differ.
 SAME = 1e-5
+PUBLISHED = CLASSICAL.with_(condense=None, projected=False, width=8, channels=8)
 
 
 def verdict(mod):
@@ -56,6 +57,8 @@ def test_matches_every_kind_and_flavour(kind, flavour, condense, layout):
         {"residual_of_input": True, "condense": None, "channels": 8},
         {"residual_of_input": True, "condense": None, "channels": 8, "features_first": True},
         {"activation": False},
+        {"inner_activations": False},
+        {"inner_activations": False, "kind": "bottleneck"},
         {"bias": False},
         {"batch": 4},
         {"columns": 1},
@@ -68,6 +71,17 @@ def test_matches_every_kind_and_flavour(kind, flavour, condense, layout):
 def test_matches_every_spelling(change):
     found = verdict(Block(**change).module())
     assert found.fused, found.reason
+
+
+@pytest.mark.parametrize("condense", [None, "max"])
+@pytest.mark.parametrize("scaled", ["gate", "features", "product"])
+def test_a_classical_condenser_may_gate_what_it_reads(condense, scaled):
+    """V' = V * A * S + V, as arXiv 2008.04245 has it: no projection."""
+    block = PUBLISHED.with_(condense=condense, scaled=scaled)
+    found = verdict(block.module())
+    assert found.fused, found.reason
+    words = ["basic", "classical", "unprojected", *(["condensed"] if condense else [])]
+    assert found.variant == ".".join(words)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +114,8 @@ def test_matches_every_spelling(change):
         (Block(weight_is_input=True), ["no constants", "`embed`"]),
         (Block(other_features=True), ["`lv", "is relax.exp, which no branch of ours has"]),
         (Block(two_projections=True), ["feature branch has 2 convolutions"]),
-        (Block(one_convolution=True), ["attention branch has 1 convolutions"]),
+        (Block(four_embeddings=True), ["attention branch has 5 convolutions, not two to four"]),
+        (Block(projected=False, width=8, channels=8), ["feature branch has 0 convolutions"]),
         (CLASSICAL.with_(upsample="linear"), ["`linear`, not nearest"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
@@ -161,6 +176,31 @@ def test_an_activation_of_the_features_is_told():
 
     found = verdict(module(body, (1, 8, 8, 8))).reason
     assert found == "the feature branch has an activation, `lit`"
+
+
+def test_a_sum_with_a_constant_is_no_bias_where_nothing_is_convolved():
+    def body(e, x):
+        moved = e.emit(relax.op.add(x, e.weight(1, 8, 1, 1)), "moved")
+        attention = e.conv(e.act(e.conv(moved, 12, 3, 4)), 12, 3, 4)
+        gate = e.emit(relax.op.nn.softmax(attention, 1))
+        return e.act(e.emit(relax.op.multiply(gate, e.conv(x, 12, 1))))
+
+    found = verdict(module(body, (1, 8, 8, 8))).reason
+    assert found == "`moved` is relax.add, which no branch of ours has there"
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_gated_linear_unit_is_no_candidate(split):
+    def body(e, x):
+        both = e.conv(x, 16, 3)
+        features, gate = (
+            e.emit(relax.op.strided_slice(both, [1], [first], [first + 8])) for first in (0, 8)
+        )
+        if not split:
+            features, gate = e.conv(x, 8, 3), e.conv(x, 8, 3)
+        return e.emit(relax.op.multiply(features, e.emit(relax.op.sigmoid(gate))))
+
+    assert judge(RULE, Dataflow(module(body, (1, 8, 8, 8))["main"])) == []
 
 
 @pytest.mark.parametrize("of_features", [True, False])
@@ -279,8 +319,11 @@ def test_one_kernel_where_tvm_alone_needs_more(kind, flavour):
     [
         Block(kind="bottleneck", width=28, channels=56, batch=2),
         CLASSICAL.with_(size=(7, 9), features_first=True),
+        PUBLISHED.with_(size=(7, 9)),
+        PUBLISHED.with_(condense="max", size=(9, 11)),
+        Block(inner_activations=False),
     ],
-    ids=["dcac", "classical"],
+    ids=["dcac", "classical", "published", "published, condensed", "linear"],
 )
 def test_numbers_do_not_change(block):
     mod = block.module()

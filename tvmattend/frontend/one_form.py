@@ -8,6 +8,7 @@ add(constant, x), multiply(constant, x)  ->  add(x, constant), multiply(x, const
 mean(x, negative axes)                   ->  mean(x, positive axes)
 reshape(mean(x, keepdims=True), (N, C))  ->  mean(x)
 nn.adaptive_avg_pool2d(x, (1, 1))        ->  mean(x, axes 2 and 3, keepdims=True)
+nn.adaptive_avg_pool2d(x, even parts)    ->  nn.avg_pool2d(x)
 nn.dropout(x)[0], astype, reshape, expand_dims or permute_dims that change nothing  ->  x
 """
 
@@ -61,8 +62,7 @@ def global_mean(call: Any, scope: Scope) -> Any:
     """Bring every spelling of global average pooling to `mean`."""
     name = op_name(call)
     if name == "relax.nn.adaptive_avg_pool2d" and call.attrs["layout"] == "NCHW":
-        whole = [int(size) for size in call.attrs["output_size"]] == [1, 1]
-        return relax.op.mean(call.args[0], [2, 3], keepdims=True) if whole else None
+        return _adaptive(call)
     if name == "relax.mean" and call.attrs["axis"] is not None:
         axes = [int(axis) for axis in call.attrs["axis"]]
         positive = sorted(axis % len(call.args[0].ty.shape) for axis in axes)
@@ -75,6 +75,17 @@ def global_mean(call: Any, scope: Scope) -> Any:
             if _shape(scope.builder.normalize(flat)) == _shape(call):
                 return flat
     return None
+
+
+def _adaptive(call: Any) -> Any:
+    """Windows that take a map apart are those of a plain pooling."""
+    sizes, parts = _shape(call.args[0])[2:], _shape(call)[2:]
+    if parts == [1, 1]:
+        return relax.op.mean(call.args[0], [2, 3], keepdims=True)
+    if any(size % part for size, part in zip(sizes, parts, strict=True)):
+        return None
+    window = [size // part for size, part in zip(sizes, parts, strict=True)]
+    return relax.op.nn.avg_pool2d(call.args[0], window, window)
 
 
 def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:

@@ -8,8 +8,9 @@
     y = act(gate(A) * B [* S] [+ B])      ->  y = dcac(x, weights)
 
 with gate = softmax over the channels or sigmoid, condense = average or maximum pooling or nothing,
-every convolution with or without a bias, S with gate(A), with B or with their product, and the
-operands of `*` and `+` in either order. Where nothing is condensed the sum may be with x, not B.
+every convolution with or without a bias and an activation, S with gate(A), with B or with their
+product, and the operands of `*` and `+` in either order. Where nothing is condensed the sum may be
+with x, not B. A classical condenser may also gate what it reads, B = C (the published form).
 The left side is 8 to 13 operators and, through TVM's FuseOps, four to seven kernels, because it
 never joins two convolutions: the condensed input is read twice, and A and softmax(A) go through
 memory. On the right the stages share their tiles while these are in cache.
@@ -45,8 +46,9 @@ class FuseDCAC(FusionRule):
     def candidates(self, flow: Dataflow) -> Iterator[Any]:
         """Every product of a softmax or sigmoid with features of the same shape.
 
-        A gate that is broadcast (squeeze-and-excitation) selects no element, and one without a
-        convolution of its own (a gated linear unit) attends to nothing: these are other blocks.
+        A gate that is broadcast (squeeze-and-excitation) selects no element, and one with fewer
+        than two convolutions of its own (a gated linear unit, a gated convolution) embeds nothing:
+        these are other blocks.
         """
         for variable, product in flow.calls(pieces.MULTIPLY):
             left, right = product.args
@@ -56,9 +58,7 @@ class FuseDCAC(FusionRule):
             if gate is None:
                 continue
             same = left.ty.shape is not None and str(left.ty.shape) == str(right.ty.shape)
-            attention, _, meeting = _branches(flow, gate, features)
-            attends = meeting is None or attention[meeting] > 0
-            if same and len(left.ty.shape) == 4 and attends:
+            if same and len(left.ty.shape) == 4 and _embeds(flow, gate, features):
                 yield variable
 
     def roots(self, flow: Dataflow, candidate: Any) -> Sequence[Any]:
@@ -81,6 +81,8 @@ class FuseDCAC(FusionRule):
             for classical in (True, False)
             for condensed in (True, False)
             for change in ((True, False) if self._absorb else (False,))
+        ] + [
+            _variant(False, True, condensed, False, projected=False) for condensed in (True, False)
         ]
 
     def check(self, match: Match) -> str:
@@ -110,7 +112,7 @@ class FuseDCAC(FusionRule):
             return f"the feature branch has an activation, `{activation.name}`"
         if feature[meeting] != 1:
             return f"the feature branch has {feature[meeting]} convolutions, not one"
-        if not 2 <= attention[meeting] <= len(_ATTENTION):
+        if attention[meeting] > len(_ATTENTION):
             return f"the attention branch has {attention[meeting]} convolutions, not two to four"
         pools = [_pools(flow, chain, meeting) for chain in (attention, feature)]
         if [pieces.pooling(call) for call in pools[0]] != [pieces.pooling(c) for c in pools[1]]:
@@ -118,7 +120,9 @@ class FuseDCAC(FusionRule):
         return f"the operators between `{meeting.name}` and the gate are in no order that is known"
 
 
-def _variant(bottleneck: bool, classical: bool, condensed: bool, change: bool) -> Variant:
+def _variant(
+    bottleneck: bool, classical: bool, condensed: bool, change: bool, *, projected: bool = True
+) -> Variant:
     from tvm.relax.dpl import is_const, is_op, wildcard
 
     parts: dict[str, Any] = {"input": wildcard()}
@@ -133,31 +137,32 @@ def _variant(bottleneck: bool, classical: bool, condensed: bool, change: bool) -
     features_in = enter(shared)
     if bottleneck:
         # Without poolings both branches read the very same map.
-        own = pieces.one_of(act, conv(enter(x) if condensed else features_in, parts, "reduce"))
+        own = pieces.optional(act, conv(enter(x) if condensed else features_in, parts, "reduce"))
         if condensed:
             # A bottleneck condenses behind its reduction: two poolings, of the same kind.
             own = pieces.pool(own, parts, "condense_reduced")
         key = pieces.pool(own, parts, "query") if classical else own
     else:
         key = enter(pieces.pool(shared, parts, "query")) if classical else features_in
-    hidden = pieces.one_of(act, conv(key, parts, "embed"))
+    hidden = pieces.optional(act, conv(key, parts, "embed"))
     if classical:
-        hidden = pieces.one_of(act, conv(hidden, parts, "mix"))
+        hidden = pieces.optional(act, conv(hidden, parts, "mix"))
         hidden = parts["upsample"] = is_op(pieces.RESIZE)(hidden, wildcard())
     attention = conv(hidden, parts, "expand")
     parts["gate"] = pieces.one_of(pieces.GATES, attention)
-    features = conv(features_in, parts, "project")
+    features = conv(features_in, parts, "project") if projected else features_in
 
     def scaled(value: Any) -> Any:
         return pieces.either_order(pieces.MULTIPLY, value, is_const()) | value
 
     product = scaled(pieces.either_order(pieces.MULTIPLY, scaled(parts["gate"]), scaled(features)))
     selected = pieces.either_order(pieces.ADD, product, features) | product
-    if not condensed and not change:
+    if projected and not condensed and not change:
         selected = pieces.either_order(pieces.ADD, product, x) | selected
     words = (
         "bottleneck" if bottleneck else "basic",
         *(("classical",) if classical else ()),
+        *(() if projected else ("unprojected",)),
         *(("condensed",) if condensed else ()),
         *(("layout",) if change else ()),
     )
@@ -246,6 +251,13 @@ def _gate_and_features(flow: Dataflow, product: Any) -> tuple[Any, Any]:
     return None, None
 
 
+def _embeds(flow: Dataflow, gate: Any, features: Any) -> bool:
+    """Whether two convolutions or more lie before a gate and not before the features."""
+    before = flow.ancestors(flow.value(gate).args[0]) | {flow.value(gate).args[0]}
+    own = before - flow.ancestors(features) - {features}
+    return sum(op_name(flow.value(here)) == pieces.CONV for here in own) > 1
+
+
 def _first(flow: Dataflow, chain: dict[Any, int], end: Any, operators: Sequence[str]) -> Any:
     """The first variable of a chain, up to another of it, that one of some operators computes."""
     before = list(chain)[: list(chain).index(end)]
@@ -283,7 +295,11 @@ def _chain(flow: Dataflow, start: Any) -> dict[Any, int]:
     while True:
         call = flow.value(here)
         operator = op_name(call)
-        bias = operator == pieces.ADD and is_constant(call.args[1])
+        bias = (
+            operator == pieces.ADD
+            and is_constant(call.args[1])
+            and op_name(flow.value(call.args[0])) == pieces.CONV
+        )
         if not bias and operator not in passable:
             return chain
         convs += operator == pieces.CONV
