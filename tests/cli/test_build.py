@@ -86,6 +86,7 @@ def test_a_dump_and_a_bundle_do_not_lie_in_each_other(place, tmp_path, monkeypat
         (["--target", "cortex-a720"], 3, "cortex-a720"),
         (["--threads", "0"], 2, "--threads"),
         (["--weights", "none.pt"], 6, "none.pt"),
+        (["--no-records", "--tuning-records", "none.jsonl"], 2, "--no-records asks for none"),
         (["--tuning-records", "none.jsonl"], 11, "none.jsonl"),
         (["--cross-compiler", "no-such-compiler"], 10, "no-such-compiler"),
         (["--output", "taken/bundle"], 13, "taken"),

@@ -52,6 +52,12 @@ def test_every_number_has_a_range(name):
         ["bench", "--rounds", "0"],
         ["profile", "bundle", "--runs", "0"],
         ["run", "bundle", "--repeat", "0"],
+        ["build", "--threads", "100000"],
+        ["build", "--seed", "99999999999999999999"],
+        ["tune", "--timeout", "nan"],
+        ["tune", "--timeout", "inf"],
+        ["tune", "--board-wait", "inf"],
+        ["run", "bundle", "--timeout", "nan"],
     ],
 )
 def test_a_number_out_of_range_is_a_wrong_command_line(words, capsys):

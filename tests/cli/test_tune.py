@@ -163,7 +163,6 @@ def test_what_an_estimate_refuses(words, error, says, tmp_path):
     [
         (("--model", "resnet5000"), ModelError, "resnet5000"),
         (("--target", "pentium"), TargetError, "pentium"),
-        ((*TINY, "--timeout", "nan"), TuningError, "--timeout nan is out of range"),
         ((*TINY, "--tuning-records", "nowhere"), RecordsError, "no tuning records at `nowhere`"),
         ((*TINY, "--cross-compiler", "no-such-cc"), ToolMissingError, "no-such-cc"),
         ((*TINY, "--rpc", "a:b:c"), BoardUnreachableError, "a:b:c"),
@@ -178,6 +177,12 @@ def test_bad_input_is_refused_before_anything_starts(monkeypatch, words, error, 
     result = run(*words, fails=error)
     assert says in str(result.exception)
     assert result.exception.hint
+
+
+def test_a_dry_run_prunes_nothing():
+    result = CliRunner().invoke(command, ("--prune", "1", "--dry-run"))
+    assert result.exit_code == 2
+    assert "--dry-run changes nothing" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -338,3 +338,8 @@ def test_imported_models_are_values() -> None:
     assert isinstance(model, ImportedModel)
     with pytest.raises(AttributeError):
         model.name = "other"  # type: ignore[misc]
+
+
+def test_an_input_that_no_memory_holds_is_told() -> None:
+    with pytest.raises(ModelError, match=r"100000000 x 3 x 64 x 64 .* does not fit into memory"):
+        import_model(ModelRequest("attendnext_tiny", batch=100_000_000))

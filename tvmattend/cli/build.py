@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvmattend.cli.options import model_options
+from tvmattend.cli.options import THREADS, model_options
 from tvmattend.cli.run import open_bundle
 from tvmattend.errors import ValidationError
 from tvmattend.frontend.request import ModelRequest
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=THREADS,
     metavar="N",
     help="Threads of an inference. [default: cores]",
 )
@@ -109,6 +109,8 @@ def command(
     spec = parse_target(target, threads)
     if no_fusion and strict_fusion:
         raise click.UsageError("--strict-fusion asks for what --no-fusion switches off")
+    if no_records and tuning_records:
+        raise click.UsageError("--no-records asks for none, --tuning-records names some")
     if verify and not spec.is_host:
         from tvmattend.device.emulated import find_qemu
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tvmattend.cli.options import Seconds
 from tvmattend.device.killable import ANSWER_SECONDS
 
 signature_option = click.option(
@@ -33,7 +34,7 @@ def rpc_option(purpose: str) -> Callable[[Any], Any]:
 
 timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=Seconds(1),
     default=ANSWER_SECONDS,
     show_default=True,
     metavar="SECONDS",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that several commands share."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,6 +11,35 @@ import click
 
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.models.registry import DEFAULT
+
+# As many cores as no machine has, and what a generator of random numbers takes.
+THREADS = click.IntRange(1, 1024)
+_SEEDS = click.IntRange(0, 2**63 - 1)
+_WEEK = 7 * 24 * 3600
+
+
+class Seconds(click.FloatRange):
+    """A time to wait, up to a week; a `FloatRange` lets NaN pass, and infinity never ends.
+
+    Args:
+        least: The shortest.
+    """
+
+    def __init__(self, least: float) -> None:
+        super().__init__(least, _WEEK)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read the number.
+
+        Raises:
+            click.BadParameter: It is none, or out of range.
+        """
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return seconds
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +103,7 @@ _OPTIONS = (
     ),
     click.option(
         "--seed",
-        type=click.IntRange(0),
+        type=_SEEDS,
         default=0,
         show_default=True,
         metavar="N",

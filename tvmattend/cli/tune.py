@@ -10,7 +10,7 @@ import click
 
 from tvmattend.cli.board_options import board_endpoint, key_option
 from tvmattend.cli.bundle_options import rpc_option
-from tvmattend.cli.options import model_options
+from tvmattend.cli.options import THREADS, Seconds, model_options
 from tvmattend.errors import TvmattendError
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.target import TargetSpec, parse_target
@@ -32,9 +32,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     show_default=True,
     help='A preset, "llvm -mtriple=... -mcpu=...", a JSON object, or a TVM tag.',
 )
-@click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="Threads of a kernel. [default: cores]"
-)
+@click.option("--threads", type=THREADS, metavar="N", help="Threads of a kernel. [default: cores]")
 @click.option(
     "--estimate",
     is_flag=True,
@@ -66,7 +64,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=Seconds(1),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -74,7 +72,7 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
 )
 @click.option(
     "--board-wait",
-    type=click.FloatRange(0),
+    type=Seconds(0),
     default=120.0,
     show_default=True,
     metavar="SECONDS",
@@ -165,6 +163,8 @@ def command(
     if no_fusion and strict_fusion:
         raise click.UsageError("--strict-fusion asks for what --no-fusion switches off")
     if prune is not None:
+        if dry_run:
+            raise click.UsageError("--prune removes records, --dry-run changes nothing")
         _prune(request, spec, output, prune, as_json)
         return
     if estimate:

@@ -74,7 +74,7 @@ def _from_module(
         digest = sha256(request.weights)
         weights = f"`{request.weights.name}`"
     _check_float32(dict(network.state_dict()), request.model)
-    inputs = (torch.zeros(request.batch, *image),)
+    inputs = (_zeros((request.batch, *image), torch.float32, request),)
     program = torch_graph.export(network, inputs, f"`{request.model}`")
     return _from_program(
         request,
@@ -224,8 +224,24 @@ def _static_inputs(
             extents.append(
                 _extent(request, node.name, axis, value.ndim, int(extent) if fixed else None)
             )
-        inputs.append(torch.zeros(extents, dtype=value.dtype))
+        inputs.append(_zeros(extents, value.dtype, request))
     return tuple(inputs) if symbolic else None
+
+
+def _zeros(extents: Sequence[int], dtype: torch.dtype, request: ModelRequest) -> torch.Tensor:
+    """An input to trace with.
+
+    Raises:
+        ModelError: There is not that much memory.
+    """
+    try:
+        return torch.zeros(tuple(extents), dtype=dtype)
+    except RuntimeError as error:  # torch has no class of its own for it
+        shape = " x ".join(map(str, extents))
+        raise ModelError(
+            f"an input of {shape} for `{request.model}` does not fit into memory",
+            "give a smaller --batch or --input-size",
+        ) from error
 
 
 def _extent(request: ModelRequest, name: str, axis: int, rank: int, fixed: int | None) -> int:

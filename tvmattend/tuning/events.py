@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a tuning run is asked for, and what it tells while it goes on."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -52,7 +53,7 @@ class TuneOptions:
             ("--seed", self.seed, 0),
             ("--board-wait", self.board_wait, 0),
         ):
-            if not value >= least:  # also refuses NaN
+            if not least <= value < math.inf:  # also refuses NaN
                 raise TuningError(f"{option} {value} is out of range", f"give {least} or more")
 
 
