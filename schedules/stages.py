@@ -7,12 +7,13 @@ A kernel of one convolution is one stage; a fused DC-AC block has several:
            \\-> project -------------> gate
 
 Every element-wise block is inlined into its user unless its values are read by something that is
-not element-wise (a reduction, a padded copy), which would compute them many times over. A block
-that only moves values, a change of layout, computes nothing: its readers read its source instead,
-unless that takes more lines than half of the first-level cache has. Then it is a stage, and so is
-the reduction that it reads, if any.
+not element-wise (a reduction, a padded copy) or has more elements (a resize, a broadcast), which
+would compute them many times over. A block that only moves values, a change of layout, computes
+nothing: its readers read its source instead, unless that takes more lines than half of the
+first-level cache has. Then it is a stage, and so is the reduction that it reads, if any.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,8 @@ def _inline(sch: Any, machine: Machine) -> list[str]:
         # Two convolutions would finish in one block where a sigmoid gates features.
         own = _finishes(sch, name)
         crowded = own and any(_finishes(sch, user) - own for user in consumers)
-        if not crowded and (moves or all(_is_map(sch, user) for user in consumers)):
+        once = all(_is_map(sch, user) and not _repeats(sch, name, user) for user in consumers)
+        if not crowded and (moves or once):
             inline(sch, [name])
             inlined.append(name)
     return inlined
@@ -155,6 +157,16 @@ def _softmax(sch: Any, producers: list[str]) -> Softmax | None:
 
 def _is_map(sch: Any, name: str) -> bool:
     return not _reduces(sch, name) and not name.startswith(_OWNED)
+
+
+def _repeats(sch: Any, name: str, user: str) -> bool:
+    """Whether a user has more elements than a block, so that it would compute some again."""
+    return _elements(sch, user) > _elements(sch, name)
+
+
+def _elements(sch: Any, name: str) -> int:
+    iters = sch.get(sch.get_sblock(name, func_name="main")).iter_vars
+    return math.prod(int(var.dom.extent) for var in iters)
 
 
 def _crosses_maps(sch: Any, name: str, machine: Machine) -> bool:
