@@ -14,6 +14,9 @@ from schedules.stages import Stage
 
 NAME = "dense"
 
+# They hide the latency of a fused multiply-add on two ports (4 cycles x 2).
+_ACCUMULATORS = 8
+
 
 def dense(x: Any, weight: Any, features: int) -> Any:
     """The computation.
@@ -40,12 +43,12 @@ def dense(x: Any, weight: Any, features: int) -> Any:
 
 
 def pack(weight: Any, machine: Machine) -> Any:
-    """Array [K, N] -> [O, K, L], the number of vectors rounded up to a multiple of eight."""
+    """Array [K, N] -> [O, K, L]; more than seven vectors are rounded up to a multiple of eight."""
     import numpy as np
 
     depth, features = weight.shape
-    # Eight accumulators hide the latency of a fused multiply-add on two ports (4 cycles x 2).
-    outer = -(-features // (machine.lanes * 8)) * 8
+    outer = -(-features // machine.lanes)
+    outer = outer if outer < _ACCUMULATORS else -(-outer // _ACCUMULATORS) * _ACCUMULATORS
     padded = np.zeros((depth, outer * machine.lanes), dtype=weight.dtype)
     padded[:, :features] = weight
     return padded.reshape(depth, outer, machine.lanes).transpose(1, 0, 2).copy()
@@ -57,8 +60,10 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     iters = sch.get(sch.get_sblock(stage.anchor, func_name="main")).iter_vars
     rows, outer, _, depth = (int(var.dom.extent) for var in iters)
     row_tile = max(step for step in blocks.divisors(rows, 4))
-    vectors = tuple(v for v in (1, 2, 4, 8) if v * row_tile <= machine.accumulators)
-    jobs = tuple(blocks.divisors(outer // 8, 8))
+    few = outer < _ACCUMULATORS
+    choices = blocks.divisors(outer) if few else (1, 2, 4, _ACCUMULATORS)
+    vectors = tuple(v for v in choices if v * row_tile <= machine.accumulators)
+    jobs = (1,) if few else tuple(blocks.divisors(outer // _ACCUMULATORS, 8))
     knobs = (
         Knob("vectors", vectors, vectors[-1] if row_tile == 1 else vectors[len(vectors) // 2]),
         Knob("unroll", tuple(blocks.divisors(depth, 4)), 1),

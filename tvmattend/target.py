@@ -53,6 +53,14 @@ class TargetSpec:
         return "".join([self.cpu, *extra])
 
     @property
+    def level(self) -> "TargetSpec | None":
+        """The x86-64 level whose kernels this core has too; None for a level itself and on Arm."""
+        if self.arch != "x86_64" or self.cpu in _LEVELS:
+            return None
+        cpu = _LEVELS[_x86_level(self.cpu) - 1]
+        return TargetSpec(self.triple, cpu, _implied_features(self.triple, cpu), self.num_cores)
+
+    @property
     def is_host(self) -> bool:
         """Whether code for this target runs on this machine."""
         if self.arch != _host_arch():
@@ -105,7 +113,10 @@ _PRESETS: Mapping[str, TargetSpec] = {
     for cpu in ("cortex-a72", "cortex-a53", "cortex-a55", "cortex-a73", "cortex-a76")
 }
 
-PRESETS: tuple[str, ...] = (*_PRESETS, "host")
+# Of x86-64, by number: https://gitlab.com/x86-psABIs/x86-64-ABI, "Micro-architecture levels".
+_LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
+
+PRESETS: tuple[str, ...] = (*_PRESETS, *_LEVELS, "host")
 
 _FORMS = (
     f"a preset ({', '.join(PRESETS)}), "
@@ -158,6 +169,8 @@ def _from_text(text: str) -> TargetSpec:
         return _host()
     if word.lower() in _PRESETS:
         return _PRESETS[word.lower()]
+    if word.lower() in _LEVELS:
+        return _from_mapping({"mtriple": "x86_64-linux-gnu", "mcpu": word}, word)
     if word.startswith("{"):
         try:
             parsed = json.loads(word)
@@ -340,9 +353,8 @@ def _implied_features(triple: str, cpu: str) -> tuple[str, ...]:
 
 def _x86_level(cpu: str) -> int:
     """Give the psABI level that holds all of a core's instructions which LLVM would choose."""
-    match = re.fullmatch(r"x86-64(?:-v([234]))?", cpu)
-    if match:
-        return int(match[1] or 1)
+    if cpu in _LEVELS:
+        return _LEVELS.index(cpu) + 1
     has = _cpu_features("x86_64-linux-gnu", cpu)
     marks = {4: {"avx512f"}, 3: {"avx", "avx2", "fma", "bmi2"}, 2: {"sse4.2", "ssse3", "popcnt"}}
     return next((level for level, names in marks.items() if names & has), 1)

@@ -79,9 +79,12 @@ def test_says_what_makes_figures_doubtful(found: Profile) -> None:
     assert quiet.to_json()["other_load"] == 0.01
     (busy,) = replace(quiet, others=0.4).notes()
     assert "other processes used 40%" in busy
-    fast = replace(slow, seconds=slow.flops / (2 * found.roofline.flops))
+    seconds = slow.flops / (2 * found.roofline.flops)
+    fast = replace(slow, seconds=seconds, family="elementwise+winograd_tiles")
     (beyond,) = replace(quiet, kernels=(slow, fast)).notes()
     assert "additions of Winograd's transforms" in beyond
+    (strange,) = replace(quiet, kernels=(slow, replace(fast, family="dense"))).notes()
+    assert "without Winograd: lanes that only fill a vector" in strange
 
 
 def test_instrument_leaves_nothing_behind(bundle: Path) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from one_kernel import HOST, constants, convolution, lowered, relative, run_point
 from tvm import relax, s_tir
 
-from schedules import winograd, winograd_pixels, winograd_tiles
-from schedules.machines import machine_of
+from schedules import dense, winograd, winograd_pixels, winograd_tiles
+from schedules.machines import X86_64_V4, machine_of
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.target import TargetSpec, parse_target
 from tvmattend.transform.layout import CHANNELS, PIXELS
@@ -119,7 +119,10 @@ def test_wrong_weights_are_seen(layout):
     assert relative(found, wanted) > 0.1
 
 
-@pytest.mark.parametrize(("shape", "features"), [((1, 744), 1000), ((4, 33), 7), ((2, 64), 128)])
+@pytest.mark.parametrize(
+    ("shape", "features"),
+    [((1, 744), 1000), ((4, 33), 7), ((2, 64), 128), ((1, 50), 75), ((3, 20), 1)],
+)
 def test_linear(shape, features):
     random = np.random.default_rng(0)
     x = random.standard_normal(shape).astype("float32")
@@ -131,6 +134,16 @@ def test_linear(shape, features):
     out = np.zeros((shape[0], features), "float32")
     for point in list(task.space.points(seed=0))[:4]:
         assert relative(run_point(task, point, [x, packed, out]), x @ weight) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("features", "vectors"), [(1, 1), (16, 1), (17, 2), (112, 7), (113, 8), (1000, 64)]
+)
+def test_few_features_fill_the_vectors_that_they_need(features, vectors):
+    """Eight at once hide an addition's latency; a head of ten classes is no head of 128."""
+    packed = dense.pack(np.ones((3, features), "float32"), X86_64_V4)
+    assert packed.shape == (vectors, 3, 16)
+    assert packed.sum() == 3 * features
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(1, (2, 40, 6, 6)), (3, (1, 5, 7, 93)), (1, (1, 10))])

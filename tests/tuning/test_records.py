@@ -104,6 +104,23 @@ def test_the_working_directory_and_the_shipped_records_are_looked_at(tmp_path, m
     assert found.sources == (0,)
 
 
+def test_records_of_its_level_serve_a_core_behind_its_own(tmp_path):
+    def made_for(name):
+        return replace(RECORD, target=parse_target(name, 4).to_json())
+
+    skylake = "llvm -mtriple=x86_64-linux-gnu -mcpu=skylake"
+    own, level, other = (made_for(name) for name in (skylake, "x86-64-v3", "x86-64-v4"))
+    write(tmp_path / "net/skylake/measured/4-threads.jsonl", own)
+    write(tmp_path / "net/x86-64-v3/measured/4-threads.jsonl", level)
+    write(tmp_path / "net/x86-64-v4/measured/4-threads.jsonl", other)
+    found = find_records("net", parse_target(skylake, 4), roots=[tmp_path])
+    assert found.records == (own, level)
+    assert found.sources == (0, 1)
+    assert "1 made for the core's x86-64 level" in found.describe()
+    alone = find_records("net", parse_target("x86-64-v3", 4), roots=[tmp_path])
+    assert (alone.records, alone.lent) == ((level,), 0)
+
+
 def test_records_for_another_core_and_broken_lines_are_counted(tmp_path):
     path = tmp_path / "r.jsonl"
     a53 = replace(RECORD, target={**TARGET, "mcpu": "cortex-a53"})
@@ -217,3 +234,15 @@ def test_what_ships_is_for_the_kernels_of_today():
             space = tasks[record.key].space
             assert record.kernel == space.kernel, where
             assert space.accepts(record.point), f"{where}: {record.point} left the design space"
+
+
+def test_what_ships_for_a_level_is_for_the_kernels_of_its_cores(tmp_path, monkeypatch):
+    from tvmattend.transform import lower
+    from tvmattend.tuning.tasks import extract_tasks
+
+    monkeypatch.chdir(tmp_path)
+    for core in ("skylake", "skylake-avx512", "znver4"):
+        spec = parse_target(f"llvm -mtriple=x86_64-linux-gnu -mcpu={core}", 1)
+        records = find_records("attendnext", spec)
+        tasks = extract_tasks(lower(shipped_network("attendnext").ir_module, spec), spec)
+        assert all(records.best(task.key, 1, task.space.accepts) for task in tasks), core

@@ -105,10 +105,20 @@ class Profile:
     def notes(self) -> list[str]:
         """What a reader must know of the figures."""
         notes = busy_notes(self.others)
-        if any(kernel.flops > kernel.seconds * self.roofline.flops for kernel in self.kernels):
+        above = {
+            "winograd" in kernel.family
+            for kernel in self.kernels
+            if kernel.flops > kernel.seconds * self.roofline.flops
+        }
+        if True in above:
             notes.append(
                 "more than the peak: additions of Winograd's transforms count too, and have "
                 "pipelines beside those of the multiply-adds that the peak is made of"
+            )
+        if False in above:
+            notes.append(
+                "more than the peak without Winograd: lanes that only fill a vector count too, or "
+                "something took the cores while the peak was measured"
             )
         return notes
 

@@ -71,7 +71,7 @@ def command(
     All get the same weights, input, threads and cores, in fp32. Outputs are compared with
     PyTorch's first; a runtime that computes something else is not timed. Then the runtimes take
     turns, each in a process of its own. Runtimes that are not installed are named and left out:
-    `pip install "tvmattend[bench]"` brings them all.
+    `pip install "tvmattend[bench]"` brings all but litert, whose packages exclude others'.
 
     With --estimate, each runtime's aarch64 library runs one inference under QEMU, and what it
     executed goes through the model of `tvmattend estimate`. Converters run here.
@@ -81,6 +81,8 @@ def command(
     from tvmattend.target import parse_target
 
     request = ModelRequest(model, weights)
+    if no_records and tuning_records:
+        raise click.UsageError("--no-records asks for none, --tuning-records names some")
     if is_estimate:
         timing = ("rounds", "trials", "cpus")
         if any(context.get_parameter_source(name) != _DEFAULT for name in timing):

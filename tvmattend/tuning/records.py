@@ -29,6 +29,7 @@ class RecordSet:
         files: The files that were read.
         faults: Lines that were skipped.
         foreign: Records left out because they are for another core.
+        lent: Records that were made for the x86-64 level of the core, not for the core.
     """
 
     records: tuple[Record, ...] = ()
@@ -36,6 +37,7 @@ class RecordSet:
     files: tuple[Path, ...] = ()
     faults: tuple[Fault, ...] = ()
     foreign: int = 0
+    lent: int = 0
 
     def best(self, key: str, num_cores: int, accepts: Accepts | None = None) -> Record | None:
         """The record that a kernel should be built with.
@@ -80,6 +82,8 @@ class RecordSet:
         parts = [f"{len(self.records)} records in {len(self.files)} files"]
         if self.faults:
             parts.append(f"{len(self.faults)} unreadable lines skipped (first: {self.faults[0]})")
+        if self.lent:
+            parts.append(f"{self.lent} made for the core's x86-64 level")
         if self.foreign:
             parts.append(f"{self.foreign} for another core left out")
         return ", ".join(parts)
@@ -122,7 +126,8 @@ def find_records(
 
     Args:
         model_name: The directory name of the network, e.g. `attendnext`.
-        target: The machine; records for other cores are left out and counted.
+        target: The machine; records for other cores are left out and counted, but for those of its
+            x86-64 level, whose kernels are the same.
         extra: Files or directories (searched to the bottom) that the user gave.
         roots: Directories laid out `<model>/<target>/`; by default `tuning_logs` of the working
             directory, then what ships.
@@ -134,12 +139,15 @@ def find_records(
     if roots is None:
         shipped = shipped_root()
         roots = [Path.cwd() / ROOT_NAME, *([shipped] if shipped else [])]
+    level = target.level
     groups += [_files_under(root / model_name / target.name) for root in roots]
+    if level is not None:
+        groups += [_files_under(root / model_name / level.name) for root in roots]
     records: list[Record] = []
     sources: list[int] = []
     faults: list[Fault] = []
     files: dict[Path, None] = {}
-    foreign = 0
+    foreign = lent = 0
     for rank, group in enumerate(groups):
         empty = rank < len(extra)
         for path in group:
@@ -148,10 +156,12 @@ def find_records(
                 continue
             files[path.resolve()] = None
             found, broken = read_records(path)
-            mine = [record for record in found if record.is_for(target)]
-            foreign += len(found) - len(mine)
-            records += mine
-            sources += [rank] * len(mine)
+            own = [record for record in found if record.is_for(target)]
+            others = [record for record in found if level is not None and record.is_for(level)]
+            foreign += len(found) - len(own) - len(others)
+            lent += len(others)
+            records += own + others
+            sources += [rank] * len(own + others)
             faults += broken
             empty = empty and not found
         if empty:  # to go on without would be to ignore what was asked for
@@ -160,7 +170,7 @@ def find_records(
                 f"no line of `{extra[rank]}` is a tuning record{''.join(f' ({x})' for x in told)}",
                 "check --tuning-records: files are those that `tvmattend tune` writes",
             )
-    return RecordSet(tuple(records), tuple(sources), tuple(files), tuple(faults), foreign)
+    return RecordSet(tuple(records), tuple(sources), tuple(files), tuple(faults), foreign, lent)
 
 
 def _files_under(directory: Path) -> list[Path]:
