@@ -31,6 +31,8 @@ class Machine:
         chains: Registers of an activation that a round of a loop computes side by side behind a
             Winograd convolution. More than four were measured on a Cortex-A72 only.
         l2_bytes: Second-level cache that a core has for itself; 0 where cores share one.
+        transform: Multiply-adds of vectors that a core does while it makes one vector of one of
+            Winograd's points along the rows, with its store and its load.
         threads: Cores that run a kernel together.
     """
 
@@ -44,6 +46,7 @@ class Machine:
     weights_wait: float = 0.0
     chains: int = 4
     l2_bytes: int = 0
+    transform: float = 4.5
     threads: int = 1
 
     def holds(self, scalars: int, vectors: int) -> bool:
@@ -79,6 +82,7 @@ CORTEX_A72 = Machine(
     spill=0.07,
     weights_wait=7.3,
     chains=8,
+    transform=13.0,
 )
 # Any other Arm core has NEON's registers, and two pipelines of four cycles if it is a newer one
 # (Cortex-A76 software optimization guide). Nobody here measured one: it is taken to share a cache

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose the layout of each convolution: pixels (NCHW) or channels (NHWC) in the vectors.
 
-    cost(conv, layout) = MACs / share of lanes that compute an output
+    cost(conv, layout) = vectors that are multiplied, of Winograd's points or of taps
+                       + vectors that are transformed, weighted with what one costs
     cost(change)       = elements that are moved
 
 The cheapest assignment along the network, found as a shortest path over two states. Large maps with
-8 to 21 channels a column want pixels, small maps with hundreds of channels want channels; a change
-of layout between two convolutions is paid once, so isolated changes do not happen. The convolutions
-of a block that will be one kernel have one layout, so that changes fall on the edges of blocks.
+8 to 21 channels a column want pixels, whose transforms are paid by fewer points; small maps with
+hundreds of channels want channels. A change of layout between two convolutions is paid once, so
+isolated changes do not happen. The convolutions of a block that will be one kernel have one layout,
+so that changes fall on the edges of blocks.
 """
 
 import math
@@ -15,12 +17,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules import conv2d_channels, conv2d_pixels
+from schedules import conv2d_channels, conv2d_pixels, winograd, winograd_pixels, winograd_tiles
 from schedules.machines import Machine
 from tvmattend.transform.dataflow import Dataflow, op_name
 from tvmattend.transform.pieces import POOLS
 
 PIXELS, CHANNELS = "NCHW", "NHWC"
+
+# Of a transform in both axes, beside one along the rows, and of one whose channels a column are no
+# vectors, which jobs do not keep to themselves (the 3x3 convolutions of four networks, estimated on
+# a Cortex-A72; benchmarks/NOTES.md).
+_TILES, _UNEVEN = 1.4, 1.75
+# Of `Machine.spill`: what a pointwise convolution of pixels waits, as a share of its products, if
+# its slab fills the first-level cache, which its weights want too (likewise).
+_CROWDED = 28.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,8 @@ class ConvShape:
     out_height: int
     out_width: int
     kernel: tuple[int, int]
-    stride: int
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
     groups: int
 
     @property
@@ -50,6 +61,8 @@ def conv_shape(call: Any) -> ConvShape:
     batch, channels, height, width = (int(extent) for extent in call.args[0].ty.shape)
     _, features, out_height, out_width = (int(extent) for extent in call.ty.shape)
     kernel = tuple(int(extent) for extent in call.args[1].ty.shape)[2:]
+    down, across = (int(step) for step in call.attrs.strides)
+    top, left, bottom, right = (int(side) for side in call.attrs.padding)
     return ConvShape(
         batch,
         channels,
@@ -59,27 +72,51 @@ def conv_shape(call: Any) -> ConvShape:
         out_height,
         out_width,
         (kernel[0], kernel[1]),
-        int(call.attrs.strides[1]),
+        (down, across),
+        (top, left, bottom, right),
         int(call.attrs.groups),
     )
 
 
-def utilisation(conv: ConvShape, layout: str, machine: Machine) -> float:
-    """Share of the lanes that compute an output."""
+def vector_operations(conv: ConvShape, layout: str, machine: Machine) -> float:
+    """What a convolution takes in a layout: multiply-adds of vectors, and as many for all else.
+
+    Args:
+        conv: Its sizes.
+        layout: `PIXELS` or `CHANNELS`.
+        machine: Lanes, caches, and what a transform costs.
+    """
+    per_in, per_out = conv.channels // conv.groups, conv.features // conv.groups
+    suits = winograd.suits(per_in, per_out, conv.kernel, conv.strides, conv.padding)
+    maps = conv.batch * conv.groups
     if layout == CHANNELS:
-        per_group = conv.features // conv.groups
-        outer = conv2d_channels.feature_blocks(per_group, machine.lanes)
-        return per_group / (outer * machine.lanes)
+        outer = conv2d_channels.feature_blocks(per_out, machine.lanes)
+        kernels = (conv.features, per_in, *conv.kernel)
+        shape = (conv.batch, conv.height, conv.width, conv.channels)
+        tiling = winograd_tiles.tiling_for(shape, kernels, conv.groups, machine) if suits else None
+        if tiling is None:
+            return conv.macs / per_out * outer
+        tiles = tiling.points * math.prod(tiling.grid)
+        uneven = 1.0 if per_in % machine.lanes == 0 else _UNEVEN
+        transforms = machine.transform * _TILES * uneven * (per_in / machine.lanes + outer)
+        return maps * tiles * (per_in * outer + transforms)
+    if suits and winograd.cuts(conv.height):
+        algorithm = winograd.algorithm(conv.height)
+        rows = conv.height // algorithm.outputs
+        slab = winograd_pixels.choose_slab(
+            conv.height, conv.width, per_in, per_out, conv.groups, machine
+        )
+        products = winograd.TAPS * per_in * per_out + machine.transform * (per_in + per_out)
+        return maps * rows / slab.rows * slab.vectors * algorithm.inputs * products
     slab = conv2d_pixels.choose_slab(
-        conv.out_height,
-        conv.out_width,
-        conv.kernel[1],
-        conv.stride,
-        conv.channels // conv.groups,
-        conv.features // conv.groups,
-        machine,
+        conv.out_height, conv.out_width, conv.kernel[1], conv.strides[1], per_in, per_out, machine
     )
-    return 1.0 - slab.waste(conv.out_width, machine.lanes)
+    vectors = maps * conv.out_height / slab.rows * slab.vectors
+    products = vectors * math.prod(conv.kernel) * per_in * per_out
+    if conv.kernel != (1, 1):
+        return products
+    filled = 4 * per_in * slab.vectors * machine.lanes / machine.l1_bytes
+    return products * (1 + _CROWDED * machine.spill * filled)
 
 
 @dataclass(frozen=True)
@@ -95,8 +132,8 @@ class Region:
     entering: int
 
     def cost(self, layout: str, machine: Machine) -> float:
-        """Multiply-accumulates, weighted with the lanes that are wasted."""
-        return sum(conv.macs / utilisation(conv, layout, machine) for conv in self.convs)
+        """Vector operations of all of them."""
+        return sum(vector_operations(conv, layout, machine) for conv in self.convs)
 
 
 def choose_layouts(regions: Sequence[Region], machine: Machine) -> list[str]:
@@ -110,8 +147,8 @@ def choose_layouts(regions: Sequence[Region], machine: Machine) -> list[str]:
     # The network's input and the importer's graph are NCHW.
     paths: dict[str, tuple[float, list[str]]] = {PIXELS: (0.0, [])}
     for region in regions:
-        # A transposed element costs about four vector operations, scalar loads being its bound.
-        change = 4.0 * region.entering
+        # A transposed element costs about as much as four multiply-adds of one.
+        change = 4.0 * region.entering / machine.lanes
         step: dict[str, tuple[float, list[str]]] = {}
         for layout in layouts:
             own = region.cost(layout, machine)
