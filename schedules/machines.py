@@ -33,6 +33,8 @@ class Machine:
         l2_bytes: Second-level cache that a core has for itself; 0 where cores share one.
         transform: Multiply-adds of vectors that a core does while it makes one vector of one of
             Winograd's points along the rows, with its store and its load.
+        turn: Multiply-adds of vectors that a core does while it moves one number to another layout
+            in a kernel of its own.
         threads: Cores that run a kernel together.
     """
 
@@ -47,6 +49,7 @@ class Machine:
     chains: int = 4
     l2_bytes: int = 0
     transform: float = 4.5
+    turn: float = 0.5
     threads: int = 1
 
     def holds(self, scalars: int, vectors: int) -> bool:
@@ -83,6 +86,7 @@ CORTEX_A72 = Machine(
     weights_wait=7.3,
     chains=8,
     transform=13.0,
+    turn=4.0,
 )
 # Any other Arm core has NEON's registers, and two pipelines of four cycles if it is a newer one
 # (Cortex-A76 software optimization guide). Nobody here measured one: it is taken to share a cache

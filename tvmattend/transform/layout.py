@@ -3,7 +3,7 @@
 
     cost(conv, layout) = vectors that are multiplied, of Winograd's points or of taps
                        + vectors that are transformed, weighted with what one costs
-    cost(change)       = elements that are moved
+    cost(change)       = elements that are moved, weighted likewise
 
 The cheapest assignment along the network, found as a shortest path over two states. Large maps with
 8 to 21 channels a column want pixels, whose transforms are paid by fewer points; small maps with
@@ -28,6 +28,9 @@ PIXELS, CHANNELS = "NCHW", "NHWC"
 # vectors, which jobs do not keep to themselves (the 3x3 convolutions of four networks, estimated on
 # a Cortex-A72; benchmarks/NOTES.md).
 _TILES, _UNEVEN = 1.4, 1.75
+# Of a vector that holds one feature, whose sums have nothing beside them to hide their latency: the
+# depthwise convolutions of MobileNetV1, likewise.
+_LONELY = 8.0
 # Of `Machine.spill`: what a pointwise convolution of pixels waits, as a share of its products, if
 # its slab fills the first-level cache, which its weights want too (likewise).
 _CROWDED = 28.0
@@ -95,7 +98,8 @@ def vector_operations(conv: ConvShape, layout: str, machine: Machine) -> float:
         shape = (conv.batch, conv.height, conv.width, conv.channels)
         tiling = winograd_tiles.tiling_for(shape, kernels, conv.groups, machine) if suits else None
         if tiling is None:
-            return conv.macs / per_out * outer
+            lonely = _LONELY if per_out == 1 else 1.0
+            return conv.macs / per_out * outer * lonely
         tiles = tiling.points * math.prod(tiling.grid)
         uneven = 1.0 if per_in % machine.lanes == 0 else _UNEVEN
         transforms = machine.transform * _TILES * uneven * (per_in / machine.lanes + outer)
@@ -147,8 +151,7 @@ def choose_layouts(regions: Sequence[Region], machine: Machine) -> list[str]:
     # The network's input and the importer's graph are NCHW.
     paths: dict[str, tuple[float, list[str]]] = {PIXELS: (0.0, [])}
     for region in regions:
-        # A transposed element costs about as much as four multiply-adds of one.
-        change = 4.0 * region.entering / machine.lanes
+        change = machine.turn * region.entering
         step: dict[str, tuple[float, list[str]]] = {}
         for layout in layouts:
             own = region.cost(layout, machine)
