@@ -52,12 +52,6 @@ class ConvShape:
     padding: tuple[int, int, int, int]
     groups: int
 
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one call."""
-        taps = self.kernel[0] * self.kernel[1] * (self.channels // self.groups)
-        return self.batch * self.features * self.out_height * self.out_width * taps
-
 
 def conv_shape(call: Any) -> ConvShape:
     """Read the sizes of a `relax.nn.conv2d` in NCHW/OIHW."""
@@ -89,38 +83,47 @@ def vector_operations(conv: ConvShape, layout: str, machine: Machine) -> float:
         layout: `PIXELS` or `CHANNELS`.
         machine: Lanes, caches, and what a transform costs.
     """
-    per_in, per_out = conv.channels // conv.groups, conv.features // conv.groups
-    suits = winograd.suits(per_in, per_out, conv.kernel, conv.strides, conv.padding)
-    maps = conv.batch * conv.groups
-    if layout == CHANNELS:
-        outer = conv2d_channels.feature_blocks(per_out, machine.lanes)
-        kernels = (conv.features, per_in, *conv.kernel)
-        shape = (conv.batch, conv.height, conv.width, conv.channels)
-        tiling = winograd_tiles.tiling_for(shape, kernels, conv.groups, machine) if suits else None
-        if tiling is None:
-            lonely = _LONELY if per_out == 1 else 1.0
-            return conv.macs / per_out * outer * lonely
-        tiles = tiling.points * math.prod(tiling.grid)
-        uneven = 1.0 if per_in % machine.lanes == 0 else _UNEVEN
-        transforms = machine.transform * _TILES * uneven * (per_in / machine.lanes + outer)
-        return maps * tiles * (per_in * outer + transforms)
+    column = (conv.channels // conv.groups, conv.features // conv.groups)
+    suits = winograd.suits(*column, conv.kernel, conv.strides, conv.padding)
+    cost = _of_pixels if layout == PIXELS else _of_channels
+    return conv.batch * conv.groups * cost(conv, column, machine, suits=suits)
+
+
+def _of_pixels(conv: ConvShape, column: tuple[int, int], machine: Machine, *, suits: bool) -> float:
+    """Vector operations of one column of one image."""
+    per_in, per_out = column
     if suits and winograd.cuts(conv.height):
         algorithm = winograd.algorithm(conv.height)
-        rows = conv.height // algorithm.outputs
-        slab = winograd_pixels.choose_slab(
-            conv.height, conv.width, per_in, per_out, conv.groups, machine
-        )
-        products = winograd.TAPS * per_in * per_out + machine.transform * (per_in + per_out)
-        return maps * rows / slab.rows * slab.vectors * algorithm.inputs * products
+        slab = winograd_pixels.choose_slab(conv.height, conv.width, *column, conv.groups, machine)
+        vectors = conv.height // algorithm.outputs // slab.rows * slab.vectors
+        products = winograd.TAPS * per_in * per_out
+        return vectors * algorithm.inputs * (products + machine.transform * (per_in + per_out))
     slab = conv2d_pixels.choose_slab(
-        conv.out_height, conv.out_width, conv.kernel[1], conv.strides[1], per_in, per_out, machine
+        conv.out_height, conv.out_width, conv.kernel[1], conv.strides[1], *column, machine
     )
-    vectors = maps * conv.out_height / slab.rows * slab.vectors
+    vectors = conv.out_height // slab.rows * slab.vectors
     products = vectors * math.prod(conv.kernel) * per_in * per_out
     if conv.kernel != (1, 1):
         return products
     filled = 4 * per_in * slab.vectors * machine.lanes / machine.l1_bytes
     return products * (1 + _CROWDED * machine.spill * filled)
+
+
+def _of_channels(
+    conv: ConvShape, column: tuple[int, int], machine: Machine, *, suits: bool
+) -> float:
+    """Vector operations of one column of one image."""
+    per_in, per_out = column
+    outer = conv2d_channels.feature_blocks(per_out, machine.lanes)
+    kernels = (conv.features, per_in, *conv.kernel)
+    shape = (conv.batch, conv.height, conv.width, conv.channels)
+    tiling = winograd_tiles.tiling_for(shape, kernels, conv.groups, machine) if suits else None
+    if tiling is None:
+        products = conv.out_height * conv.out_width * math.prod(conv.kernel) * per_in * outer
+        return products * (_LONELY if per_out == 1 else 1.0)
+    uneven = 1.0 if per_in % machine.lanes == 0 else _UNEVEN
+    transforms = machine.transform * _TILES * uneven * (per_in / machine.lanes + outer)
+    return tiling.points * math.prod(tiling.grid) * (per_in * outer + transforms)
 
 
 @dataclass(frozen=True)
