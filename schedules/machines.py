@@ -33,8 +33,8 @@ class Machine:
         l2_bytes: Second-level cache that a core has for itself; 0 where cores share one.
         transform: Multiply-adds of vectors that a core does while it makes one vector of one of
             Winograd's points along the rows, with its store and its load.
-        turn: Multiply-adds of vectors that a core does while it moves one number to another layout
-            in a kernel of its own.
+        turn: Multiply-adds of vectors that a core does while it moves one number to another layout:
+            between what a kernel of its own takes and a block that reads the other layout in place.
         threads: Cores that run a kernel together.
     """
 
@@ -75,7 +75,9 @@ class Machine:
 
 # 32 NEON registers of 4 lanes. Of a Cortex-A72 the L1D holds 32 KB (Arm TRM 100095, section 6) and
 # the L2 gives one core 8 bytes a cycle, an eighth of what Zen 5's does. DRAM gives all cores of a
-# Raspberry Pi 4 together 4 bytes a nanosecond: 16 bytes in 7.3 cycles of 1.8 GHz.
+# Raspberry Pi 4 together 4 bytes a nanosecond: 16 bytes in 7.3 cycles of 1.8 GHz. `transform` is
+# fitted to estimates of 3x3 convolutions; a change of layout is estimated at 12 cycles a number
+# from L2, and at 1.5 if all is in L1 (benchmarks/NOTES.md, "Fusion").
 CORTEX_A72 = Machine(
     lanes=ARM_LANES,
     accumulators=24,
@@ -94,6 +96,7 @@ CORTEX_A72 = Machine(
 AARCH64 = replace(CORTEX_A72, in_flight=8)
 # 32 registers of 16 lanes (AVX-512) and 16 of 8 (AVX2); 32 KB is the smallest L1D of either level.
 # L2: Zen 3's, where its use was measured; Haswell has half, cores with AVX-512 as much or more.
+# `transform`: what `residual` takes beyond products and SiLU on a Zen 4 core (NOTES, likewise).
 X86_64_V4 = Machine(lanes=16, accumulators=28, l1_bytes=32 * 1024, l2_bytes=512 * 1024)
 X86_64_V3 = Machine(lanes=8, accumulators=14, l1_bytes=32 * 1024, registers=16, l2_bytes=512 * 1024)
 # SSE has no fused multiply-add and 16 registers of 4 lanes.

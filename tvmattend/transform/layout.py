@@ -6,10 +6,10 @@
     cost(change)       = elements that are moved, weighted likewise
 
 The cheapest assignment along the network, found as a shortest path over two states. Large maps with
-8 to 21 channels a column want pixels, whose transforms are paid by fewer points; small maps with
-hundreds of channels want channels. A change of layout between two convolutions is paid once, so
-isolated changes do not happen. The convolutions of a block that will be one kernel have one layout,
-so that changes fall on the edges of blocks.
+8 to 32 channels a column want pixels, which Winograd transforms along one axis, not both; small
+maps with hundreds of channels want channels. A change of layout between two convolutions is paid
+once, so isolated changes do not happen. The convolutions of a block that will be one kernel have
+one layout, so that changes fall on the edges of blocks.
 """
 
 import math
@@ -24,9 +24,9 @@ from tvmattend.transform.pieces import POOLS
 
 PIXELS, CHANNELS = "NCHW", "NHWC"
 
-# Of a transform in both axes, beside one along the rows, and of one whose channels a column are no
-# vectors, which jobs do not keep to themselves (the 3x3 convolutions of four networks, estimated on
-# a Cortex-A72; benchmarks/NOTES.md).
+# Of `Machine.transform`: a transform in both axes, beside one along the rows; and one of columns
+# that are no whole vectors, whose input jobs do not keep to themselves. Fitted to the 3x3
+# convolutions of four networks, estimated on a Cortex-A72 (benchmarks/NOTES.md, "Fusion").
 _TILES, _UNEVEN = 1.4, 1.75
 # Of a vector that holds one feature, whose sums have nothing beside them to hide their latency: the
 # depthwise convolutions of MobileNetV1, likewise.
