@@ -8,10 +8,11 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 from fault_proxy import Fault, FaultProxy
-from sample_tasks import FakeRanker, matmul
+from sample_tasks import FakeRanker, matmul, seconds_of
 from tvm.rpc.tracker import Tracker
 
 from tvmattend.device.board import BoardInfo
@@ -19,7 +20,7 @@ from tvmattend.device.endpoint import Endpoint, tracker_endpoint
 from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.errors import NoFreeBoardError
 from tvmattend.target import parse_target
-from tvmattend.tuning.bench import Repetition
+from tvmattend.tuning.bench import Artifact, BoardLostError, Outcome, Repetition
 from tvmattend.tuning.events import BoardJoined, BoardLeft, TrialDone, TuneOptions
 from tvmattend.tuning.fleet import Fleet
 from tvmattend.tuning.machine import host_machine
@@ -191,6 +192,87 @@ def test_without_any_board_for_long_enough_the_run_ends(tmp_path, tracker):
     assert "repeat the command to go on" in caught.value.hint
     assert time.monotonic() - begun < 90
     assert len(read_records(tmp_path / "r.jsonl")[0]) >= 5
+
+
+class TwoBoards:
+    """A shop for a key with two boards: one is silent, the other is for a while somebody else's."""
+
+    origin = "measured"
+    machine = MappingProxyType({"emulated": False})
+    silent, good = Endpoint("silent", 1), Endpoint("good", 1)
+    held = 2.5  # seconds that the silent one costs whoever asks it
+    taken = 1.0  # seconds that the other is taken from then on
+
+    def __init__(self):
+        self.wakes = None
+        self.asked = []
+
+    def build(self, candidates):
+        return [Artifact("unused", candidate) for candidate in candidates]
+
+    def discard(self, artifact):
+        pass
+
+    def open_bench(self, roster):
+        assert roster is not None
+        return TwoBoardsBench(self)
+
+
+class TwoBoardsBench:
+    board = TwoBoards.silent
+
+    def __init__(self, shop):
+        self.shop = shop
+
+    @property
+    def name(self):
+        return str(self.board)
+
+    def take_seat(self, timeout):
+        del timeout
+        if len(self.shop.asked) < 2:  # both lanes
+            self.shop.asked.append(self)
+        elif self.shop.wakes is None or time.monotonic() < self.shop.wakes:
+            raise NoFreeBoardError("somebody else's")
+        else:
+            self.board = TwoBoards.good
+
+    def run(self, artifact, hot_too=False):
+        del hot_too
+        if self.board == TwoBoards.good:
+            item = artifact.args_info
+            return Outcome("ok", (seconds_of(item.task, item.point),))
+        time.sleep(TwoBoards.held)
+        self.shop.wakes = time.monotonic() + TwoBoards.taken
+        raise BoardLostError("silence", False, 0.0, sent=False)
+
+    def answers(self, seconds):
+        del seconds
+        return False
+
+    wake = leave_seat = end = lambda *_: None
+
+
+def test_who_waited_for_a_silent_board_has_time_to_ask_for_another(tmp_path, monkeypatch):
+    present = [(KEY, board.host, board.port) for board in (TwoBoards.silent, TwoBoards.good)]
+    monkeypatch.setattr("tvmattend.tuning.roster.registered", lambda _: (present, None))
+    tally = Tally(lambda _: None)
+    patience = Patience(tally, waits=(0.1,))
+    with Fleet(TwoBoards(), Endpoint("t", 1, KEY), patience, tally, board_wait=2.0) as fleet:
+        report = TuningRun(
+            model="net",
+            target=HOST,
+            tasks=[matmul()],
+            file=RecordFile(tmp_path / "r.jsonl"),
+            earlier=[],
+            found=RecordSet(),
+            options=TuneOptions(trials=8),
+            crew=fleet,
+            ranker=FakeRanker(),
+            observer=tally,
+            incidents=tally.incidents,
+        ).run()
+    assert report.trials == len(points_of(report.path)) == 8
 
 
 PI = BoardInfo("a:1", "aarch64", "cortex-a72", 4, "Pi 4", False, "performance", 1500.0)

@@ -105,6 +105,7 @@ class Fleet:
         self._lanes: list[threading.Thread] = []
         self._benches: list[BoardBench] = []
         self._served = time.monotonic()  # when a board was last of use
+        self._vacated = self._served  # when the last lane that had one gave it up
         self._occupants = 0  # lanes that have one now, or are about to
         self._start(self._build, "builder")
         self._open_lane()
@@ -223,6 +224,7 @@ class Fleet:
             yield
         finally:
             with self._changed:
+                self._vacated = time.monotonic()
                 self._occupants -= 1
 
     def _seated(self, bench: BoardBench) -> bool:
@@ -301,9 +303,16 @@ class Fleet:
             self._sleep(_SCOUT_SECONDS)
 
     def _check_boards(self) -> None:
-        """End a run that has had no board for as long as the user would wait."""
-        idle = self._roster is not None and self._ready and not self._occupants
-        if not idle or time.monotonic() - self._served < self._board_wait:
+        """End a run that has had no board for as long as the user would wait.
+
+        Lanes may all have waited for a board that fell silent: another, if there is one, is asked
+        for from then on.
+        """
+        with self._changed:
+            if self._roster is None or self._occupants or not self._ready:
+                return
+            since = max(self._served, self._vacated) if self._roster.hopes() else self._served
+        if time.monotonic() - since < self._board_wait:
             return
         raise NoFreeBoardError(
             f"no board of {self._endpoint} could be had for {self._board_wait:g} s",

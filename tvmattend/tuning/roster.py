@@ -60,6 +60,12 @@ class Roster:
             resting = time.monotonic() < self._resting.get(board, 0.0)
             return board not in self._refused and not resting
 
+    def hopes(self) -> bool:
+        """Whether any board at the tracker is welcome."""
+        with self._lock:
+            present = list(self._present)
+        return any(self.welcome(board) for board in present)
+
     def rest(self, board: Endpoint, seconds: float, reason: str) -> None:
         """Leave a board alone that is at the tracker, but that nothing gets through to."""
         with self._lock:
