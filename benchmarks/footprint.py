@@ -16,19 +16,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tvmattend.bench.host import describe_machine, machine_line, machine_slug
-from tvmattend.bench.results import read_entries, results_option, write_entries
+from tvmattend.bench.host import describe_machine, machine_line
+from tvmattend.bench.results import (
+    read_entries,
+    results_option,
+    results_path,
+    target_option,
+    write_entries,
+)
 from tvmattend.bundle.manifest import FORMATS
 from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.models import REGISTRY, lookup, parameters
-from tvmattend.target import host_target
+from tvmattend.target import TargetSpec
 
 RESULTS = Path(__file__).parent / "results"
 MEGABYTE = 1e6
@@ -95,14 +102,15 @@ def probe(bundle: Path) -> dict[str, Any]:
     show_default=True,
     help="Processes; the median counts.",
 )
+@target_option()
 @results_option(RESULTS)
-def main(model: str, kind: str, repeat: int, results: Path) -> None:
+def main(model: str, kind: str, repeat: int, target: TargetSpec, results: Path) -> None:
     """Measure and write `results/footprint-<machine>.json`."""
     weights = 4 * parameters(lookup(model))
     with tempfile.TemporaryDirectory(prefix="tvmattend-footprint-") as scratch:
         bundle = Path(scratch) / "bundle"
         build(
-            model, host_target(1), output=bundle, format=kind,
+            model, replace(target, num_cores=1), output=bundle, format=kind,
             observer=lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
         manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -111,7 +119,7 @@ def main(model: str, kind: str, repeat: int, results: Path) -> None:
     middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     machine = describe_machine()
     wanted = weights + middle["planned"] + SPARE_MEMORY
-    print(f"{model}, format {kind}\n{machine_line(machine)}")
+    print(f"{model}, format {kind}, for {target.cpu}\n{machine_line(machine)}")
     print(
         f"library  {library / MEGABYTE:.2f} MB (weights {weights / MEGABYTE:.2f}; "
         f"at most {(weights + SPARE_LIBRARY) / MEGABYTE:.2f} wanted)\n"
@@ -121,11 +129,12 @@ def main(model: str, kind: str, repeat: int, results: Path) -> None:
         f"{middle['resident'] / MEGABYTE:.1f} (weights + {middle['planned'] / MEGABYTE:.2f} MB of "
         f"planned activations + 30 = {wanted / MEGABYTE:.1f} wanted)"
     )
-    path = results / f"footprint-{machine_slug(machine)}.json"
+    path = results_path(results, "footprint", machine, target)
     entries = read_entries(path, {})
     entries[f"{model}, {kind}"] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
+        "target": target.cpu,
         "library_bytes": library,
         "weight_bytes": weights,
         "load_ms": round(middle["load"] * 1e3, 2),

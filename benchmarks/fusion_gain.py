@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from multiprocessing import get_context
@@ -27,15 +28,22 @@ import click
 import numpy as np
 from torch import nn
 
-from tvmattend.bench.host import Load, describe_machine, machine_line, machine_slug
-from tvmattend.bench.results import read_entries, results_option, write_entries, write_text
+from tvmattend.bench.host import Load, describe_machine, machine_line
+from tvmattend.bench.results import (
+    read_entries,
+    results_option,
+    results_path,
+    target_option,
+    write_entries,
+    write_text,
+)
 from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.frontend import ModelRequest
 from tvmattend.machine.bundles import estimate_bundle
 from tvmattend.models import REGISTRY, create
 from tvmattend.runtime import load
-from tvmattend.target import TargetSpec, host_target, parse_target
+from tvmattend.target import TargetSpec, parse_target
 from tvmattend.tuning import TuneOptions, tune
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,6 +113,7 @@ def subjects(model: str) -> list[str]:
     show_default=True,
     help="Threads of the Cortex-A72; 0 for no estimate.",
 )
+@target_option()
 @results_option(RESULTS)
 def main(
     model: str,
@@ -113,11 +122,12 @@ def main(
     trials: int,
     records: Path | None,
     boards: tuple[int, ...],
+    target: TargetSpec,
     results: Path,
 ) -> None:
     """Compare, print, and write `results/fusion-<machine>.{json,md}`."""
     machine = describe_machine()
-    path = results / f"fusion-{machine_slug(machine)}.json"
+    path = results_path(results, "fusion", machine, target)
     if not any(threads):
         if not path.is_file():
             raise click.UsageError(f"--threads 0: nothing was measured before, there is no {path}")
@@ -126,13 +136,13 @@ def main(
     with tempfile.TemporaryDirectory(prefix="tvmattend-fusion-") as scratch:
         place = Path(scratch)
         for count in filter(None, threads):
-            target = host_target(count)
+            threaded = replace(target, num_cores=count)
             kept = None
             if trials:
                 kept = (records or place / "records") / f"{count}-threads"
-                _tune(model, target, trials, kept)
+                _tune(model, threaded, trials, kept)
             for subject in subjects(model):
-                entries.append(_timed(subject, target, rounds, kept, place))
+                entries.append(_timed(subject, threaded, rounds, kept, place))
                 print(_line(entries[-1]), flush=True)
         for count in filter(None, boards):
             for subject in subjects(model):
@@ -142,7 +152,14 @@ def main(
     if not any(threads):
         measured = [entry for entry in kept["entries"] if entry["how"] == "measured"]
         entries = [{"date": kept["date"], **entry} for entry in measured] + entries
-    found = {"date": date, "machine": machine, "model": model, "trials": trials, "entries": entries}
+    found = {
+        "date": date,
+        "machine": machine,
+        "target": target.cpu,
+        "model": model,
+        "trials": trials,
+        "entries": entries,
+    }
     write_entries(path, found)
     write_text(path.with_suffix(".md"), document(found))
     print(f"written: {path}", file=sys.stderr)
@@ -275,7 +292,8 @@ def document(found: dict[str, Any]) -> str:
     lines = [
         f"# What fusion is worth on {found['model']}",
         "",
-        f"{found['date']}, {machine_line(found['machine'])}; both builds with {trials}.",
+        f"{found['date']}, {machine_line(found['machine'])}; both builds for {found['target']}",
+        f"with {trials}.",
         "The least time of each; the gain is the median of the ratios within rounds. `estimated`",
         "is a Cortex-A72 at 1.8 GHz by `tvmattend estimate`, with default schedules. Wanted:",
         f"{NETWORK_GAIN}x for the network, no block below 1.",

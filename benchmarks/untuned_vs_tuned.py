@@ -6,6 +6,7 @@ default schedule, timed in turns. The goal: untuned takes at most 1.5 times as l
 """
 
 import sys
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,13 +14,13 @@ import click
 
 from tvmattend.bench.catalogue import UNTUNED
 from tvmattend.bench.comparison import Options, compare
-from tvmattend.bench.host import machine_line, machine_slug
-from tvmattend.bench.results import results_option, write_entries
+from tvmattend.bench.host import machine_line
+from tvmattend.bench.results import results_option, results_path, target_option, write_entries
 from tvmattend.bench.timing import ratio, ratio_range
 from tvmattend.cli.main import errors_told
 from tvmattend.frontend import ModelRequest
 from tvmattend.models import REGISTRY
-from tvmattend.target import host_target
+from tvmattend.target import TargetSpec
 from tvmattend.tuning.records import find_records
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,12 +32,14 @@ LIMIT = 1.5
 @click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
 @click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
+@target_option()
 @results_option(RESULTS)
 def main(
     models: tuple[str, ...],
     threads: tuple[int, ...],
     rounds: int,
     tuning_records: tuple[Path, ...],
+    target: TargetSpec,
     results: Path,
 ) -> None:
     """Compare the two builds and write `results/untuned-<machine>.json`."""
@@ -44,13 +47,13 @@ def main(
     machine = None
     for model in models or ("attendnext",):
         for count in threads:
-            target = host_target(count)
-            records = find_records(model, target, tuning_records)
+            threaded = replace(target, num_cores=count)
+            records = find_records(model, threaded, tuning_records)
             if not records.records:
-                raise click.ClickException(f"no records for {model} on {target.describe()}")
+                raise click.ClickException(f"no records for {model} on {threaded.describe()}")
             comparison = compare(
                 ModelRequest(model),
-                target,
+                threaded,
                 Options(threads=count, against=(UNTUNED,), rounds=rounds, records=tuning_records),
                 lambda text: print(text, file=sys.stderr),
             )
@@ -70,9 +73,9 @@ def main(
                 "limit": LIMIT,
             })
     if machine is not None:
-        path = results / f"untuned-{machine_slug(machine)}.json"
+        path = results_path(results, "untuned", machine, target)
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_entries(path, {"date": date, "comparisons": entries})
+        write_entries(path, {"date": date, "target": target.cpu, "comparisons": entries})
         print(f"written: {path}", file=sys.stderr)
 
 

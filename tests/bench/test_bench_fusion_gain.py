@@ -43,6 +43,7 @@ def test_a_goal_is_met_or_missed(
     found = {
         "date": "today", "model": "attendnext", "trials": 0, "entries": [entry(subject, gain)],
         "machine": fusion_gain.describe_machine(),
+        "target": "x86-64-v3",
     }  # fmt: skip
     assert f"| {gain:.3f}x | {word} |" in fusion_gain.document(found)
     assert ("short of the goal" in fusion_gain._line(entry(subject, gain))) == (word == "missed")

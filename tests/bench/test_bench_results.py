@@ -9,8 +9,17 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from tvmattend.bench.results import read_entries, results_option, write_entries, write_text
+from tvmattend.bench.host import describe_machine, machine_slug
+from tvmattend.bench.results import (
+    read_entries,
+    results_option,
+    results_path,
+    target_option,
+    write_entries,
+    write_text,
+)
 from tvmattend.errors import InputError, StorageError
+from tvmattend.target import TargetSpec, host_target, parse_target
 
 
 def run(place: Path) -> Result:
@@ -67,3 +76,27 @@ def test_what_was_there_stays_if_it_cannot_be_replaced(
 
 def test_a_file_that_is_not_there_has_its_default(tmp_path: Path) -> None:
     assert read_entries(tmp_path / "none.json", []) == []
+
+
+def test_code_of_another_level_has_a_file_of_its_own() -> None:
+    machine, place = describe_machine(), Path("results")
+    plain = results_path(place, "fusion", machine, host_target())
+    assert plain == place / f"fusion-{machine_slug(machine)}.json"
+    older = results_path(place, "fusion", machine, parse_target("x86-64-v2"))
+    assert older == plain.with_name(f"{plain.stem}-x86-64-v2.json")
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [("cortex-a72", "this machine cannot run code for"), ("x86-65", "unknown target `x86-65`")],
+)
+def test_a_benchmark_that_times_wants_code_for_this_machine(target: str, says: str) -> None:
+    @click.command()
+    @target_option()
+    def script(target: TargetSpec) -> None:
+        click.echo(target.cpu)
+
+    refused = CliRunner().invoke(script, ["--target", target])
+    assert refused.exit_code == 2
+    assert says in refused.output
+    assert CliRunner().invoke(script).output.strip() == host_target().cpu

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
-from tvmattend.errors import InputError, StorageError
+from tvmattend.bench.host import machine_slug
+from tvmattend.errors import InputError, StorageError, TvmattendError
 from tvmattend.storage import replace_text
+from tvmattend.target import TargetSpec, host_target, parse_target
 
 
 def results_option(default: Path) -> Callable[[Any], Any]:
@@ -25,6 +27,33 @@ def results_option(default: Path) -> Callable[[Any], Any]:
         callback=_ready,
         help="Directory that the results are written to.",
     )
+
+
+def target_option() -> Callable[[Any], Any]:
+    """`--target` of a benchmark that times here: this machine, or an older level of it.
+
+    So kernels with AVX2 can be timed where there is AVX-512.
+    """
+    return click.option(
+        "--target",
+        default="host",
+        show_default=True,
+        callback=_runs_here,
+        help="This machine, or a level of it.",
+    )
+
+
+def results_path(results: Path, kind: str, machine: dict[str, Any], target: TargetSpec) -> Path:
+    """The file for figures of a kind: `fusion-<machine>.json`.
+
+    Args:
+        results: The directory.
+        kind: Begins the name.
+        machine: As `describe_machine` tells it.
+        target: Its core ends the name if it is not the machine's own.
+    """
+    level = "" if target.cpu == host_target().cpu else f"-{target.cpu}"
+    return results / f"{kind}-{machine_slug(machine)}{level}.json"
 
 
 def read_entries(path: Path, default: Any) -> Any:
@@ -76,3 +105,13 @@ def _ready(_context: click.Context, _parameter: click.Parameter, place: Path) ->
     for path in place.glob("*.json"):
         read_entries(path, None)
     return place
+
+
+def _runs_here(_context: click.Context, _parameter: click.Parameter, text: str) -> TargetSpec:
+    try:
+        target = parse_target(text)
+    except TvmattendError as error:
+        raise click.BadParameter(f"{error}; {error.hint}") from error
+    if not target.is_host:
+        raise click.BadParameter(f"this machine cannot run code for {target.describe()}")
+    return target
