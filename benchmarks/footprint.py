@@ -119,7 +119,7 @@ def main(model: str, kind: str, repeat: int, target: TargetSpec, results: Path) 
     middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     machine = describe_machine()
     wanted = weights + middle["planned"] + SPARE_MEMORY
-    print(f"{model}, format {kind}, for {target.cpu}\n{machine_line(machine)}")
+    print(f"{model}, format {kind}, for {target.name}\n{machine_line(machine)}")
     print(
         f"library  {library / MEGABYTE:.2f} MB (weights {weights / MEGABYTE:.2f}; "
         f"at most {(weights + SPARE_LIBRARY) / MEGABYTE:.2f} wanted)\n"
@@ -134,7 +134,7 @@ def main(model: str, kind: str, repeat: int, target: TargetSpec, results: Path) 
     entries[f"{model}, {kind}"] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
-        "target": target.cpu,
+        "target": target.name,
         "library_bytes": library,
         "weight_bytes": weights,
         "load_ms": round(middle["load"] * 1e3, 2),

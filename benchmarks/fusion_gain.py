@@ -131,7 +131,10 @@ def main(
     if not any(threads):
         if not path.is_file():
             raise click.UsageError(f"--threads 0: nothing was measured before, there is no {path}")
-        kept = read_entries(path, None)
+        earlier = read_entries(path, None)
+        if earlier["model"] != model:
+            raise click.UsageError(f"--threads 0: {path} is of {earlier['model']}")
+        trials, machine = earlier["trials"], earlier["machine"]
     entries = []
     with tempfile.TemporaryDirectory(prefix="tvmattend-fusion-") as scratch:
         place = Path(scratch)
@@ -150,12 +153,12 @@ def main(
                 print(_line(entries[-1]), flush=True)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     if not any(threads):
-        measured = [entry for entry in kept["entries"] if entry["how"] == "measured"]
-        entries = [{"date": kept["date"], **entry} for entry in measured] + entries
+        measured = [entry for entry in earlier["entries"] if entry["how"] == "measured"]
+        entries = [{"date": earlier["date"], **entry} for entry in measured] + entries
     found = {
         "date": date,
         "machine": machine,
-        "target": target.cpu,
+        "target": target.name,
         "model": model,
         "trials": trials,
         "entries": entries,

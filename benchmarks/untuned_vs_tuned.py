@@ -75,7 +75,7 @@ def main(
     if machine is not None:
         path = results_path(results, "untuned", machine, target)
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_entries(path, {"date": date, "target": target.cpu, "comparisons": entries})
+        write_entries(path, {"date": date, "target": target.name, "comparisons": entries})
         print(f"written: {path}", file=sys.stderr)
 
 

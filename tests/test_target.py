@@ -238,6 +238,10 @@ def test_a_level_and_an_arm_core_have_none(name: str) -> None:
     assert parse_target(name).level is None
 
 
+# Of /proc/cpuinfo.
+OF_LEVEL_3 = "avx avx2 bmi1 bmi2 f16c fma abm movbe sse4_2 popcnt ssse3"
+
+
 class TestHost:
     """Machines that this test does not run on, by their /proc/cpuinfo."""
 
@@ -255,8 +259,8 @@ class TestHost:
     @pytest.mark.parametrize(
         ("flags", "cpu"),
         [
-            ("avx512f avx512bw avx512cd avx512dq avx512vl avx2 fma", "x86-64-v4"),
-            ("avx2 bmi1 bmi2 f16c fma abm movbe sse4_2 popcnt ssse3", "x86-64-v3"),
+            (f"avx512f avx512bw avx512cd avx512dq avx512vl {OF_LEVEL_3}", "x86-64-v4"),
+            (OF_LEVEL_3, "x86-64-v3"),
             ("avx2 sse4_2 popcnt ssse3", "x86-64-v2"),
             ("sse2", "x86-64"),
         ],
@@ -272,6 +276,13 @@ class TestHost:
         assert parse_target("llvm -mcpu=skylake-avx512").is_host == (cpu == "x86-64-v4")
         assert parse_target("llvm -mcpu=haswell").is_host == (cpu in {"x86-64-v4", "x86-64-v3"})
         assert not A72.is_host
+
+    def test_x86_code_may_need_more_than_a_level(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pretend(monkeypatch, "x86_64", f"flags\t\t: {OF_LEVEL_3}\n")
+        assert parse_target("llvm -mcpu=x86-64-v3 -mattr=-fma").is_host
+        assert not parse_target("llvm -mcpu=x86-64-v3 -mattr=+avx512f,+avx512vl").is_host
+        assert parse_target("llvm -mcpu=skylake").is_host
+        assert not parse_target("llvm -mcpu=alderlake").is_host, "it has VNNI"
 
     def test_a_raspberry_pi_4_is_a_cortex_a72(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pretend(monkeypatch, "aarch64", "processor\t: 0\nCPU part\t: 0xd08\n")

@@ -66,7 +66,12 @@ class TargetSpec:
         if self.arch != _host_arch():
             return False
         if self.arch == "x86_64":
-            return _x86_level(self.cpu) <= _x86_level(_host_cpu())
+            if _x86_level(self.cpu) > _x86_level(_host_cpu()):
+                return False
+            plain = self.cpu in _LEVELS and self.features == _implied_features(
+                self.triple, self.cpu
+            )
+            return plain or set(self.cpu_flags) <= _host_flags()  # which asks LLVM
         on = {flag[1:] for flag in self.features if flag[0] == "+"}
         needs = _ARM_EXTENSIONS & (on | _cpu_features(self.triple, self.cpu))
         return needs <= _cpu_features(self.triple, _host_cpu())
@@ -368,17 +373,25 @@ def _host_arch() -> str:
 @cache
 def _host_cpu() -> str:
     """The x86-64 level of this machine (psABI), or the Arm core by its part number."""
-    text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     if _host_arch() == "aarch64":
-        part = re.search(r"CPU part\s*:\s*(0x[0-9a-f]+)", text)
+        part = re.search(r"CPU part\s*:\s*(0x[0-9a-f]+)", _cpuinfo())
         return ARM_CORES.get(part[1] if part else "", "generic")
-    line = re.search(r"^flags\s*:\s*(.*)$", text, re.MULTILINE)
-    flags = set(line[1].split()) if line else set()
+    flags = _host_flags()
     if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags:
         return "x86-64-v4"
     if {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"} <= flags:
         return "x86-64-v3"
     return "x86-64-v2" if {"sse4_2", "popcnt", "ssse3"} <= flags else "x86-64"
+
+
+def _host_flags() -> frozenset[str]:
+    """What /proc/cpuinfo of an x86-64 machine lists."""
+    line = re.search(r"^flags\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
+    return frozenset(line[1].split() if line else ())
+
+
+def _cpuinfo() -> str:
+    return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
 
 
 # What AArch64 cores of the last years have and a Cortex-A72 has not (LLVM's names).

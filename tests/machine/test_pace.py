@@ -101,6 +101,36 @@ int main(int argc, char **argv) {
 }
 """
 
+# Two threads work in step while all is counted; whoever stops first after that spins until the
+# other has stopped as well, which may have been waiting for it to go on.
+AFTER = r"""
+#include <pthread.h>
+#include <unistd.h>
+static volatile int over, here[2];
+static volatile double sums[2][8];
+
+static void *work(void *argument) {
+    long id = (long)argument;
+    while (!over)
+        for (int i = 0; i < 1000; i++) sums[id][0] += i;
+    here[id] = 1;
+    while (!here[1 - id]) ;
+    return 0;
+}
+
+int main(void) {
+    pthread_t ids[2];
+    for (long i = 0; i < 2; i++) pthread_create(&ids[i], 0, work, (void *)i);
+    close(0x0A720001);
+    close(0x0A720002);
+    usleep(300000);
+    close(0x0A720003);
+    over = 1;
+    for (int i = 0; i < 2; i++) pthread_join(ids[i], 0);
+    return 0;
+}
+"""
+
 
 def _misses(run):
     """Lines that loads fetched from DRAM, of all threads."""
@@ -129,6 +159,10 @@ def test_nobody_waits_for_who_waits(tmp_path):
     run, _ = trace([compiled(tmp_path, WAIT, *STATIC)], Settings(markers=False))
     most = max(sum(block.counts.values()) for block in run.blocks.values())
     assert most > 500 * 4096 / 16
+
+
+def test_nobody_waits_when_nothing_is_counted(tmp_path):
+    trace([compiled(tmp_path, AFTER, *STATIC)], Settings(timeout=30))
 
 
 @pytest.fixture(scope="module")

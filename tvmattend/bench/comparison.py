@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,7 @@ def compare(
             for key, timing in timings.items()
         ),
         tuple(absent),
-        f"torch {_torch_version()}",
+        f"torch {metadata.version('torch')}",
         options.rounds,
         others,
         ready[OURS].records,
@@ -275,9 +276,3 @@ def _time(
     )
     absent += [Absent(name, "failed", str(error)) for name, error in failures.items()]
     return timings, load.others()
-
-
-def _torch_version() -> str:
-    from importlib import metadata
-
-    return metadata.version("torch")

@@ -9,6 +9,7 @@ the core. Nothing is timed, so a busy machine changes nothing.
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tvmattend.bench.report import Absent
 from tvmattend.bench.runtime import Setup
 from tvmattend.errors import BundleMismatchError, InputError, TvmattendError
 from tvmattend.frontend.request import ModelRequest
+from tvmattend.machine.parameters import CORE
 from tvmattend.target import TargetSpec
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 Observer = Callable[[str], None]
 
 AGAINST = ("ncnn", "litert", "onnxruntime")
-CORE = "cortex-a72"
 _GUEST = Path(__file__).with_name("peer_guest.py")
 
 
@@ -119,7 +120,11 @@ def compare_estimates(
             else:
                 found.append(result)
     return EstimatedComparison(
-        request.name, options.threads, tuple(found), tuple(absent), f"torch {_torch_version()}"
+        request.name,
+        options.threads,
+        tuple(found),
+        tuple(absent),
+        f"torch {metadata.version('torch')}",
     )
 
 
@@ -199,9 +204,3 @@ def _own_version() -> str:
     from tvmattend import __version__
 
     return __version__
-
-
-def _torch_version() -> str:
-    from importlib import metadata
-
-    return metadata.version("torch")

@@ -122,15 +122,15 @@ class Profile:
             )
         return notes
 
-    def by_module(self, depth: int = 3) -> list[tuple[str, float, float]]:
-        """Sum the kernels of each module, to a depth of its path: (path, seconds, share).
+    def by_module(self) -> list[tuple[str, float, float]]:
+        """Sum the kernels of each module, to a depth of `_DEPTH`: (path, seconds, share).
 
         A kernel of several modules counts for the first.
         """
         sums: dict[str, float] = {}
         for kernel in self.kernels:
             path = kernel.modules[0] if kernel.modules else "(compiler)"
-            short = ".".join(path.split(".")[:depth]) or "(network)"
+            short = ".".join(path.split(".")[:_DEPTH]) or "(network)"
             sums[short] = sums.get(short, 0.0) + kernel.seconds
         return [(path, seconds, seconds / self.total) for path, seconds in sums.items()]
 
@@ -217,3 +217,4 @@ _HEADINGS = (
     "us", "share", "again us", "GFLOP/s", "of peak", "of bound", "bound", "module", "kernel",
 )  # fmt: skip
 _TEXT_FROM = 6
+_DEPTH = 3  # names of a module's path that sums by module keep

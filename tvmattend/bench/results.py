@@ -50,9 +50,9 @@ def results_path(results: Path, kind: str, machine: dict[str, Any], target: Targ
         results: The directory.
         kind: Begins the name.
         machine: As `describe_machine` tells it.
-        target: Its core ends the name if it is not the machine's own.
+        target: Its name ends the file's if it is not the machine's own.
     """
-    level = "" if target.cpu == host_target().cpu else f"-{target.cpu}"
+    level = "" if target.name == host_target().name else f"-{target.name}"
     return results / f"{kind}-{machine_slug(machine)}{level}.json"
 
 

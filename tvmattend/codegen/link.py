@@ -181,9 +181,9 @@ def _driver(command: str) -> list[str]:
     return words
 
 
-def _last_lines(text: str, count: int = 3) -> str:
+def _last_lines(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "; ".join(lines[-count:]) or "it gave no reason"
+    return "; ".join(lines[-3:]) or "it gave no reason"
 
 
 def _remedy(cross_compiler: str | None) -> str:

@@ -26,6 +26,8 @@ _HOW_TO_SERVE = (
 )
 _HOW_TO_TRACK = "start a tracker with `python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190`"
 
+_TRACKER_SECONDS = 10.0
+
 _Result = TypeVar("_Result")
 
 
@@ -153,13 +155,13 @@ def check_reachable(endpoint: Endpoint, timeout: float = 10.0) -> None:
     _tcp(endpoint, timeout).close()
 
 
-def check_tracker(endpoint: Endpoint, timeout: float = 10.0) -> None:
+def check_tracker(endpoint: Endpoint) -> None:
     """Greet a tracker, before a board is started that is to register there; needs no TVM.
 
     Raises:
         BoardUnreachableError: The tracker does not answer, or is none.
     """
-    with _tcp(endpoint, timeout) as connection, _spoken_to(endpoint):
+    with _tcp(endpoint, _TRACKER_SECONDS) as connection, _spoken_to(endpoint):
         wire.greet_tracker(connection)
 
 

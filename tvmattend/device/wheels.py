@@ -14,6 +14,7 @@ from tvmattend.errors import StorageError, ToolMissingError
 from tvmattend.storage import says_full
 
 _TIMEOUT_SECONDS = 1800
+_GLIBC_MINOR = 28  # of the devices: their C library is 2.28 or later (codegen/link.py)
 
 
 def download_wheels(
@@ -21,7 +22,6 @@ def download_wheels(
     destination: Path,
     architecture: str,
     python_version: str,
-    glibc_minor: int = 28,
 ) -> list[Path]:
     """Download wheels, without their dependencies, for a Linux machine that is not this one.
 
@@ -30,7 +30,6 @@ def download_wheels(
         destination: Directory for the files.
         architecture: `aarch64` or `x86_64`.
         python_version: Of CPython, e.g. `3.11`.
-        glibc_minor: The machine's C library is 2.`glibc_minor` or later.
 
     Returns:
         One path a requirement, in their order.
@@ -46,7 +45,7 @@ def download_wheels(
         )
     destination.mkdir(parents=True, exist_ok=True)
     # pip compares tags one by one; a newer C library also runs what was built for older ones.
-    tags = [f"manylinux_2_{minor}_{architecture}" for minor in range(glibc_minor, 16, -1)]
+    tags = [f"manylinux_2_{minor}_{architecture}" for minor in range(_GLIBC_MINOR, 16, -1)]
     tags += [f"manylinux2014_{architecture}"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python_version]

@@ -36,7 +36,7 @@ struct runner {
     uint64_t check;         /* look at the others when so many are done */
     volatile bool running;
     bool called;            /* it left for a system call */
-    volatile pid_t id;      /* for the kernel; 0 before its first system call */
+    volatile pid_t id;      /* for the kernel; 0 for none */
     char pad[64];
 };
 
@@ -81,7 +81,7 @@ static void await_woken(unsigned thread)
 {
     uint64_t since = now_ns();
     for (unsigned other = 0; other < THREADS; other++)
-        while (other != thread && runners[other].id && !runners[other].running &&
+        while (warm && other != thread && runners[other].id && !runners[other].running &&
                now_ns() - since < WOKEN_NS && runnable(runners[other].id))
             sched_yield();
 }
@@ -96,6 +96,7 @@ static void keep_pace(unsigned thread, uint32_t instructions)
             mine->done = last->done;
         mine->called = false;
         mine->check = mine->done + STEP;
+        mine->id = gettid();
         mine->running = true;
         if (getpid() == paced)
             await_woken(thread);
@@ -109,7 +110,7 @@ static void keep_pace(unsigned thread, uint32_t instructions)
     }
     struct runner *last = slowest(thread), *before = NULL;
     uint64_t done = 0, since = 0;
-    while (last && mine->done > last->done + STEP) {
+    while (warm && last && mine->done > last->done + STEP) {
         if (last != before || last->done != done) {
             before = last, done = last->done, since = now_ns();
         } else if (now_ns() - since > ASLEEP_NS) {

@@ -15,6 +15,7 @@
  * FILE is there when all of it, and of FILE.samples, is written. Where that fails, stderr has a line
  * `a72_plugin: cannot write: errno N`.
  */
+#define _GNU_SOURCE /* gettid */
 #include <errno.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -25,6 +26,9 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+static volatile bool active = true; /* counting */
+static volatile bool warm = true;   /* the cache model runs, and threads are kept in step */
 
 #include "a72_caches.h"
 #include "a72_pace.h"
@@ -53,8 +57,6 @@ struct block {
 
 static struct block *table[1 << 16];
 static volatile int table_lock;
-static volatile bool active = true;  /* counting */
-static volatile bool warm = true;    /* cache model runs */
 static bool model_caches = true, markers = true;
 static char out_path[4096];
 static uint64_t guest_base;

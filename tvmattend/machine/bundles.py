@@ -12,10 +12,9 @@ from tvmattend.errors import BundleMismatchError
 from tvmattend.machine.estimate import Estimate
 from tvmattend.machine.guests import Script, estimate_script
 from tvmattend.machine.libraries import estimate_library
-from tvmattend.machine.parameters import SHIPPED, Parameters
+from tvmattend.machine.parameters import CORE, SHIPPED, Parameters
 from tvmattend.runtime.network import check_files, read_manifest
 
-CORE = "cortex-a72"
 RUNTIME = "(runtime)"
 _GUEST = Path(__file__).with_name("bundle_guest.py")
 _ENTRY = "__tvm_ffi_"

@@ -21,6 +21,7 @@ from tvmattend.cache import cache_root
 from tvmattend.errors import ToolMissingError
 from tvmattend.machine.answers import Answer, Answers
 from tvmattend.machine.operands import Operands, operands_of
+from tvmattend.machine.parameters import CORE
 
 # LLVM's names of the A57's pipelines, and ours: branch, integer, load, multi-cycle, store, F0, F1.
 _PORTS = {
@@ -28,7 +29,6 @@ _PORTS = {
     "A57UnitW": "F0", "A57UnitX": "F1",
 }  # fmt: skip
 
-_CORE = "cortex-a72"
 _BEGIN, _END = "# LLVM-MCA-BEGIN", "# LLVM-MCA-END"
 
 # What LLVM has said in this process: kernels of a tuning run are made of the same instructions.
@@ -134,7 +134,7 @@ def _kept(root: Path) -> Answers:
     if version is None:
         raise _broken("llvm-mca", message)
     asking = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    return Answers(root / "llvm" / f"{_CORE}-{version[1]}-{asking}")
+    return Answers(root / "llvm" / f"{CORE}-{version[1]}-{asking}")
 
 
 def _shape(text: str) -> str:
@@ -153,7 +153,7 @@ def _shape(text: str) -> str:
 def _run(tool: str, arguments: list[str], text: str) -> tuple[str, str]:
     triple = "-triple=aarch64" if tool == "llvm-mc" else "-mtriple=aarch64"
     done = subprocess.run(
-        [llvm_tool(tool), triple, f"-mcpu={_CORE}", *arguments],
+        [llvm_tool(tool), triple, f"-mcpu={CORE}", *arguments],
         check=False,
         capture_output=True,
         text=True,

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import tvmattend
 from tvmattend.cache import Progress
-from tvmattend.device.emulated import CORE, find_qemu
+from tvmattend.device.emulated import find_qemu
 from tvmattend.machine.board_files import CORES
 from tvmattend.machine.estimate import Estimate, estimate, seconds
 from tvmattend.machine.guest_programs import guest_board, guest_program
 from tvmattend.machine.instructions import require_llvm
-from tvmattend.machine.parameters import MODEL_ERROR, SHIPPED, Parameters
+from tvmattend.machine.parameters import CORE, MODEL_ERROR, SHIPPED, Parameters
 from tvmattend.machine.replay import Program
 from tvmattend.machine.trace import Trace
 from tvmattend.machine.tracing import ProgramError, Settings, trace

@@ -7,6 +7,7 @@ Time in DRAM does not follow the core's clock, so it is in nanoseconds; all else
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+CORE = "cortex-a72"  # LLVM's name of what is modelled
 CLOCK_HZ = 1.8e9  # of the published measurements; a Raspberry Pi 4 that is not overclocked: 1.5e9
 LINE_BYTES = 64
 

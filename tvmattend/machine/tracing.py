@@ -22,13 +22,9 @@ from tvmattend.machine.parameters import CLOCK_HZ
 from tvmattend.machine.trace import THREADS, Trace, read_trace
 from tvmattend.storage import no_room, storage_fault
 
-# A guest marks its phases by `close(MARKER + n)`: 1 warms the caches, 2 counts, 3 stops.
-MARKER = 0x0A720000
-WARM, COUNT, STOP = 1, 2, 3
-
-# As the plugin says it.
 # QEMU names the option without its dash.
 _NO_PLUGINS = re.compile(r"^qemu\S*: unknown option '?-?plugin'?", re.MULTILINE | re.IGNORECASE)
+# As the plugin says it.
 _UNWRITTEN = re.compile(r"^a72_plugin: cannot write: errno (\d+)$", re.MULTILINE)
 _ROOM_BYTES = 1 << 20  # a disk on which a trace had no room has less
 

@@ -48,8 +48,7 @@ class StandaloneFiles:
         prefix: Of every C name.
         system: C library that it is for, e.g. `glibc 2.28`.
         needed: Libraries that the shared one asks for.
-        steps: Kernel calls in an inference, of which `barriers` wait for the ones before.
-        barriers: See `steps`.
+        steps: Kernel calls in an inference.
         weight_bytes: Inside of either library.
         arena_bytes: Of an instance.
         thread_bytes: Of each of its threads, on top.
@@ -63,7 +62,6 @@ class StandaloneFiles:
     system: str
     needed: tuple[str, ...]
     steps: int
-    barriers: int
     weight_bytes: int
     arena_bytes: int
     thread_bytes: int
@@ -141,7 +139,6 @@ def emit(
         system=tools.system,
         needed=needed,
         steps=len(plan.steps),
-        barriers=sum(step.sync for step in plan.steps),
         weight_bytes=plan.weight_bytes,
         arena_bytes=plan.arena_bytes,
         thread_bytes=source.thread_bytes(plan),

@@ -20,7 +20,6 @@ from tvmattend.storage import says_full
 from tvmattend.target import TargetSpec
 
 Libc = Literal["glibc", "musl"]
-LIBCS: tuple[Libc, ...] = ("glibc", "musl")
 
 _TIMEOUT_SECONDS = 600  # the first call for a target builds its C library
 

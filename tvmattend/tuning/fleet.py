@@ -105,7 +105,7 @@ class Fleet:
         self._lanes: list[threading.Thread] = []
         self._benches: list[BoardBench] = []
         self._served = time.monotonic()  # when a board was last of use
-        self._vacated = self._served  # when the last lane that had one gave it up
+        self._vacated = self._served  # when a lane first gave one up after that
         self._occupants = 0  # lanes that have one now, or are about to
         self._start(self._build, "builder")
         self._open_lane()
@@ -224,7 +224,8 @@ class Fleet:
             yield
         finally:
             with self._changed:
-                self._vacated = time.monotonic()
+                if self._vacated <= self._served:
+                    self._vacated = time.monotonic()
                 self._occupants -= 1
 
     def _seated(self, bench: BoardBench) -> bool:
@@ -306,7 +307,7 @@ class Fleet:
         """End a run that has had no board for as long as the user would wait.
 
         Lanes may all have waited for a board that fell silent: another, if there is one, is asked
-        for from then on.
+        for from when the first of them gives up.
         """
         with self._changed:
             if self._roster is None or self._occupants or not self._ready:

@@ -19,16 +19,15 @@ class LocalBench:
         repetition: How often to call a kernel, and the time limit.
         threads: Threads that it runs with.
         place: Directory of the kernels.
-        sysfs: Directory that holds the `/sys` to read; empty for this machine's own.
     """
 
     name = "this machine"
 
-    def __init__(self, repetition: Repetition, threads: int, place: Path, sysfs: str = "") -> None:
+    def __init__(self, repetition: Repetition, threads: int, place: Path) -> None:
         self._repetition = repetition
         self._threads = threads
         self._place = place
-        self._read, self._firmware = file_reader(sysfs), vcgencmd(sysfs)
+        self._read, self._firmware = file_reader(), vcgencmd()
         self._worker = Worker(repetition.timeout, quiet=True)
 
     def run(self, artifact: Artifact, hot_too: bool = False) -> Outcome:

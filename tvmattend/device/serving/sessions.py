@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .status import CLOSED, LEFT, LIMIT, Status
+from .status import CLOSED, FAILED, LEFT, LIMIT, Status
 from .tracker import Registration
 from .wire import (
     ASK_MAGIC,
@@ -69,14 +69,14 @@ class Server:
         """Serve until the lifeline ends."""
         pause = None if self._registration is None else _PING_SECONDS
         while True:
-            while self._waiting:
-                self._serve(*self._waiting.pop(0))
             watched = [self._listener.fileno(), *self._lifeline]
-            ready, _, _ = select.select(watched, [], [], pause)
+            ready, _, _ = select.select(watched, [], [], 0 if self._waiting else pause)
             if set(ready) & set(self._lifeline):
                 return
             try:
-                if ready:
+                if self._waiting:
+                    self._serve(*self._waiting.pop(0))
+                elif ready:
                     self._serve(*self._accept())
                 elif self._registration is not None:
                     self._registration.keep()
@@ -97,7 +97,11 @@ class Server:
                 return
             if limit == _ANSWERED:
                 return
-            self._session(connection, f"session {self._status.begin()} from {name}", limit)
+            try:
+                self._session(connection, f"session {self._status.begin()} from {name}", limit)
+            except OSError:
+                self._status.end(FAILED)
+                raise
         if self._registration is not None:
             try:
                 self._registration.offer()

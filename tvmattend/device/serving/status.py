@@ -11,8 +11,8 @@ from typing import Any
 
 from .conditions import Read
 
-# How sessions end. A process that died is "died of SIGSEGV".
-CLOSED, LEFT, LIMIT = "closed", "client left", "limit"
+# How sessions end. A process that died is "died of SIGSEGV"; FAILED had none.
+CLOSED, FAILED, LEFT, LIMIT = "closed", "not begun", "client left", "limit"
 
 _REMEMBERED = 64
 
