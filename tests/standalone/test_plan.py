@@ -89,6 +89,13 @@ def test_a_chain_needs_two_tensors_and_a_barrier_a_step() -> None:
     assert plan.steps[-1].pointers[1] == Place("output", 0)
 
 
+def test_what_a_phase_has_read_makes_room_for_what_the_next_one_writes() -> None:
+    graph, _ = _chain(6)
+    plan = plan_memory(graph, {"k": _kernel("k", 1, 4, 400, 0)})
+    assert len(plan.steps) == 12
+    assert plan.arena_bytes == 2 * 448
+
+
 def test_steps_of_one_thread_need_no_barrier() -> None:
     graph, _ = _chain(3)
     plan = plan_memory(graph, {"k": _kernel("k", 1, 0, 0, 0)})

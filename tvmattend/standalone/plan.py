@@ -243,19 +243,24 @@ def _direct_outputs(graph: Graph) -> dict[Ref, int]:
 def _blocks(
     graph: Graph, kernels: Mapping[str, Kernel], direct: Mapping[Ref, int]
 ) -> dict[str, _Block]:
-    """Everything that lives in the arena, with the calls between which it lives."""
+    """Everything that lives in the arena, with the steps between which it lives."""
     blocks: dict[str, _Block] = {}
+    step = 0
     for number, call in enumerate(graph.calls):
-        for ref in call.results:
-            if ref not in direct:
-                size = graph.tensor(ref).size
-                blocks[_owner(ref)] = _Block(_owner(ref), size, number, number)
-        for ref in call.arguments:
-            if ref.space == "value" and ref not in direct:
-                blocks[_owner(ref)].last = number
-        for index, size in enumerate(kernels[call.kernel].shared):
-            owner = _scratch(number, index)
-            blocks[owner] = _Block(owner, size, number, number)
+        kernel = kernels[call.kernel]
+        for phase in kernel.phases:
+            for param in phase.params:
+                if param.role == "private":
+                    continue
+                if param.role == "shared":
+                    owner, size = _scratch(number, param.index), kernel.shared[param.index]
+                else:
+                    ref = (*call.arguments, *call.results)[param.index]
+                    if ref.space != "value" or ref in direct:
+                        continue
+                    owner, size = _owner(ref), graph.tensor(ref).size
+                blocks.setdefault(owner, _Block(owner, size, step, step)).last = step
+            step += 1
     return blocks
 
 
