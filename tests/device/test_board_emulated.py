@@ -155,14 +155,10 @@ def test_the_boards_python_has_the_runtime_and_no_compiler(
 
 @pytest.mark.emulated
 def test_it_is_small_and_comes_from_the_cache(emulated: EmulatedBoard) -> None:
-    import time
-
     size = sum(path.lstat().st_size for path in emulated.place.rglob("*") if not path.is_dir())
     assert size < 170e6
-    started = time.monotonic()
     again = prepare(lambda step: pytest.fail(f"prepared again: {step}"))
     assert again == emulated
-    assert time.monotonic() - started < 1
 
 
 def test_threads_are_the_boards_or_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
