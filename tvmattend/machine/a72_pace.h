@@ -6,10 +6,9 @@
  * serves them all. QEMU's threads share the cores of this machine for a time slice each, in which
  * one runs ahead by more than the caches hold. So a thread that is ahead of the slowest by more
  * than STEP instructions waits for it. Threads within a system call count as waiting, and return
- * to where the slowest is, from behind or from ahead; who returns from one waits for those whom it
- * woke, and who have no core yet. A thread that sleeps within QEMU is waited for no longer after a
- * while, until it moves again; one that only has no core is waited for, however busy this machine
- * is. Threads that a forked child has inherited are not there.
+ * to where the slowest is, from behind or from ahead. A thread that sleeps within QEMU is waited for
+ * no longer after a while, until it moves again; one that only has no core is waited for, however
+ * busy this machine is. Threads that a forked child has inherited are not there.
  */
 #ifndef A72_PACE_H
 #define A72_PACE_H
@@ -26,9 +25,8 @@
 #include "a72_caches.h"
 
 enum {
-    STEP = 4096,           /* instructions */
-    ASLEEP_NS = 50000000,  /* a page fault of QEMU's or the translation of a block takes less */
-    WOKEN_NS = 1000000000, /* most system calls that work rather than sleep take less */
+    STEP = 4096,          /* instructions */
+    ASLEEP_NS = 50000000, /* a page fault of QEMU's or the translation of a block takes less */
 };
 
 struct runner {
@@ -76,16 +74,6 @@ static bool runnable(pid_t id)
     return name_end && (!strncmp(name_end, ") R", 3) || !strncmp(name_end, ") D", 3));
 }
 
-/* Wait until those who have been woken are here. */
-static void await_woken(unsigned thread)
-{
-    uint64_t since = now_ns();
-    for (unsigned other = 0; other < THREADS; other++)
-        while (warm && other != thread && runners[other].id && !runners[other].running &&
-               now_ns() - since < WOKEN_NS && runnable(runners[other].id))
-            sched_yield();
-}
-
 /* Called with each block that a thread executes. */
 static void keep_pace(unsigned thread, uint32_t instructions)
 {
@@ -98,8 +86,6 @@ static void keep_pace(unsigned thread, uint32_t instructions)
         mine->check = mine->done + STEP;
         mine->id = gettid();
         mine->running = true;
-        if (getpid() == paced)
-            await_woken(thread);
     }
     mine->done += instructions;
     if (mine->done < mine->check)
@@ -108,6 +94,7 @@ static void keep_pace(unsigned thread, uint32_t instructions)
         mine->check = UINT64_MAX;
         return;
     }
+    sched_yield(); /* to whom a system call has just returned */
     struct runner *last = slowest(thread), *before = NULL;
     uint64_t done = 0, since = 0;
     while (warm && last && mine->done > last->done + STEP) {
