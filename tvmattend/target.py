@@ -124,7 +124,7 @@ _LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 PRESETS: tuple[str, ...] = (*_PRESETS, *_LEVELS, "host")
 
 _FORMS = (
-    f"a preset ({', '.join(PRESETS)}), "
+    f"a preset ({', '.join(PRESETS)}), a core that LLVM knows, "
     '"llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72", a JSON object, or a TVM tag'
 )
 
@@ -148,12 +148,14 @@ def parse_target(text: str | Mapping[str, Any], threads: int | None = None) -> T
     """Understand a target in any of its forms.
 
     Args:
-        text: A preset (`cortex-a72`, `host`), `llvm -mtriple=... -mcpu=...`, a dict or its JSON,
-            or a TVM tag (`raspberry-pi/4b-aarch64`).
+        text: A preset (`cortex-a72`, `host`), another core of LLVM's (`skylake`),
+            `llvm -mtriple=... -mcpu=...`, a dict or its JSON, or a TVM tag
+            (`raspberry-pi/4b-aarch64`).
         threads: Overrides the number of cores.
 
     Raises:
-        TargetError: The text is none of these, or names a core that LLVM does not know.
+        TargetError: The text is none of these, or names a core or a feature that LLVM does not
+            know.
     """
     if threads is not None and threads < 1:
         raise TargetError(f"--threads {threads} is not a number of threads", "give 1 or more")
@@ -186,7 +188,7 @@ def _from_text(text: str) -> TargetSpec:
         return _from_mapping(parsed, word)
     if word.split(" ", 1)[0] == "llvm":
         return _from_command_line(word)
-    return _from_tag(word)
+    return _from_name(word)
 
 
 def _from_command_line(text: str) -> TargetSpec:
@@ -215,9 +217,12 @@ def _from_command_line(text: str) -> TargetSpec:
     return _from_mapping(fields, text)
 
 
-def _from_tag(word: str) -> TargetSpec:
+def _from_name(word: str) -> TargetSpec:
+    """Of a core that LLVM knows (`skylake`), or a tag."""
     from tvm.target import Target, list_tags
 
+    if any(word.lower() in _known_cpus(f"{arch}-linux-gnu") for arch in _KNOWN_ARCHES):
+        return _from_mapping({"mcpu": word}, word)
     tags = [str(tag) for tag in list_tags() or ()]
     if word not in tags:
         near = difflib.get_close_matches(word.lower(), [*PRESETS, *tags], n=2)
@@ -230,7 +235,7 @@ def _from_mapping(fields: Mapping[str, Any], text: str) -> TargetSpec:
     if not isinstance(fields, Mapping):
         raise TargetError(f"target `{text}` is not an object", 'e.g. {"kind": "llvm"}')
     if "tag" in fields and fields["tag"] and "mcpu" not in fields:
-        return _from_tag(str(fields["tag"]))
+        return _from_name(str(fields["tag"]))
     kind = fields.get("kind", "llvm")
     if kind != "llvm":
         raise TargetError(
@@ -296,6 +301,9 @@ def _normalise_features(raw: Any, triple: str, cpu: str, text: str) -> tuple[str
         wanted = (wanted - {"+crypto"}) | {"+aes", "+sha2"}
     if triple.startswith("aarch64"):
         wanted -= {"+neon", "+fp-armv8"}  # part of every AArch64 core that runs Linux
+    for flag in sorted(wanted):
+        if not _is_feature(triple, cpu, flag[1:]):
+            raise _unknown_feature(triple, cpu, flag, text)
     if wanted:
         has = _cpu_features(triple, cpu)
         wanted = {flag for flag in wanted if (flag[0] == "+") != (flag[1:] in has)}
@@ -331,20 +339,45 @@ def _unknown_core(cpu: str, triple: str, text: str) -> TargetError:
 
 @cache
 def _known_cpus(triple: str) -> tuple[str, ...]:
+    """Cores of 64 bits: LLVM ends the process where it is asked for such code of another."""
     from tvm.target import Target
     from tvm.target.codegen import llvm_get_cpu_archlist
 
     target = Target({"kind": "llvm", "mtriple": triple})
-    return tuple(str(name) for name in llvm_get_cpu_archlist(target))
+    names = [str(name) for name in llvm_get_cpu_archlist(target)]
+    wide = triple.startswith("aarch64")
+    return tuple(name for name in names if wide or "64bit" in _cpu_features(triple, name))
 
 
 @cache
-def _cpu_features(triple: str, cpu: str) -> frozenset[str]:
+def _cpu_features(triple: str, cpu: str, *flags: str) -> frozenset[str]:
     from tvm.target import Target
     from tvm.target.codegen import llvm_get_cpu_features
 
-    target = Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
+    asked = {"mattr": list(flags)} if flags else {}
+    target = Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu, **asked})
     return frozenset(str(name) for name in llvm_get_cpu_features(target))
+
+
+@cache
+def _some_features(triple: str) -> frozenset[str]:
+    """All that any core has. LLVM has more, and TVM no list of them."""
+    return frozenset().union(*(_cpu_features(triple, cpu) for cpu in _known_cpus(triple)))
+
+
+def _is_feature(triple: str, cpu: str, name: str) -> bool:
+    """Whether LLVM knows a feature; asked about one that no core has, it may warn on stderr."""
+    return name in _some_features(triple) or name in _cpu_features(triple, cpu, f"+{name}")
+
+
+def _unknown_feature(triple: str, cpu: str, flag: str, text: str) -> TargetError:
+    near = difflib.get_close_matches(flag[1:], _some_features(triple), n=4, cutoff=0.7)
+    return TargetError(
+        f"target `{text}`: LLVM knows no feature `{flag[1:]}` of a {cpu}",
+        f"did you mean {', '.join(flag[0] + name for name in near)}?"
+        if near
+        else "leave it out; `llc -mattr=help` of LLVM lists what there is",
+    )
 
 
 def _implied_features(triple: str, cpu: str) -> tuple[str, ...]:

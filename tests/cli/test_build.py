@@ -83,7 +83,7 @@ def test_a_dump_and_a_bundle_do_not_lie_in_each_other(place, tmp_path, monkeypat
     ("arguments", "code", "said"),
     [
         (["--model", "atendnext"], 4, "attendnext"),
-        (["--target", "cortex-a720"], 3, "cortex-a720"),
+        (["--target", "cortex-a721"], 3, "cortex-a721"),
         (["--threads", "0"], 2, "--threads"),
         (["--weights", "none.pt"], 6, "none.pt"),
         (["--no-records", "--tuning-records", "none.jsonl"], 2, "--no-records asks for none"),

@@ -135,7 +135,9 @@ def compare(
             inputs, wanted = worker.call("reference", request, SAMPLES)
         ready: dict[str, _Ready] = {}
         for entry in chosen:
-            setup = _setup(entry, request, target, options, scratch)
+            setup = setup_for(entry, request, target, options.records, options.use_records, scratch)
+            if entry.name == TVM_TUNED:
+                setup = replace(setup, trials=options.trials)
             try:
                 loaded = _load(entry, setup, cpus, stack, observer)
                 error = _check(loaded.worker, inputs, wanted)
@@ -145,7 +147,7 @@ def compare(
                 absent.append(Absent(entry.name, "failed", str(failure)))
                 continue
             if error > TOLERANCE:
-                absent.append(_wrong(entry, loaded, error))
+                absent.append(wrong(entry.name, loaded.version, error))
                 loaded.worker.close()
                 continue
             ready[entry.name] = replace(loaded, error=error)
@@ -192,20 +194,25 @@ def _present(wanted: Sequence[Entry]) -> tuple[list[Entry], list[Absent]]:
     return [entry for entry in wanted if not entry.missing()], absent
 
 
-def _setup(
-    entry: Entry, request: ModelRequest, target: TargetSpec, options: Options, scratch: Path
+def setup_for(
+    entry: Entry,
+    request: ModelRequest,
+    target: TargetSpec,
+    records: tuple[Path, ...],
+    use_records: bool,
+    scratch: Path,
 ) -> Setup:
+    """Say what a runtime needs to know, with a directory of its own for what it writes."""
     directory = scratch / entry.name
     directory.mkdir()
     return Setup(
         request,
         directory,
-        options.threads,
+        target.num_cores,
         target,
-        options.records,
-        options.use_records and entry.name != UNTUNED,
-        options.trials if entry.name == TVM_TUNED else 0,
-        FORMATS.get(entry.name, ""),
+        records,
+        use_records and entry.name != UNTUNED,
+        bundle_format=FORMATS.get(entry.name, ""),
     )
 
 
@@ -248,9 +255,10 @@ def relative_error(results: "Arrays", references: "Arrays") -> float:
     )
 
 
-def _wrong(entry: Entry, loaded: _Ready, error: float) -> Absent:
+def wrong(runtime: str, version: str, error: float) -> Absent:
+    """Say that a runtime computes something else."""
     reason = f"its output is off by {error:.1e} of the greatest value; at most {TOLERANCE:.0e} is"
-    return Absent(entry.name, "wrong", f"{reason} accepted", loaded.version, error)
+    return Absent(runtime, "wrong", f"{reason} accepted", version, error)
 
 
 def _time(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from tvmattend.bench import catalogue
 from tvmattend.bench.board_peers import BOARD_PEERS
-from tvmattend.bench.catalogue import CATALOGUE, FORMATS, OURS, UNTUNED, Entry
+from tvmattend.bench.catalogue import CATALOGUE, OURS, Entry
 from tvmattend.bench.client import Worker
-from tvmattend.bench.comparison import TOLERANCE, relative_error
+from tvmattend.bench.comparison import TOLERANCE, relative_error, setup_for, wrong
 from tvmattend.bench.estimate_report import Estimated, EstimatedComparison
 from tvmattend.bench.report import Absent
 from tvmattend.bench.runtime import Setup
@@ -106,7 +106,7 @@ def compare_estimates(
             if reason is not None:
                 absent.append(reason)
                 continue
-            setup = _setup(entry, request, target, options, scratch)
+            setup = setup_for(entry, request, target, options.records, options.use_records, scratch)
             np.save(setup.directory / "input.npy", array)
             try:
                 result = _estimate(entry, setup, outputs, observer)
@@ -116,7 +116,7 @@ def compare_estimates(
                 absent.append(Absent(entry.name, "failed", str(failure)))
                 continue
             if result.max_rel_error > TOLERANCE:
-                absent.append(_wrong(result))
+                absent.append(wrong(result.runtime, result.version, result.max_rel_error))
             else:
                 found.append(result)
     return EstimatedComparison(
@@ -138,26 +138,6 @@ def _unable(entry: Entry) -> Absent | None:
         install = f"its converter needs {', '.join(lacking)} here: {entry.install}"
         return Absent(entry.name, "missing", install)
     return None
-
-
-def _setup(
-    entry: Entry,
-    request: ModelRequest,
-    target: TargetSpec,
-    options: EstimateOptions,
-    scratch: Path,
-) -> Setup:
-    directory = scratch / entry.name
-    directory.mkdir()
-    return Setup(
-        request,
-        directory,
-        options.threads,
-        target,
-        options.records,
-        options.use_records and entry.name != UNTUNED,
-        bundle_format=FORMATS.get(entry.name, ""),
-    )
 
 
 def _estimate(
@@ -190,14 +170,6 @@ def _estimate(
         relative_error([output], list(wanted[:1])),
         entry.peer,
     )
-
-
-def _wrong(result: Estimated) -> Absent:
-    reason = (
-        f"its output is off by {result.max_rel_error:.1e} of the greatest value; "
-        f"at most {TOLERANCE:.0e} is accepted"
-    )
-    return Absent(result.runtime, "wrong", reason, result.version, result.max_rel_error)
 
 
 def _own_version() -> str:

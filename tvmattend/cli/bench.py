@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvmattend.bench.catalogue import AGAINST, parse_against
+from tvmattend.bench.catalogue import AGAINST, OURS, parse_against
+from tvmattend.errors import BenchmarkError
 from tvmattend.models import DEFAULT
 
 if TYPE_CHECKING:
@@ -110,6 +111,19 @@ def command(
         click.echo(json.dumps(comparison.to_json(), indent=2))
     else:
         click.echo("\n".join(comparison.lines()))
+    _require_named(against, [result.runtime for result in comparison.results])
+
+
+def _require_named(against: str | None, runtimes: list[str]) -> None:
+    """Fail where some runtimes were named and none of them could be compared with.
+
+    Raises:
+        BenchmarkError: The table, which says why of each, has been printed.
+    """
+    if against is not None and set(runtimes) <= {OURS}:
+        raise BenchmarkError(
+            f"nothing of --against {against} could be compared with", "the table says why"
+        )
 
 
 def _estimate(
@@ -134,6 +148,7 @@ def _estimate(
         request, parse_target(target, threads), options, lambda text: click.echo(text, err=True)
     )
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.lines()))
+    _require_named(against, [result.runtime for result in found.results])
 
 
 def _cpus(text: str) -> tuple[int, ...]:

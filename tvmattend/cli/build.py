@@ -12,7 +12,7 @@ import click
 
 from tvmattend.cli.options import THREADS, model_options
 from tvmattend.cli.run import open_bundle
-from tvmattend.errors import ValidationError
+from tvmattend.errors import BundleMismatchError, ValidationError
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.target import TargetSpec, parse_target
 
@@ -111,10 +111,8 @@ def command(
         raise click.UsageError("--strict-fusion asks for what --no-fusion switches off")
     if no_records and tuning_records:
         raise click.UsageError("--no-records asks for none, --tuning-records names some")
-    if verify and not spec.is_host:
-        from tvmattend.device.emulated import find_qemu
-
-        find_qemu()  # known to be missing now, not after the minutes of compiling
+    if verify:
+        _check_verifiable(spec, libc)  # now, not after the minutes of compiling
     if name is not None and bundle_format == "vm":
         raise click.UsageError("--name is of a C library: add --format standalone")
     from tvmattend.codegen import build
@@ -140,12 +138,42 @@ def command(
         name=name,
         observer=say,
     )
-    errors = _verify(report.directory, spec, libc, say) if verify else None
+    errors = None
+    if verify:
+        say(f"{report.directory} is written, and not verified yet")
+        errors = _verify(report.directory, spec, libc, say)
     if as_json:
         verified = None if errors is None else {"max_rel_error": max(errors)}
         click.echo(json.dumps({**report.to_json(), "verified": verified}, indent=2))
     else:
         _print(report, errors)
+
+
+def _check_verifiable(target: TargetSpec, libc: str) -> None:
+    """Refuse to verify what neither this machine nor an emulated one can run.
+
+    Raises:
+        BundleMismatchError: The target has instructions that neither has.
+        ToolMissingError: There is no emulator.
+    """
+    if target.is_host:
+        return
+    if target.arch != "aarch64":
+        raise BundleMismatchError(
+            f"--verify: {target.name} has instructions that this machine lacks, and only aarch64 "
+            "is emulated",
+            "leave --verify out, and run `tvmattend validate BUNDLE` on such a machine",
+        )
+    from tvmattend.device.emulated import CORE, find_qemu
+
+    if libc != "musl" and target.cpu_flags:  # of musl's the program runs on QEMU's fullest core
+        raise BundleMismatchError(
+            f"--verify: {target.name} has {', '.join(target.cpu_flags)}, which the emulated "
+            f"{CORE} lacks",
+            "leave --verify out, and run `tvmattend validate BUNDLE --rpc ...` on a board of that "
+            "core; or verify with --libc musl, whose program needs no board",
+        )
+    find_qemu()
 
 
 def _verify(

@@ -106,6 +106,15 @@ def _fail(error: Exception, debug: bool) -> NoReturn:
     sys.exit(int(getattr(error, "exit_code", 1)))
 
 
+def _tell_usage(error: click.ClickException) -> None:
+    """Bring an error of click's into the form of ours: two lines, no full stop."""
+    text = error.format_message().removesuffix(".")
+    click.echo(f"error: {text[:1].lower()}{text[1:]}", err=True)
+    context = getattr(error, "ctx", None)  # click does not always know which command it was
+    command = "tvmattend" if context is None else context.command_path
+    click.echo(f"hint: `{command} --help` lists what it takes", err=True)
+
+
 @contextmanager
 def errors_told(debug: bool = False) -> Iterator[None]:
     """The only place where errors become text and exit codes, for our benchmarks as well.
@@ -116,8 +125,11 @@ def errors_told(debug: bool = False) -> Iterator[None]:
         yield
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
+    except click.exceptions.NoArgsIsHelpError as bare:
+        bare.show()
+        sys.exit(bare.exit_code)
     except click.ClickException as usage:
-        usage.show()
+        _tell_usage(usage)
         sys.exit(usage.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

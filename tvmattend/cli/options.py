@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from tvmattend.frontend.request import ModelRequest
+from tvmattend.frontend.request import MOST, ModelRequest
 from tvmattend.models.registry import DEFAULT
 
 # As many cores as no machine has, and what a generator of random numbers takes.
 THREADS = click.IntRange(1, 1024)
+_EXTENTS = click.IntRange(1, MOST)
 _SEEDS = click.IntRange(0, 2**63 - 1)
 _WEEK = 7 * 24 * 3600
 
@@ -83,19 +84,19 @@ _OPTIONS = (
     ),
     click.option(
         "--num-classes",
-        type=click.IntRange(1),
+        type=_EXTENTS,
         metavar="N",
         help="Classes of the head. [default: the network's]",
     ),
     click.option(
         "--input-size",
-        type=click.IntRange(1),
+        type=_EXTENTS,
         metavar="PIXELS",
         help="Height and width of the input. [default: the network's]",
     ),
     click.option(
         "--batch",
-        type=click.IntRange(1),
+        type=_EXTENTS,
         default=1,
         show_default=True,
         metavar="N",

@@ -101,7 +101,8 @@ def command(
 def _check_files(source: str, output: Path | None) -> None:
     """Refuse what can be refused before a board is reached and a network runs on it."""
     if source != "random" and not Path(source).is_file():
-        raise InputError(f"there is no file {source}", "give an image, a .npy, a .npz, or `random`")
+        kind = f"{source} is a directory" if Path(source).is_dir() else f"there is no file {source}"
+        raise InputError(kind, "give an image, a .npy, a .npz, or `random`")
     if output is not None and output.suffix not in {".npy", ".npz"}:
         raise InputError(f"--output {output} is neither .npy nor .npz", "name it with one of them")
     if output is not None and not output.absolute().parent.is_dir():

@@ -11,7 +11,7 @@ import click
 from tvmattend.cli.board_options import board_endpoint, key_option
 from tvmattend.cli.bundle_options import rpc_option
 from tvmattend.cli.options import THREADS, Seconds, model_options
-from tvmattend.errors import TvmattendError
+from tvmattend.errors import StorageError, TvmattendError
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.target import TargetSpec, parse_target
 
@@ -173,11 +173,10 @@ def command(
         endpoint = None
     else:
         endpoint = board_endpoint(rpc, rpc_tracker, rpc_key, environment=not spec.is_host)
-    from tvmattend.cache import cache_root
     from tvmattend.cli.tune_progress import showing
     from tvmattend.tuning.events import Note, TuneOptions
 
-    log = log or cache_root() / "logs" / f"tune-{request.name}-{spec.name}.log"
+    log = _log_file(log, request, spec)
     arguments = {
         "options": TuneOptions(seed=request.seed, **numbers),
         "output": output,
@@ -226,6 +225,16 @@ def _tune(
     except KeyboardInterrupt:
         return progress.stop()
     return report
+
+
+def _log_file(given: Path | None, request: ModelRequest, target: TargetSpec) -> Path:
+    from tvmattend.cache import cache_root
+
+    if given is None:
+        return cache_root() / "logs" / f"tune-{request.name}-{target.name}.log"
+    if not given.absolute().parent.is_dir():
+        raise StorageError(f"there is no directory {given.absolute().parent} for --log", "make it")
+    return given
 
 
 def _model() -> "Model":

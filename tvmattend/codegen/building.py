@@ -27,6 +27,7 @@ from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
 from tvmattend.errors import InputError, StorageError, TargetError
 from tvmattend.frontend import ModelRequest, import_model
+from tvmattend.standalone.names import check_prefix
 from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.records import RecordSet, find_records
@@ -109,7 +110,7 @@ def build(
     request: ModelRequest | str,
     target: TargetSpec,
     *,
-    output: Path | None = None,
+    output: Path | str | None = None,
     force: bool = False,
     tuning_records: Sequence[Path] = (),
     use_records: bool = True,
@@ -146,7 +147,7 @@ def build(
     request = ModelRequest(request) if isinstance(request, str) else request
     # Everything that can fail in a moment comes before the minutes of work.
     request.check()
-    directory = bundle_directory(request, target) if output is None else output
+    directory = bundle_directory(request, target) if output is None else Path(output)
     check_output(directory, force=force)
     if format not in FORMATS:
         raise InputError(f"there is no format `{format}`", f"give {' or '.join(FORMATS)}")
@@ -154,6 +155,8 @@ def build(
         raise TargetError(
             f"TVM's runtime needs glibc: there is none for {libc}", "build with --format standalone"
         )
+    if name is not None:
+        check_prefix(name)
     link_command(target, cross_compiler)
     require_room(directory, BUILD_BYTES, "free some space there, or choose another --output")
     require_room(temporary_directory(), BUILD_BYTES, "free some space there, or set TMPDIR")

@@ -105,7 +105,7 @@ def link_command(target: TargetSpec, cross_compiler: str | None = None) -> list[
         ToolMissingError: It is not there.
     """
     if cross_compiler is not None:
-        return _driver(cross_compiler)
+        return _driver(cross_compiler, target)
     if importlib.util.find_spec("ziglang") is None:
         raise ToolMissingError(
             f"linking for {target.triple} needs Zig, which is not installed",
@@ -164,7 +164,11 @@ class BareLinker(Linker):
         _link(command, Path(output), Path(output).name, self.target, None)
 
 
-def _driver(command: str) -> list[str]:
+# Packages with a compiler driver, for whoever asks for one that is not there.
+_DEBIAN = {"aarch64": "gcc-aarch64-linux-gnu", "x86_64": "gcc-x86-64-linux-gnu"}
+
+
+def _driver(command: str, target: TargetSpec) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -175,8 +179,8 @@ def _driver(command: str) -> list[str]:
         name = words[0] if words else command
         raise ToolMissingError(
             f"there is no cross compiler `{name}`",
-            "install it (Debian: `gcc-aarch64-linux-gnu`), or leave --cross-compiler out "
-            "to link with Zig",
+            f"install it (Debian: `{_DEBIAN[target.arch]}`), or leave --cross-compiler out to link "
+            "with Zig",
         )
     return words
 

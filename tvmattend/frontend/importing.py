@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checked request to an `ImportedModel`; one function a source."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def import_checked(request: ModelRequest) -> ImportedModel:
 
 def _from_registry(request: ModelRequest) -> ImportedModel:
     architecture = lookup(request.model)
-    network = create(architecture, request.num_classes, request.seed)
+    with _in_memory(f"`{request.model}` with a head of its --num-classes", "--num-classes"):
+        network = create(architecture, request.num_classes, request.seed)
     size = architecture.input_size if request.input_size is None else request.input_size
     preprocessing = Preprocessing(resize=round(size / _CROP_RATIO), crop=size)
     return _from_module(request, network, (3, size, size), preprocessing, f"seed {request.seed}")
@@ -234,14 +236,18 @@ def _zeros(extents: Sequence[int], dtype: torch.dtype, request: ModelRequest) ->
     Raises:
         ModelError: There is not that much memory.
     """
-    try:
+    shape = " x ".join(map(str, extents))
+    with _in_memory(f"an input of {shape} for `{request.model}`", "--batch or --input-size"):
         return torch.zeros(tuple(extents), dtype=dtype)
+
+
+@contextmanager
+def _in_memory(what: str, options: str) -> Iterator[None]:
+    """Tell what does not fit, and which options make it smaller."""
+    try:
+        yield
     except RuntimeError as error:  # torch has no class of its own for it
-        shape = " x ".join(map(str, extents))
-        raise ModelError(
-            f"an input of {shape} for `{request.model}` does not fit into memory",
-            "give a smaller --batch or --input-size",
-        ) from error
+        raise ModelError(f"{what} does not fit into memory", f"give a smaller {options}") from error
 
 
 def _extent(request: ModelRequest, name: str, axis: int, rank: int, fixed: int | None) -> int:

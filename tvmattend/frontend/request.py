@@ -18,6 +18,7 @@ Source = Literal["registry", "factory", "pt2", "onnx"]
 
 _FACTORY = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)")
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+MOST = 2**31 - 1  # of an extent: kernels count in 32 bits
 _FORMS = "a name of `tvmattend models`, package.module:factory, a .pt2 or an .onnx file"
 
 
@@ -113,14 +114,14 @@ class ModelRequest:
         return match[1], match[2]
 
     def _check_numbers(self) -> None:
-        for option, value, least in (
-            ("--num-classes", self.num_classes, 1),
-            ("--input-size", self.input_size, 1),
-            ("--batch", self.batch, 1),
-            ("--seed", self.seed, 0),
+        for option, value, least, most in (
+            ("--num-classes", self.num_classes, 1, MOST),
+            ("--input-size", self.input_size, 1, MOST),
+            ("--batch", self.batch, 1, MOST),
+            ("--seed", self.seed, 0, 2**63 - 1),
         ):
-            if value is not None and value < least:
-                raise ModelError(f"{option} {value} is out of range", f"give {least} or more")
+            if value is not None and not least <= value <= most:
+                raise ModelError(f"{option} {value} is out of range", f"give {least} to {most}")
 
     def _check_factory(self) -> None:
         module, factory = self.factory_parts()

@@ -87,8 +87,10 @@ def _read(path: Path) -> dict[str, Tensor]:
                 f"cannot read `{path}`: {error.strerror or first_line(error)}",
                 "check the path and its permissions",
             ) from error
-        # PyTorch goes on about its own insides after the first sentence.
-        reason = "" if short else f": {first_line(error).split('. ')[0]}"
+        # PyTorch goes on about its own insides after the first sentence; a key or an index that
+        # its reader missed says nothing.
+        silent = short or isinstance(error, LookupError)
+        reason = "" if silent else f": {first_line(error).split('. ')[0]}"
         raise WeightsError(
             f"`{path}` is damaged or truncated{reason}", "copy it, or save the weights, again"
         ) from error

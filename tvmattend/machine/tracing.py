@@ -208,6 +208,10 @@ def find_program(name: str) -> str:
     path = name if os.sep in name else shutil.which(name)
     if path is not None and Path(path).is_dir():
         raise InputError(f"{path} is a directory", "give the path of an aarch64 executable")
+    if path is None and Path(name).is_file():
+        raise InputError(
+            f"there is no program `{name}` on $PATH", f"for the file here write ./{name}"
+        )
     if path is None or not Path(path).is_file():
         raise InputError(f"there is no program `{name}`", "give the path of an aarch64 executable")
     if not os.access(path, os.X_OK):

@@ -59,8 +59,10 @@ def read_manifest(directory: Path, require_signature: Any = None) -> dict[str, A
 
 def manifest_bytes(directory: Path) -> bytes:
     """Read manifest.json as it is; refuse what cannot be one by its kind or size."""
-    path, hint = directory / "manifest.json", "is it a bundle?"
+    path, hint = directory / "manifest.json", "give the directory that `tvmattend build` made"
     try:
+        if not directory.exists():
+            raise BundleError(f"there is no bundle {directory}", hint)
         if path.is_symlink():
             raise BundleError(f"{path} is a symbolic link", AGAIN)
         if path.exists() and not path.is_file():  # a pipe or a device would never end

@@ -102,9 +102,10 @@ def load(
     check_files(directory, manifest["files"])
     check_machine(manifest["target"], manifest["cpu_flags"])
     cpus = len(os.sched_getaffinity(0))
-    if threads is not None and not 1 <= threads <= cpus:
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= cpus):
         raise InputError(
-            f"{threads} threads, but this process may use {cpus} CPUs", f"give 1 to {cpus}"
+            f"threads={threads!r}, but this process may use {cpus} CPU{'s' * (cpus > 1)}",
+            f"give a whole number from 1 to {cpus}",
         )
     count = threads or min(int(manifest["threads"]), cpus)
     code = Code(directory, manifest["files"], private=require_signature is not None)
@@ -145,7 +146,7 @@ class Network:
         return results[0] if len(results) == 1 else tuple(results)
 
     def classify(self, image: Any, top: int = 5) -> list[Prediction]:
-        """Name what an image (see `preprocess`) shows, likeliest first."""
+        """Name what an image (see `preprocess`) shows, the `top` likeliest first."""
         return self.ranked(self(self.preprocess(image)), top)
 
     def preprocess(self, image: Any) -> np.ndarray:
@@ -159,11 +160,13 @@ class Network:
         self, outputs: np.ndarray | tuple[np.ndarray, ...], top: int = 5
     ) -> list[Prediction]:
         """Make probabilities of the first output (softmax; sigmoid if it is one number)."""
+        if type(top) is not int or top < 1:
+            raise InputError(f"top={top!r} is no number of classes", "give 1 or more")
         logits = np.ravel(outputs[0] if isinstance(outputs, tuple) else outputs).astype(np.float64)
         powers = np.exp(logits - logits.max())
         shares = powers / powers.sum() if logits.size > 1 else (1 + np.tanh(logits / 2)) / 2
         # By score: shares of widely spread scores all round to 0.
-        order = np.argsort(-logits, kind="stable")[: max(top, 1)]
+        order = np.argsort(-logits, kind="stable")[:top]
         labels = self.manifest["labels"]
         names = dict(enumerate(labels or ()))
         return [Prediction(int(i), names.get(int(i)), float(shares[i])) for i in order]

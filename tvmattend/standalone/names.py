@@ -8,6 +8,8 @@
 
 import re
 
+from tvmattend.errors import InputError
+
 # Of C and of C++, which cannot be the name of a namespace.
 _KEYWORDS = """
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t
@@ -53,3 +55,17 @@ def prefix_of(model: str) -> str:
     # Macros of the C library are built of one letter: F_OK, R_OK, W_OK, X_OK.
     sound = len(name) > 1 and name[0].isalpha() and name not in _TAKEN
     return name if sound else f"net_{name}".rstrip("_")
+
+
+def check_prefix(name: str) -> None:
+    """Refuse a name that a user gave and that C or C++ cannot use as it is.
+
+    Raises:
+        InputError: It would have to be changed.
+    """
+    usable = prefix_of(name)
+    if usable != name:
+        raise InputError(
+            f"`{name}` cannot be the name of a library and begin its C names",
+            f"give e.g. --name {usable}",
+        )

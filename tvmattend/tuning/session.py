@@ -41,6 +41,9 @@ _TRIAL_SECS: Mapping[Origin | None, float] = {
     None: 1.5,
 }
 
+# What can be emulated or estimated here.
+_EMULATED = "cortex-a72"
+
 # Of $TMPDIR: the kernels of a batch, their objects, and what the worker processes keep there.
 _TRIAL_BYTES = 64 << 20
 
@@ -215,11 +218,14 @@ def _start(order: _Order, observer: Observer, claims: ExitStack | None) -> _Star
     if order.model is not None:
         _check_estimate(order, order.model)
     elif order.endpoint is None and need_board and not target.is_host:
+        hint = "give --rpc HOST:PORT of a board that runs `tvmattend device`"
+        if target.cpu == _EMULATED:
+            hint += (
+                "; to try without one, serve an emulated board with "
+                f"`tvmattend device --emulate {_EMULATED}`, or estimate with --estimate"
+            )
         raise TargetError(
-            f"{target.name} is not this machine, so its kernels must be measured on a board",
-            "give --rpc HOST:PORT of a board that runs `tvmattend device`; to try without one, "
-            "serve an emulated board with `tvmattend device --emulate cortex-a72`, or (for a "
-            "cortex-a72) estimate with --estimate",
+            f"{target.name} is not this machine, so its kernels must be measured on a board", hint
         )
     directory = records_directory(request.name, target, order.output)
     found = find_records(request.name, target, order.tuning_records)
@@ -286,7 +292,7 @@ def _reach(order: _Order, observer: Observer) -> _Board | None:
         cores = os.cpu_count() or 1
         if target.num_cores > cores:
             raise TuningError(
-                f"{target.num_cores} threads, but this machine has {cores} cores",
+                f"{target.num_cores} threads, but this machine has {cores} core{'s' * (cores > 1)}",
                 f"give --threads 1 to {cores}; `build` takes records of the nearest number",
             )
         return _Board(None, "measured", host_machine())
