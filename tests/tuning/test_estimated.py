@@ -306,7 +306,8 @@ def test_tune_and_use_the_records(emulated, tmp_path):
 
     # Estimates of another model are not gone on with.
     assert go(plan_tuning, trials + 2).trials == 2
-    old = replace(records[0], machine={**records[0].machine, "digest": "another"})
     report.path.unlink()
-    RecordFile(report.path).append(old)
+    for other in ("digest", "llvm"):
+        old = replace(records[0], machine={**records[0].machine, other: "another"})
+        RecordFile(report.path).append(old)
     assert go(plan_tuning, trials).done == 0

@@ -76,7 +76,7 @@ struct core {
     uint32_t history;
 };
 
-static uint32_t predicted[1 << 16];
+enum { GUESSES = 1 << 16 }; /* of the predictor, which windows share */
 
 static int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
 static double fmaximum(double a, double b) { return a > b ? a : b; }
@@ -293,10 +293,11 @@ static int64_t step(struct core *core, const struct operation *operation,
 }
 
 /* Fetch of the next block: after a wrong guess it waits for the branch and the whole front end. */
-static void turn(struct core *core, const struct parameters *p, uint32_t from, uint32_t to, int taken,
-                 int64_t resolved)
+static void turn(struct core *core, uint32_t *predicted, const struct parameters *p, uint32_t from,
+                 uint32_t to, int taken, int64_t resolved)
 {
-    uint32_t *guess = &predicted[(from * 2654435761u ^ core->history * 40503u) >> 8 & 0xFFFF];
+    uint32_t hash = (from * 2654435761u ^ core->history * 40503u) >> 8;
+    uint32_t *guess = &predicted[hash & (GUESSES - 1)];
     if (*guess && *guess != to + 1)
         core->fetch = imax(core->fetch, resolved + (int64_t)p->mispredict);
     *guess = to + 1;
@@ -336,15 +337,16 @@ __attribute__((visibility("default"))) long a72_replay(
             length = blocks[i].first + blocks[i].length;
     struct core *core = calloc(1, sizeof *core);
     struct operation *operations = calloc(length + 1, sizeof *operations);
+    uint32_t *predicted = calloc(GUESSES, sizeof *predicted);
     long replayed = 0;
-    if (!core || !operations) {
+    if (!core || !operations || !predicted) {
         free(core);
         free(operations);
+        free(predicted);
         return -1;
     }
     for (size_t i = 0; i < length; i++)
         decode(&code[i], &operations[i]);
-    memset(predicted, 0, sizeof predicted);
     for (size_t at = 0; at + 3 <= n_words;) {
         if (words[at] != WINDOW_WORD)
             break;
@@ -380,7 +382,7 @@ __attribute__((visibility("default"))) long a72_replay(
             if (at < end) {
                 uint32_t next = words[at] & ~BLOCK_WORD;
                 if (next < n_blocks)
-                    turn(core, p, id, next,
+                    turn(core, predicted, p, id, next,
                          blocks[next].address != block->address + 4ull * block->length, issued);
             }
             cycles[id] += (double)(core->retired - start);
@@ -389,6 +391,7 @@ __attribute__((visibility("default"))) long a72_replay(
         }
         at = end;
     }
+    free(predicted);
     free(operations);
     free(core);
     return replayed;

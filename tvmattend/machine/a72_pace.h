@@ -114,7 +114,6 @@ static void keep_pace(unsigned thread, uint32_t instructions)
 /* Called where a thread enters a system call: the others do not wait for it. */
 static void leave_pace(unsigned thread)
 {
-    runners[thread].id = gettid();
     runners[thread].called = true;
     runners[thread].running = false;
 }

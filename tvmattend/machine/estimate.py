@@ -34,7 +34,8 @@ class Part:
         name: Of the function.
         cycles: On the thread that starts and ends the work.
         instructions: Of all threads.
-        fma: Vector multiply-accumulates of 128 bits (half for 64), of all threads.
+        fma: Multiply-accumulates of all threads, in cycles of both FMA ports: one for a vector of
+            128 bits, half for one of 64 and for a number.
         calls: Executions of its first block, by the thread that starts the work.
         resources: Cycles that each resource is needed, if nothing else held it up.
         events: Totals of the cache model, by name.
@@ -237,7 +238,7 @@ def _needs(costs: Iterable[Cost]) -> dict[str, float]:
 def _fma(text: str) -> float:
     if not text.startswith(("fmla", "fmls", "fmadd", "fmsub")):
         return 0.0
-    return 1.0 if ".4s" in text.split(",", 1)[0] else 0.5
+    return 1.0 if text.split(",", 1)[0].endswith((".4s", ".2d")) else 0.5
 
 
 def _memory(part: Part, parameters: Parameters, threads: int) -> None:

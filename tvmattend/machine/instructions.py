@@ -129,12 +129,22 @@ def _learn(texts: Collection[str]) -> None:
 @cache
 def _kept(root: Path) -> Answers:
     """The answers on disk of this LLVM, asked as this file asks."""
+    asking = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    return Answers(root / "llvm" / f"{CORE}-{llvm_version()}-{asking}")
+
+
+@cache
+def llvm_version() -> str:
+    """Give the version of LLVM's tools: another one's port model may say something else.
+
+    Raises:
+        ToolMissingError: They do not say it.
+    """
     shown, message = _run("llvm-mca", ["--version"], "")
     version = re.search(r"version (\S+)", shown)
     if version is None:
         raise _broken("llvm-mca", message)
-    asking = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    return Answers(root / "llvm" / f"{CORE}-{version[1]}-{asking}")
+    return version[1]
 
 
 def _shape(text: str) -> str:

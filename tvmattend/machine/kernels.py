@@ -14,7 +14,7 @@ from tvmattend.device.emulated import find_qemu
 from tvmattend.machine.board_files import CORES
 from tvmattend.machine.estimate import Estimate, estimate, seconds
 from tvmattend.machine.guest_programs import guest_board, guest_program
-from tvmattend.machine.instructions import require_llvm
+from tvmattend.machine.instructions import llvm_version, require_llvm
 from tvmattend.machine.parameters import CORE, MODEL_ERROR, SHIPPED, Parameters
 from tvmattend.machine.replay import Program
 from tvmattend.machine.trace import Trace
@@ -26,7 +26,8 @@ _WINDOWS, _WINDOW = 256, 256
 # Of this room's files, those that decide what a kernel's estimate is.
 _DECISIVE = (
     "a72_caches.h", "a72_core.c", "a72_pace.h", "a72_plugin.c", "a72_samples.h", "kernel_guest.c",
-    "qemu_plugin_api.h", "estimate.py", "instructions.py", "operands.py", "replay.py",
+    "qemu_plugin_api.h", "elf.py", "estimate.py", "guest_programs.py", "instructions.py",
+    "kernels.py", "operands.py", "replay.py", "trace.py",
 )  # fmt: skip
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}
 
@@ -175,7 +176,7 @@ class KernelModel:
     threads = tuple(sorted(MODEL_ERROR))  # those that were validated
 
     def check(self) -> None:
-        """Find the tools, which takes no time.
+        """Find the tools, which takes a moment.
 
         Raises:
             ToolMissingError: QEMU or LLVM's tools are missing.
@@ -184,7 +185,7 @@ class KernelModel:
         require_llvm()
 
     def describe(self, threads: int) -> dict[str, Any]:
-        """Describe the machine for tuning records; another `digest` means other estimates."""
+        """Describe the machine for tuning records; another `digest` or `llvm`: other estimates."""
         numbers = (sorted(asdict(SHIPPED).items()), _WINDOWS, _WINDOW)
         digest = hashlib.sha256(repr(numbers).encode())
         for name in _DECISIVE:
@@ -197,6 +198,7 @@ class KernelModel:
             "governor": "",
             "emulated": False,
             "digest": digest.hexdigest()[:16],
+            "llvm": llvm_version(),
             "model_error": MODEL_ERROR[threads],
         }
 

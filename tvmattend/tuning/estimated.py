@@ -71,7 +71,7 @@ class Model(Protocol):
         """Refuse early if a tool is missing."""
 
     def describe(self, threads: int) -> Mapping[str, Any]:
-        """Describe it for the records; `digest` tells its versions apart."""
+        """Describe it for the records; `digest` and `llvm` tell its versions apart."""
 
     def open(self, timeout: float, threads: int) -> Trial:
         """Prepare what runs kernels, each for `timeout` seconds at most (`TimeoutError`)."""

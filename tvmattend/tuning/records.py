@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tvmattend
 from tvmattend.errors import RecordsError
@@ -89,6 +90,10 @@ class RecordSet:
         return ", ".join(parts)
 
 
+# What tells models apart (`tvmattend.machine.kernels.KernelModel.describe`).
+_MODEL = ("digest", "llvm")
+
+
 def shipped_root() -> Path | None:
     """The records that came with tvmattend: inside a wheel, or beside the package in a checkout."""
     package = Path(tvmattend.__file__).resolve().parent
@@ -106,13 +111,24 @@ def records_directory(model_name: str, target: TargetSpec, output: Path | None =
 
 
 def own_records(
-    records: Sequence[Record], target: TargetSpec, origin: Origin | None
+    records: Sequence[Record], target: TargetSpec, origin: Origin | None, machine: Mapping[str, Any]
 ) -> list[Record]:
-    """Of the lines of a run's own file, those that the run goes on with."""
+    """Of the lines of a run's own file, those that the run goes on with.
+
+    Args:
+        records: Of the file.
+        target: The machine that is tuned for.
+        origin: Of the run's own.
+        machine: That measures or estimates; another model's estimates are not comparable.
+    """
+    alike = _MODEL if origin == "estimated" else ()
     return [
         record
         for record in records
-        if record.origin == origin and record.threads == target.num_cores and record.is_for(target)
+        if record.origin == origin
+        and record.threads == target.num_cores
+        and record.is_for(target)
+        and all(record.machine.get(name) == machine.get(name) for name in alike)
     ]
 
 

@@ -138,7 +138,7 @@ class TuningRun:
     def _report_of_file(self) -> TuneReport:
         """The state on disk: an interrupt may come between writing a record and counting it."""
         lines = read_records(self.file.path)[0] if self.file.path.is_file() else []
-        mine = own_records(lines, self.target, self.crew.origin)
+        mine = own_records(lines, self.target, self.crew.origin, self.crew.machine)
         return self._report([recorded(task, mine) for task in self.tasks])
 
     def _report(self, records: Sequence[Sequence[Record]]) -> TuneReport:

@@ -238,13 +238,7 @@ def _start(order: _Order, observer: Observer, claims: ExitStack | None) -> _Star
             observer(Note(mended))
             found = find_records(request.name, target, order.tuning_records)
     earlier, faults = read_records(path) if path is not None and path.is_file() else ([], [])
-    earlier = own_records(earlier, target, origin)
-    if (
-        order.model is not None and board is not None
-    ):  # another model's estimates are not comparable
-        earlier = [
-            each for each in earlier if each.machine.get("digest") == board.machine["digest"]
-        ]
+    earlier = own_records(earlier, target, origin, board.machine if board is not None else {})
     tasks, fusion = _tasks(order, observer)
     return _Start(order, board, found, path, earlier, faults, tasks, fusion)
 
