@@ -160,6 +160,11 @@ def test_any_object_is_a_target_or_a_target_error(fields: dict[str, Any]) -> Non
         ("llvm -opt-level=3", "unknown option `opt-level`", "mcpu"),
         ("llvm -mcpu=cortex-a72 -mattr=crc", "`crc` is not a feature flag", "+crc"),
         ("llvm -mcpu=cortex-a72 -mattr=+lse,-lse", "`lse` is on and off", ""),
+        ("llvm -mcpu=cortex-a72 -mattr=+dotprodd", "no feature `dotprodd`", "+dotprod"),
+        ("llvm -mcpu=cortex-a72 -mattr=-nothing-such", "no feature `nothing-such`", "leave it out"),
+        ("llvm -mcpu=x86-64-v3 -mattr=+sve", "no feature `sve`", ""),
+        ("pentium", "unknown target `pentium`", "preset"),
+        ("llvm -mcpu=pentium", "no core `pentium`", ""),
         ("llvm -mcpu=cortex-a72 -num-cores=0", "num-cores `0`", "1 or more"),
         ('{"kind": "llvm", "num-cores": 2.5}', "num-cores `2.5`", ""),
         ('{"kind": "llvm", "num-cores": true}', "num-cores `True`", ""),
@@ -199,6 +204,16 @@ def test_a_feature_that_the_core_lacks_is_another_machine() -> None:
     assert spec.features == ("+dotprod",)
     assert spec.name == "cortex-a72+dotprod"
     assert spec.to_json()["mattr"] == ["+dotprod"]
+
+
+def test_features_that_no_core_has_are_known_too() -> None:
+    spec = parse_target("llvm -mcpu=cortex-a72 -mattr=+reserve-x18")
+    assert spec.features == ("+reserve-x18",)
+
+
+def test_a_core_may_stand_alone() -> None:
+    assert parse_target("Skylake") == parse_target("llvm -mcpu=skylake")
+    assert parse_target("neoverse-n1", 2) == parse_target("llvm -mcpu=neoverse-n1", 2)
 
 
 def test_a_core_implies_its_architecture() -> None:

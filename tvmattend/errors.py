@@ -7,6 +7,8 @@ attributes (`exit_code`, `hint`, `str(error)`) and are printed the same way.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Not for a terminal: what moves its cursor, and halves of characters, which cannot be encoded.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -23,14 +25,15 @@ class TvmattendError(Exception):
 
     Args:
         message: One line: what happened, and where.
-        hint: One line: what to do about it.
+        hint: One line: what to do about it; without it the kind's own remedy.
     """
 
     exit_code = 1
+    remedy = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(printable(message))
-        self.hint = printable(hint)
+        self.hint = printable(hint or self.remedy)
 
 
 class TargetError(TvmattendError):
@@ -131,6 +134,26 @@ class CompileError(TvmattendError):
     """Lowering, code generation or linking failed."""
 
     exit_code = 18
+    remedy = "this is no fault of yours: report it with the network; `--format vm` may build it"
+
+
+@contextmanager
+def compiling(what: str, hint: str) -> Iterator[None]:
+    """Tell what TVM refuses to compile by the last line of its message; the others are a trace.
+
+    Args:
+        what: Is compiled, and for which target.
+        hint: What to do about it.
+
+    Raises:
+        CompileError: TVM raised something.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # TVM's own errors are RuntimeErrors
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else type(error).__name__
+        raise CompileError(f"TVM could not compile {what}: {reason}", hint) from error
 
 
 class TuningError(TvmattendError):
@@ -149,6 +172,7 @@ class BenchmarkError(TvmattendError):
     """A runtime to compare with is unknown, or nothing could be timed."""
 
     exit_code = 21
+    remedy = "leave that runtime out of --against, or run again with --debug"
 
 
 class SignatureError(TvmattendError):

@@ -36,6 +36,18 @@ def test_tiny_network_beside_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_of_what_was_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "--model", "attendnext_tiny", "--rounds", "1", "--against", "ncnn"])
+    assert left.value.code == 21
+    told = capsys.readouterr()
+    assert "ncnn: missing: pip install ncnn pnnx" in told.out
+    assert "error: nothing of --against ncnn could be compared with" in told.err
+
+
 def test_unknown_runtime(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["bench", "--against", "openvino,tensorrt"])

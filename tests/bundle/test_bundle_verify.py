@@ -127,7 +127,7 @@ def test_damage_is_refused_and_nothing_is_loaded(
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="No such file"):
+    with pytest.raises(BundleError, match="there is no bundle"):
         verify(tmp_path / "nothing")
 
 

@@ -145,6 +145,14 @@ def test_a_damaged_bundle_is_not_signed(bundle: Path, keys: KeyPair) -> None:
     assert not (bundle / signature.FILE).exists()
 
 
+def test_the_bundle_may_be_the_working_directory(
+    bundle: Path, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle)
+    sign_bundle(".", keys.private)
+    assert verify(bundle, require_signature=keys.public)
+
+
 def test_a_signature_is_replaced_whole(signed: Path, keys: KeyPair, others: KeyPair) -> None:
     sign_bundle(signed, others.private)
     verify(signed, require_signature=others.public)

@@ -103,6 +103,7 @@ def test_outputs_that_are_no_numbers_name_no_class(
     ("arguments", "error"),
     [
         (["--input", "nothing.jpg"], InputError),
+        (["--input", "."], InputError),
         (["--output", "y.txt"], InputError),
         (["--output", "no/such/directory/y.npy"], StorageError),
     ],
@@ -122,6 +123,18 @@ def test_a_broken_array_file_is_an_input_error(
     for name in ("x.npy", "x.npz"):
         (tmp_path / name).write_bytes(content)
         run(sound_bundle, "--input", tmp_path / name, fails=InputError)
+
+
+def test_a_damaged_archive_is_an_input_error(sound_bundle: Path, tmp_path: Path) -> None:
+    """Of every byte, since zipfile, zlib and numpy each have errors of their own."""
+    np.savez_compressed(tmp_path / "sound.npz", **{load(sound_bundle).inputs[0].name: np.ones(9)})
+    sound = (tmp_path / "sound.npz").read_bytes()
+    for place in range(0, len(sound), 3):
+        damaged = bytearray(sound)
+        damaged[place] ^= 0xFF
+        (tmp_path / "x.npz").write_bytes(damaged)
+        result = run(sound_bundle, "--input", tmp_path / "x.npz", fails=Exception)
+        assert getattr(result.exception, "exit_code", 1) == 17, result.exception
 
 
 def test_pickles_are_not_loaded(sound_bundle: Path, tmp_path: Path) -> None:

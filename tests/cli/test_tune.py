@@ -142,6 +142,13 @@ def test_estimating_needs_no_board_and_says_so(monkeypatch, tmp_path):
     assert "note: kernels are estimated" not in run(*words, "--threads", 1).stderr
 
 
+def test_a_log_wants_its_directory(tmp_path):
+    place = tmp_path / "none" / "tune.log"
+    result = run("--model", "attendnext_tiny", "--dry-run", "--log", place, fails=StorageError)
+    assert "for --log" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "error", "says"),
     [

@@ -2,8 +2,10 @@
 """The core against measured throughputs and latencies of a Cortex-A72, and its memory."""
 
 import importlib.util
+import random
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 
 from tvmattend.errors import ToolMissingError
 from tvmattend.machine import instructions
+from tvmattend.machine.estimate import seconds
 from tvmattend.machine.parameters import FITTED, SHIPPED
 from tvmattend.machine.replay import Program
 from tvmattend.machine.trace import Block, Trace
@@ -151,3 +154,23 @@ def test_what_llvm_has_no_numbers_for_costs_a_slot_and_spoils_nothing():
     assert found[0].ports == ()
     assert found[0xFFFFFFFF].text == "nop"
     assert found[add].latency == 4
+
+
+def test_replays_at_the_same_time_do_not_share_a_predictor():
+    """Two of them once had one between them: estimates depended on what ran beside."""
+
+    def jumping(seed: int) -> Program:
+        choose = random.Random(seed)
+        code = struct.pack("<2I", 0x91000400, 0x14000004)  # add x0, x0, #1; b
+        blocks = {i: Block(0x10000 + 256 * i, code, {0: 1}) for i in range(40)}
+        samples = b""
+        for _ in range(100):
+            words = [0x80000000 | choose.randrange(40) for _ in range(512)]
+            samples += struct.pack(f"<3I{len(words)}I", 0xFFFFFFFF, 0, len(words), *words)
+        return Program(Trace(blocks, samples, (), 1, True))
+
+    programs = [jumping(seed) for seed in range(4)]
+    alone = [seconds(program, SHIPPED) for program in programs]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for _ in range(3):
+            assert list(pool.map(lambda program: seconds(program, SHIPPED), programs)) == alone

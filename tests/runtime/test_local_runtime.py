@@ -18,6 +18,8 @@ from sample_bundles import INPUT, LABELS, RECIPE, reference, rehash, rewrite_man
 
 from tvmattend.bundle import BundleContents, write_bundle
 from tvmattend.runtime import Network, contents, executors, load, network, process
+from tvmattend.runtime.network import InputError, TensorSpec
+from tvmattend.runtime.tensors import checked
 from tvmattend.target import TargetSpec
 
 
@@ -249,6 +251,24 @@ def test_many_python_threads_get_their_own_results(net: Network) -> None:
 CPUS = len(os.sched_getaffinity(0))
 
 
+@pytest.mark.parametrize("threads", ["2", 0, -1, CPUS + 1, 1.0, True])
+def test_threads_are_a_count_that_there_is(sound_bundle: Path, threads: Any) -> None:
+    with pytest.raises(InputError, match="threads=") as caught:
+        load(sound_bundle, threads=threads)
+    assert caught.value.hint == f"give a whole number from 1 to {CPUS}"
+
+
+@pytest.mark.parametrize("top", [0, -1, 2.0, "5"])
+def test_the_likeliest_classes_are_a_count(net: Network, top: Any) -> None:
+    with pytest.raises(InputError, match="top="):
+        net.ranked(np.zeros(3), top)
+
+
+def test_an_input_without_axes_is_told_like_others() -> None:
+    with pytest.raises(InputError, match=r"input `s` is float32\[\].*got float32\[3\]"):
+        checked(TensorSpec("s", (), "float32", ""), np.zeros(3, "float32"))
+
+
 @pytest.mark.parametrize("threads", sorted({1, CPUS}))
 def test_the_pool_has_the_size_asked_for_and_the_caller_stays_unbound(
     sound_bundle: Path, threads: int
@@ -266,12 +286,6 @@ def test_the_pool_has_the_size_asked_for_and_the_caller_stays_unbound(
     assert len(places) >= threads
     if not Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").exists():
         assert places == before
-
-
-@pytest.mark.parametrize("threads", [0, -1, CPUS + 1])
-def test_more_threads_than_processors_are_refused(sound_bundle: Path, threads: int) -> None:
-    with pytest.raises(network.InputError, match=f"^{threads} threads, but"):
-        load(sound_bundle, threads=threads)
 
 
 def test_a_bundle_for_more_threads_takes_what_is_there(bundle: Path) -> None:

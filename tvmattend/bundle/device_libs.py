@@ -87,7 +87,9 @@ def elf_arch(path: Path) -> str:
         head = stream.read(20)
     machine = struct.unpack_from("<H", head, 18)[0] if len(head) == 20 else 0
     if head[:5] != b"\x7fELF\x02" or machine not in _ELF_MACHINES:
-        raise BundleError(f"{path} is not a shared library for aarch64 or x86-64")
+        raise BundleError(
+            f"{path} is not a shared library for aarch64 or x86-64", "build the bundle again"
+        )
     return _ELF_MACHINES[machine]
 
 
@@ -152,7 +154,9 @@ def _fetched(arch: str, progress: Progress) -> dict[str, Path]:
                 _unpack(wheel, distribution, place)
         for name in (RUNTIME, EXTRA, FFI):
             if elf_arch(place / name) != arch:
-                raise ToolMissingError(f"the wheel's {name} is not for {arch}")
+                raise ToolMissingError(
+                    f"the wheel's {name} is not for {arch}", "look into the index that pip uses"
+                )
 
     place = prepared(
         f"runtime-{arch}", {**versions, "python": _PYTHON}, build, progress, _FETCH_BYTES

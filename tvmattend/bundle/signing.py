@@ -112,7 +112,7 @@ def sign_bundle(bundle: str | Path, key: str | Path) -> Signed:
         StorageError: The signature cannot be written.
         ToolMissingError: `cryptography` is not installed.
     """
-    place = Path(bundle)
+    place = Path(bundle).absolute()  # `.` has no name to stage beside
     # The bytes that are signed are those that were read first: should the manifest be exchanged in
     # between, the signature fits neither.
     content = network.manifest_bytes(place)
@@ -121,7 +121,7 @@ def sign_bundle(bundle: str | Path, key: str | Path) -> Signed:
     raw = signature.raw_key(secret.public_key())
     text = signature.dumps(raw, secret.sign(content))
     file = place / signature.FILE
-    staged = place.with_name(f".{place.resolve().name}.{uuid.uuid4().hex[:12]}")
+    staged = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}")
     try:
         with staged.open("w", encoding="utf-8") as stream:
             stream.write(text)

@@ -238,7 +238,10 @@ def source_revision() -> str | None:
 def _check_contents(contents: BundleContents) -> None:
     arch = device_libs.elf_arch(contents.library)
     if arch != contents.target.arch:
-        raise BundleError(f"{contents.library} is for {arch}, the target {contents.target.arch}")
+        raise BundleError(
+            f"{contents.library} is for {arch}, the target {contents.target.arch}",
+            "check --cross-compiler",
+        )
     if not contents.golden:
         raise ValueError("a bundle needs one golden vector or more")
     for pair in contents.golden:

@@ -12,8 +12,6 @@ import click
 if TYPE_CHECKING:
     from tvmattend.machine.estimate import Estimate
 
-_CONTEXT = {"ignore_unknown_options": False, "allow_interspersed_args": True}
-
 
 class _Clock(click.ParamType[float]):
     name = "HZ"
@@ -34,7 +32,7 @@ class _Clock(click.ParamType[float]):
         return hertz
 
 
-@click.command(context_settings=_CONTEXT)
+@click.command()
 @click.argument("words", nargs=-1, metavar="[BUNDLE | --exec -- COMMAND...]")
 @click.option("--exec", "is_program", is_flag=True, help="Estimate any aarch64 Linux program.")
 @click.option(

@@ -7,7 +7,6 @@ import statistics
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import click
 
@@ -162,6 +161,8 @@ def read_inputs(net: "Network", source: str) -> list["np.ndarray[Any, Any]"]:
     """
     import numpy as np
 
+    from tvmattend.runtime.network import NOT_NPZ
+
     if source == "random":
         random = np.random.default_rng(_SEED)
         return [_noise(random, spec) for spec in net.inputs]
@@ -172,7 +173,7 @@ def read_inputs(net: "Network", source: str) -> list["np.ndarray[Any, Any]"]:
         with path.open("rb") as stream:
             content = np.load(stream, allow_pickle=False)
             named = {} if isinstance(content, np.ndarray) else dict(content)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except NOT_NPZ as error:
         raise InputError(
             f"{path} is not an array file: {error}", "save it with numpy.save"
         ) from error

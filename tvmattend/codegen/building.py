@@ -25,7 +25,7 @@ from tvmattend.bundle.manifest import FORMATS
 from tvmattend.codegen.kernel_facts import KernelFact, kernel_facts
 from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
-from tvmattend.errors import InputError, StorageError, TargetError
+from tvmattend.errors import InputError, StorageError, TargetError, compiling
 from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.standalone.names import check_prefix
 from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
@@ -168,11 +168,12 @@ def build(
         imported = import_model(request)
     from tvmattend.transform import lower_with_report
 
-    with _step("lower", "choosing layouts and fusing", seconds, observer):
+    what = (f"{imported.name} for {target.describe()}", "run again with --debug, and report it")
+    with _step("lower", "choosing layouts and fusing", seconds, observer), compiling(*what):
         lowered = lower_with_report(imported.ir_module, target, dump, None if fusion else ())
         if strict_fusion:
             lowered.fusion.require_all_blocks()
-    with _step("schedule", "scheduling the kernels", seconds, observer):
+    with _step("schedule", "scheduling the kernels", seconds, observer), compiling(*what):
         scheduled = schedule_kernels(lowered.mod, target, records)
         if dump is not None:
             dump.write("scheduled", scheduled.mod)
@@ -197,6 +198,7 @@ def build(
                 kernels=tuple(_kernels(scheduled.kernels, facts)),
                 launches=tuple(KernelLaunch(f.name, f.key, f.modules) for f in facts),
             )
+            notes = (*_notes(records, scheduled.kernels, target), *_alike(contents.golden))
             write_bundle(directory, contents, force=force, progress=observer)
     return BuildReport(
         directory,
@@ -206,7 +208,7 @@ def build(
         records.describe(),
         report,
         seconds,
-        (*_notes(records, scheduled.kernels, target), *_alike(contents.golden)),
+        notes,
         format,
         said,
     )
@@ -346,10 +348,11 @@ def _notes(
 
 def _alike(golden: "Sequence[tuple[Arrays, Arrays]]") -> Iterator[str]:
     """Say so where the golden outputs would hardly show a wrong layer."""
-    (_, first), *others = golden
+    # Differences of truth values and of unsigned numbers are none.
+    first, *others = ([array.astype("float64") for array in outputs] for _, outputs in golden)
     spread = max(
         float(np.abs(other - one).max() / (np.abs(one).max() or 1.0))
-        for _, outputs in others
+        for outputs in others
         for one, other in zip(first, outputs, strict=True)
     )
     if spread < _TELLING:

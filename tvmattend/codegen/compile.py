@@ -7,7 +7,7 @@ from typing import Any
 
 from tvmattend.codegen.intrinsics import use_vector_math
 from tvmattend.codegen.link import Linker
-from tvmattend.errors import CompileError
+from tvmattend.errors import compiling
 from tvmattend.target import TargetSpec
 
 
@@ -45,16 +45,12 @@ def compile_module(scheduled: Any, target: TargetSpec) -> Any:
         passes.AttachGlobalSymbol(),
     ])
     machine = target.to_tvm()
-    try:
-        with machine:
-            return relax.build(scheduled, machine, relax_pipeline=lowering)
-    except (RuntimeError, ValueError) as error:  # TVM's own errors are RuntimeErrors
-        reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), "no reason")
-        raise CompileError(
-            f"TVM could not compile the network for {target.describe()}: {reason.strip()}",
-            "run again with --debug for the whole message; if a tuning record is at fault, "
-            "--no-records builds without any",
-        ) from error
+    hint = (
+        "run again with --debug for the whole message; if a tuning record is at fault, "
+        "--no-records builds without any"
+    )
+    with compiling(f"the network for {target.describe()}", hint), machine:
+        return relax.build(scheduled, machine, relax_pipeline=lowering)
 
 
 def export(

@@ -48,7 +48,9 @@ def _size_pool(tvm_ffi: Any, threads: int, allowed: set[int]) -> None:
         configure(-3, threads, fast)
     used = tvm_ffi.get_global_func("runtime.NumThreads")()
     if used != threads:
-        raise BundleMismatchError(f"TVM runs {used} threads, not the {threads} asked for")
+        raise BundleMismatchError(
+            f"TVM runs {used} threads, not the {threads} asked for", "give fewer threads"
+        )
 
 
 class LocalVM:

@@ -61,7 +61,7 @@ __all__ = [
 ]  # fmt: skip
 
 # What numpy, zipfile and zlib make of an archive that is none.
-_NOT_NPZ = (
+NOT_NPZ = (
     OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error, MemoryError, RuntimeError,
     NotImplementedError, IndexError, SyntaxError, TypeError, OverflowError,
 )  # fmt: skip
@@ -182,7 +182,7 @@ class Network:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 given = [archive[f"input{i}"] for i in range(len(self.inputs))]
                 wanted = [archive[f"output{i}"] for i in range(len(self.outputs))]
-        except _NOT_NPZ as error:
+        except NOT_NPZ as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BundleError(f"golden.npz does not hold the vectors: {reason}", AGAIN) from error
         count = len(given[0]) if given[0].ndim else 0
@@ -233,7 +233,8 @@ def _main() -> None:
         if not sys.argv[1:]:
             print(f"passed; relative errors {net.self_test()}")  # noqa: T201
     except DeviceError as error:
-        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)  # noqa: T201
+        hint = f"\nhint: {error.hint}" if error.hint else ""
+        print(f"error: {error}{hint}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
 
 

@@ -109,15 +109,24 @@ class Library:
         if match is None:
             raise LibraryError(f"{path} is not called lib<model>.so", "its name is that of its API")
         if type(threads) is not int or not 0 <= threads <= _MAX_THREADS:
-            raise LibraryError(f"threads={threads!r} is no number from 0 to {_MAX_THREADS}")
+            raise LibraryError(
+                f"threads={threads!r} is no number from 0 to {_MAX_THREADS}",
+                "0 is as many as it was compiled for",
+            )
         self._prefix = match[1]
         self._library = _open(os.fspath(path))
         try:
             info = self._function("get_info", ctypes.POINTER(_Info))().contents
         except AttributeError as error:
-            raise LibraryError(f"{path} holds no network `{self._prefix}`: {error}") from error
+            raise LibraryError(
+                f"{path} holds no network `{self._prefix}`: {error}",
+                "give the library of a bundle, under the name that it has there",
+            ) from error
         if info.abi != _ABI:
-            raise LibraryError(f"{path} has ABI {info.abi}, this file knows {_ABI}")
+            raise LibraryError(
+                f"{path} has ABI {info.abi}, this file knows {_ABI}",
+                "use the tvmattend_standalone.py of the same bundle",
+            )
         self.info: dict[str, Any] = {name: _plain(getattr(info, name)) for name in _INFO}
         self.inputs = self._tensors("input", info.num_inputs)
         self.outputs = self._tensors("output", info.num_outputs)
@@ -201,20 +210,29 @@ class Library:
     def _check(self, status: int) -> None:
         if status != 0:
             text = self._error().decode(errors="replace")
-            raise LibraryError(f"lib{self._prefix}.so: {text} (status {status})")
+            raise LibraryError(
+                f"lib{self._prefix}.so: {text} (status {status})", f"see {self._prefix}.h"
+            )
 
     def _feed(self, inputs: Sequence[np.ndarray]) -> None:
         """Have the library read the arrays in place, or copies of those that it cannot."""
         if len(inputs) != len(self.inputs):
-            raise LibraryError(f"{len(inputs)} inputs given, the network has {len(self.inputs)}")
+            raise LibraryError(
+                f"{len(inputs)} inputs given, the network has {len(self.inputs)}",
+                "pass one array for each of `inputs`",
+            )
         for place, array in enumerate(inputs):
             spec, own = self.inputs[place], self._in[place]
             if not isinstance(array, np.ndarray):
-                raise LibraryError(f"input `{spec.name}` is a {type(array).__name__}, not an array")
+                raise LibraryError(
+                    f"input `{spec.name}` is a {type(array).__name__}, not an array",
+                    "pass a numpy array",
+                )
             if array.shape != spec.shape or array.dtype != own.dtype:
                 raise LibraryError(
                     f"input `{spec.name}` is {spec.dtype}{list(spec.shape)}; "
-                    f"got {array.dtype}{list(array.shape)}"
+                    f"got {array.dtype}{list(array.shape)}",
+                    "pass an array of that shape and dtype",
                 )
             if _address(array) % _ALIGNMENT or not array.flags.c_contiguous:
                 np.copyto(own, array)
@@ -231,7 +249,9 @@ def _open(path: str) -> ctypes.CDLL:
             head = stream.read(64)
             size = os.fstat(stream.fileno()).st_size
     except OSError as error:
-        raise LibraryError(f"{path} cannot be read: {error.strerror}") from error
+        raise LibraryError(
+            f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
+        ) from error
     here = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     here = here if sys.maxsize > 2**32 else f"{here} with a 32-bit Python"
     machine = _MACHINES.get(int.from_bytes(head[18:20], "little"), "another machine")

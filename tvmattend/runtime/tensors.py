@@ -40,8 +40,10 @@ def checked(spec: TensorSpec, array: Any) -> np.ndarray:
         raise InputError(f"{wanted}; got a {type(array).__name__}", "pass a numpy array")
     message = f"{wanted}; got {array.dtype}{list(array.shape)}"
     if array.shape != spec.shape:
-        batch, *rest = spec.shape
-        nhwc = (batch, *rest[1:], *rest[:1]) if spec.layout == "NCHW" else ()
+        nhwc: tuple[int, ...] = ()
+        if spec.layout == "NCHW":
+            batch, channels, *image = spec.shape
+            nhwc = (batch, *image, channels)
         hints = {
             spec.shape[1:]: "the batch axis is missing: pass x[None]",
             nhwc: "that is NHWC: pass x.transpose(0, 3, 1, 2)",
@@ -61,5 +63,5 @@ def relative_error(result: np.ndarray, reference: np.ndarray) -> float:
         return float("inf")
     exact = reference.astype(np.float64)
     scale = max(float(np.abs(exact).max()), sys.float_info.min)
-    error = float(np.abs(result - exact).max()) / scale
+    error = float(np.abs(result.astype(np.float64) - exact).max()) / scale
     return float("inf") if np.isnan(error) else error

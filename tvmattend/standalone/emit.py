@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmattend.errors import CompileError
+from tvmattend.errors import CompileError, compiling
 from tvmattend.standalone import elf, source
 from tvmattend.standalone.graph import Graph, read_graph
 from tvmattend.standalone.kernels import Kernel, Signature, generate, split_kernels
@@ -105,7 +105,8 @@ def emit(
     prefix = prefix_of(name or imported.name)
     graph = read_graph(scheduled)
     _check_interface(graph, imported)
-    kernels = _split(scheduled, graph, prefix, target)
+    with compiling("the kernels as phases", "run again with --debug; `--format vm` may build it"):
+        kernels = _split(scheduled, graph, prefix, target)
     plan = plan_memory(graph, kernels)
     weights = weight_block(graph, plan)
     about = source.Description(
@@ -199,16 +200,11 @@ def _compile_kernels(kernels: Mapping[str, Kernel], target: TargetSpec, output: 
     from tvmattend.codegen.intrinsics import use_vector_math
 
     use_vector_math()
-    try:
-        with target.to_tvm():  # the lowering of intrinsics asks which core it is for
-            code = generate(list(kernels.values()), target)
+    hint = "run again with --debug for the whole message"
+    # The lowering of intrinsics asks which core it is for.
+    with compiling(f"the kernels for {target.describe()}", hint), target.to_tvm():
+        code = generate(list(kernels.values()), target)
         code.write_to_file(str(output), "o")
-    except (RuntimeError, ValueError) as error:  # TVM's own errors are RuntimeErrors
-        reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), "no reason")
-        raise CompileError(
-            f"TVM could not compile the kernels for {target.describe()}: {reason.strip()}",
-            "run again with --debug for the whole message",
-        ) from error
     strangers = [
         name for name in sorted(elf.symbols(output).undefined) if not _KERNEL_CALLS.fullmatch(name)
     ]
@@ -223,7 +219,7 @@ def _check_interface(graph: Graph, imported: "ImportedModel") -> None:
     """Hold the compiled network against what the import said of it."""
     sides = (
         ("input", graph.inputs, imported.inputs),
-        ("output", tuple(graph.tensor(ref) for ref in graph.outputs), imported.outputs),
+        ("output", graph.results, imported.outputs),
     )
     for kind, tensors, specs in sides:
         found = [(tensor.shape, tensor.dtype) for tensor in tensors]

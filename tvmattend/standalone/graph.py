@@ -61,6 +61,7 @@ class Graph:
         weights: Distinct constants, C-contiguous.
         calls: In the order of execution.
         outputs: In the order of `main`'s result.
+        results: The same, each in its own shape: what it refers to may have another.
     """
 
     inputs: tuple[Tensor, ...]
@@ -68,6 +69,7 @@ class Graph:
     weights: tuple["np.ndarray[Any, Any]", ...]
     calls: tuple[Call, ...]
     outputs: tuple[Ref, ...]
+    results: tuple[Tensor, ...]
 
     def tensor(self, ref: Ref) -> Tensor:
         """Describe what a reference stands for."""
@@ -123,12 +125,14 @@ class _Reader:
                 self._known[binding.var] = self._evaluate(binding.var.name, binding.value)
         result = self._evaluate("the result", main.body.body)
         outputs = tuple(result if isinstance(result, list) else [result])
+        types = main.body.ty.fields if isinstance(result, list) else [main.body.ty]
         return Graph(
             tuple(inputs),
             tuple(self._values),
             tuple(self._weights),
             tuple(self._calls),
             outputs,
+            tuple(_tensor(f"result {place}", kind) for place, kind in enumerate(types)),
         )
 
     def _evaluate(self, name: str, value: Any) -> Any:

@@ -279,7 +279,9 @@ class _Splitter:
             first, last = tirx.Var("first", "int32"), tirx.Var("last", "int32")
             bounds = [first, last]
             inner = hoist(loop.body, private)
-            body = [tirx.For(loop.loop_var, first, last - first, tirx.ForKind.SERIAL, inner)]
+            kind = str(loop.loop_var.ty)  # of a kernel whose indices TVM does not narrow: int64
+            begin, count = first.astype(kind), (last - first).astype(kind)
+            body = [tirx.For(loop.loop_var, begin, count, tirx.ForKind.SERIAL, inner)]
         else:
             body = [hoist(statement, private) for statement in body]
             for buffer in (b for b in self._allocated if b in used and b not in shared):

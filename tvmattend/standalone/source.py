@@ -111,7 +111,7 @@ def program(plan: Plan, graph: Graph, kernels: Mapping[str, Kernel], about: Desc
         f"static const {name}_info INFO = {{{_info(plan, graph, about)}}};",
         "",
         _specs("INPUTS", name, graph.inputs, about.inputs),
-        _specs("OUTPUTS", name, [graph.tensor(ref) for ref in graph.outputs], about.outputs),
+        _specs("OUTPUTS", name, graph.results, about.outputs),
         "",
         "/* Iterations that the threads share (0: thread 0 runs it); whether to wait before. */",
         "struct step {",
