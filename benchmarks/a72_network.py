@@ -22,7 +22,7 @@ from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
 from tvmattend.frontend import ModelRequest
 from tvmattend.machine.bundles import RUNTIME, estimate_bundle
-from tvmattend.models import lookup, parameters
+from tvmattend.models import DEFAULT, lookup, parameters
 from tvmattend.target import TargetSpec, parse_target
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +73,7 @@ def lines(data: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.option("--model", default="attendnext", show_default=True)
+@click.option("--model", default=DEFAULT, show_default=True)
 @click.option("--threads", type=click.Choice(["1", "4"]), default="1", show_default=True)
 @click.option("--against", default=EVERYTHING, show_default=True)
 @click.option("--tuning-records", multiple=True, type=click.Path(path_type=Path))
@@ -88,7 +88,8 @@ def main(
     ours = kernels(model, target, tuning_records)
     text = [*found.lines(), "", *lines(ours)]
     print("\n".join(text))
-    stem = results / f"a72-network-{threads}"
+    other = "" if model == DEFAULT else f"-{model}"
+    stem = results / f"a72-network{other}-{threads}"
     kept = ("records", "library_bytes", "weight_bytes", "slowest")
     data = {**found.to_json(), **{key: ours[key] for key in kept}}
     write_entries(stem.with_suffix(".json"), data)

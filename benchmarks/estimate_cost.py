@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import click
 import psutil
 
+from tvmattend.cli.main import errors_told
 from tvmattend.codegen import build
-from tvmattend.errors import TvmattendError
+from tvmattend.errors import BenchmarkError
 from tvmattend.frontend import ModelRequest
 from tvmattend.machine.kernels import KernelModel
 from tvmattend.target import parse_target
@@ -75,6 +76,11 @@ def candidates(model: str, trials: int, place: Path) -> tuple[int, float, Busy]:
     target = parse_target("cortex-a72", 1)
     tune(model, target, options=options, output=place, model=KernelModel(),
          log=place / "tune.log", observer=watch)  # fmt: skip
+    if len(marks) < 3:
+        raise BenchmarkError(
+            f"{model} has fewer than {trials} candidates",
+            "give fewer --trials, or a larger network",
+        )
     first, last = marks[-2], marks[-1]
     return last[0] - first[0], last[1] - first[1], last[2].since(first[2])
 
@@ -87,19 +93,15 @@ def main(model: str, trials: int, bundle: Path | None) -> None:
     """Print the figures."""
     print(f"$ python benchmarks/estimate_cost.py --trials {trials}")
     print(f"{psutil.cpu_count()} cores, load {psutil.getloadavg()[0]:.1f} at the start\n")
-    try:
-        with tempfile.TemporaryDirectory() as place:
-            if bundle is None:
-                bundle = Path(place) / "bundle"
-                build(ModelRequest(model), parse_target("cortex-a72"), output=bundle)
-            print(f"one estimate of {model:<16}{'seconds':>9}{'of cores':>10}")
-            for name, options in (("with caches", ()), ("without", ("--no-caches",))):
-                wall, cores = one_estimate(bundle, *options)
-                print(f"{name:<32}{wall:>7.1f}{cores:>10.1f}", flush=True)
-            count, wall, each = candidates(model, trials, Path(place))
-    except TvmattendError as error:
-        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+    with tempfile.TemporaryDirectory() as place:
+        if bundle is None:
+            bundle = Path(place) / "bundle"
+            build(ModelRequest(model), parse_target("cortex-a72"), output=bundle)
+        print(f"one estimate of {model:<16}{'seconds':>9}{'of cores':>10}")
+        for name, options in (("with caches", ()), ("without", ("--no-caches",))):
+            wall, cores = one_estimate(bundle, *options)
+            print(f"{name:<32}{wall:>7.1f}{cores:>10.1f}", flush=True)
+        count, wall, each = candidates(model, trials, Path(place))
     print(f"\n{count} candidates in {wall:.0f} s: {count / wall:.2f} a second; of cores "
           f"{sum(each) / count:.2f} s each")  # fmt: skip
     print(f"  search {each.here / count:.2f}, building and the model {each.workers / count:.2f}, "
@@ -108,4 +110,5 @@ def main(model: str, trials: int, bundle: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -44,8 +44,7 @@ def main(models: tuple[str, ...], threads: tuple[int, ...], rounds: int, results
                 lambda text: print(text, file=sys.stderr),
             )
             machine = comparison.machine
-            times = {result.runtime: result.timing for result in comparison.results}
-            vm, library = times[VM], times[LIBRARY]
+            vm, library = comparison.timing(VM), comparison.timing(LIBRARY)
             gain, (low, high) = ratio(vm, library), ratio_range(vm, library)
             print("\n".join([comparison.title(), machine_line(machine), *comparison.notes()]))
             print(

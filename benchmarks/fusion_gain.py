@@ -94,7 +94,7 @@ def subjects(model: str) -> list[str]:
     help="Of this machine; 0 keeps what was measured before.",
 )
 @click.option(
-    "--rounds", type=click.IntRange(1), default=100, show_default=True, help="Turns of each."
+    "--rounds", type=click.IntRange(2), default=100, show_default=True, help="Turns of each."
 )
 @click.option(
     "--trials",

@@ -34,6 +34,7 @@ from tvmattend.bench.results import results_option, write_entries
 from tvmattend.bench.timing import interleave
 from tvmattend.cli.main import errors_told
 from tvmattend.codegen.link import Linker
+from tvmattend.errors import RecordsError
 from tvmattend.frontend import import_model
 from tvmattend.models import REGISTRY
 from tvmattend.target import TargetSpec, parse_target
@@ -94,8 +95,10 @@ def timed_again(
 @click.option("--again", is_flag=True, help="Time the best points once more, in turns.")
 @results_option(RESULTS)
 def main(file: Path, model: str, again: bool, results: Path) -> None:
-    """Print the two figures and write `results/search-<core>.json`."""
+    """Print the two figures and write `results/search-<model>-<target>-<origin>-<threads>.json`."""
     records, _ = read_records(file)
+    if not records:
+        raise RecordsError(f"{file} holds no tuning records", "give a file that `tune` wrote")
     first = records[0]
     target = parse_target(dict(first.target))
     if again and not target.is_host:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from tvmattend.bench.catalogue import UNTUNED
+from tvmattend.bench.catalogue import OURS, UNTUNED
 from tvmattend.bench.comparison import Options, compare
 from tvmattend.bench.host import machine_line
 from tvmattend.bench.results import results_option, results_path, target_option, write_entries
@@ -58,7 +58,7 @@ def main(
                 lambda text: print(text, file=sys.stderr),
             )
             machine = comparison.machine
-            tuned, untuned = (result.timing for result in comparison.results)
+            tuned, untuned = comparison.timing(OURS), comparison.timing(UNTUNED)
             times, (low, high) = ratio(untuned, tuned), ratio_range(untuned, tuned)
             print("\n".join([comparison.title(), machine_line(machine), *comparison.notes()]))
             print(

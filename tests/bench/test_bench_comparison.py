@@ -90,6 +90,20 @@ class Adapter(Base):
         os.rename("started.part", "started")
         time.sleep(600)
 """,
+    "lingers": """
+import pathlib
+class Adapter(Base):
+    def prepare(self):
+        pathlib.Path("lingers").write_text(str(os.getpid()))
+        raise ValueError("cannot be loaded")
+""",
+    "witness": """
+import pathlib
+class Adapter(Base):
+    def time(self, count):
+        assert not pathlib.Path("/proc", pathlib.Path("lingers").read_text()).exists()
+        return super().time(count)
+""",
     "dies_later": """
 class Adapter(Base):
     def time(self, count): os._exit(3)
@@ -244,3 +258,12 @@ def wait_until(reached: Callable[[], bool]) -> bool:
     while not reached() and time.monotonic() < deadline:
         time.sleep(0.1)
     return reached()
+
+
+def test_who_failed_takes_no_core_from_who_is_timed(entries: Mapping[str, Entry]) -> None:
+    found = run(entries, "lingers", "witness", "wrong")
+    assert found.timing("witness").median > 0, found.absent
+    with pytest.raises(BenchmarkError, match=r"lingers was not timed: failed: .*cannot be loaded"):
+        found.timing("lingers")
+    with pytest.raises(BenchmarkError, match="wrong was not timed: wrong: "):
+        found.timing("wrong")

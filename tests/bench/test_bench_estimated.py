@@ -3,6 +3,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from getpass import getuser
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,16 @@ def test_the_table_says_that_it_is_estimated_and_how_well() -> None:
     assert (data["estimated"], data["ratio"], data["model_error"]) == (True, 2.0, MODEL_ERROR[1])
     assert data["results"][0]["bound"] == "DRAM"
     assert data["not_estimated"][0]["runtime"] == "litert"
+
+
+def test_a_wrong_output_of_ours_is_an_error_and_no_peer_stands_for_us(monkeypatch: Any) -> None:
+    def wrong(entry: Any, *_: Any) -> Estimated:
+        return replace(made(entry.name, 1e6, entry.peer), max_rel_error=0.5)
+
+    monkeypatch.setattr(estimated, "_estimate", wrong)
+    monkeypatch.setattr("tvmattend.bench.board_peers.BoardPeer.missing", lambda _: ())
+    with pytest.raises(BenchmarkError, match="own output is off by 5"):
+        compare("onnxruntime")
 
 
 @pytest.mark.emulated

@@ -332,10 +332,9 @@ def test_a_compiler_that_does_not_fit_is_named(
 ) -> None:
     """One for this machine where the target is another, and a program that is none."""
     command, built = (gcc, tiny_a72) if compiler == "aarch64" else ("/bin/true", tiny)
-    arch = built.target.arch
     with pytest.raises(CompileError) as refused:
         emit(built.scheduled, built.imported, built.target, tmp_path, cross_compiler=command)
-    assert refused.value.hint == f"is `{command}` a C compiler for {arch}?"
+    assert refused.value.hint == "check --cross-compiler, or leave it out to link with Zig"
 
 
 def test_a_library_of_the_other_c_library_is_refused(tiny: Built, gcc: str, tmp_path: Path) -> None:

@@ -139,18 +139,18 @@ def compare(
             if entry.name == TVM_TUNED:
                 setup = replace(setup, trials=options.trials)
             try:
-                loaded = _load(entry, setup, cpus, stack, observer)
-                error = _check(loaded.worker, inputs, wanted)
+                loaded = _load(entry, setup, cpus, inputs, wanted, observer)
             except TvmattendError as failure:
                 if entry.name == OURS:
                     raise
-                absent.append(Absent(entry.name, "failed", str(failure)))
+                absent.append(Absent.failed(entry.name, failure))
                 continue
-            if error > TOLERANCE:
-                absent.append(wrong(entry.name, loaded.version, error))
+            stack.callback(loaded.worker.close)
+            if loaded.error > TOLERANCE:
+                absent.append(wrong(entry.name, loaded.version, loaded.error))
                 loaded.worker.close()
                 continue
-            ready[entry.name] = replace(loaded, error=error)
+            ready[entry.name] = loaded
         timings, others = _time(ready, options, cpus, absent, observer)
     if OURS not in timings:
         reason = next(entry.reason for entry in absent if entry.runtime == OURS)
@@ -179,7 +179,7 @@ class _Ready:
     worker: Worker
     version: str
     records: Mapping[str, int]
-    error: float = 0.0
+    error: float
 
 
 def _wanted(options: Options, entries: Mapping[str, Entry]) -> list[Entry]:
@@ -217,15 +217,25 @@ def setup_for(
 
 
 def _load(
-    entry: Entry, setup: Setup, cpus: Sequence[int], stack: ExitStack, observer: Observer
+    entry: Entry,
+    setup: Setup,
+    cpus: Sequence[int],
+    inputs: "Arrays",
+    wanted: "list[Arrays]",
+    observer: Observer,
 ) -> _Ready:
+    """Convert, load and run once; one that fails at it takes no cores from those that are timed."""
     log = setup.directory.with_suffix(".log")
     observer(f"converting for {entry.name}")
     with Worker(log) as converter:
         records = converter.call("convert", entry, setup)
     observer(f"loading {entry.name}")
-    worker = stack.enter_context(Worker(log, cpus, setup.threads))
-    return _Ready(worker, str(worker.call("prepare", entry, setup)), records or {})
+    with ExitStack() as own:
+        worker = own.enter_context(Worker(log, cpus, setup.threads))
+        version = str(worker.call("prepare", entry, setup))
+        error = _check(worker, inputs, wanted)
+        own.pop_all()
+    return _Ready(worker, version, records or {}, error)
 
 
 def _check(worker: Worker, inputs: "Arrays", wanted: "list[Arrays]") -> float:
@@ -269,7 +279,14 @@ def _time(
     observer: Observer,
 ) -> tuple[dict[str, Timing], float | None]:
     def burst(worker: Worker) -> Callable[[], list[float]]:
-        return lambda: list(worker.call("burst", options.settle, options.burst, options.least))
+        def run() -> list[float]:
+            try:
+                return list(worker.call("burst", options.settle, options.burst, options.least))
+            except TvmattendError:
+                worker.close()  # it may go on computing on the others' cores
+                raise
+
+        return run
 
     def told(number: int, name: str) -> None:
         if name == next(iter(ready)):
@@ -282,5 +299,5 @@ def _time(
         lambda: time.sleep(_PAUSE_SECONDS),
         told,
     )
-    absent += [Absent(name, "failed", str(error)) for name, error in failures.items()]
+    absent += [Absent.failed(name, error) for name, error in failures.items()]
     return timings, load.others()

@@ -83,7 +83,7 @@ class EstimatedComparison:
 
     @property
     def model_error(self) -> float:
-        """Mean error of the model on networks that were left out of its fit."""
+        """Mean error of the model on networks that no fit has seen."""
         from tvmattend.machine.parameters import MODEL_ERROR
 
         return MODEL_ERROR[self.threads]

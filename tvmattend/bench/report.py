@@ -7,6 +7,7 @@ from typing import Any
 
 from tvmattend.bench.host import machine_line
 from tvmattend.bench.timing import Timing, ratio, ratio_range
+from tvmattend.errors import BenchmarkError, TvmattendError
 
 # Above this share of the cores' time, other processes make the figures doubtful.
 BUSY = 0.05
@@ -49,6 +50,12 @@ class Absent:
     version: str | None = None
     max_rel_error: float | None = None
 
+    @classmethod
+    def failed(cls, runtime: str, error: TvmattendError) -> "Absent":
+        """Tell of an error, and of what to do where that is not the same for all."""
+        hint = "" if error.hint == error.remedy else f" ({error.hint})"
+        return cls(runtime, "failed", f"{error}{hint}")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -82,6 +89,20 @@ class Comparison:
     def ours(self) -> Result:
         """tvmattend's own result."""
         return self.results[0]
+
+    def timing(self, runtime: str) -> Timing:
+        """Give the times of one.
+
+        Raises:
+            BenchmarkError: It was not timed.
+        """
+        for result in self.results:
+            if result.runtime == runtime:
+                return result.timing
+        why = [
+            f"{entry.state}: {entry.reason}" for entry in self.absent if entry.runtime == runtime
+        ]
+        raise BenchmarkError(f"{runtime} was not timed: {', '.join(why)}")
 
     @property
     def fastest_peer(self) -> Result | None:

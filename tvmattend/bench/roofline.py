@@ -3,8 +3,8 @@
 
     peak       r[i] = r[i] * a + b in as many vector registers as the core has accumulators: nothing
                but fused multiply-adds, enough of them in flight to hide their latency
-    bandwidth  r[i] = r[i] + x[...] over a buffer as large as the network's weights and activations:
-               what streams through an inference, from whichever cache holds that much
+    bandwidth  r[i] = r[i] + x[...] over a buffer as large as the network's library, most of it
+               weights: what streams through an inference, from whichever cache holds that much
 
 Both are compiled by TVM for the bundle's own target and run on as many threads as the bundle, so
 a kernel is measured against what the same compiler, threads and vectors can reach. The best of

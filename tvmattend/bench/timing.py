@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tvmattend.errors import BenchmarkError
+from tvmattend.errors import TvmattendError
 
 Burst = Callable[[], Sequence[float]]
 
@@ -77,7 +77,7 @@ def interleave(
     rounds: int,
     pause: Callable[[], None] = lambda: None,
     observer: Callable[[int, str], None] = lambda _round, _name: None,
-) -> tuple[dict[str, Timing], dict[str, BenchmarkError]]:
+) -> tuple[dict[str, Timing], dict[str, TvmattendError]]:
     """Time A B C, A B C, ...: a slow minute of the machine falls on all of them.
 
     Args:
@@ -91,7 +91,7 @@ def interleave(
         The times, and the errors of those that failed on the way: they have no times.
     """
     taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in bursts}
-    failed: dict[str, BenchmarkError] = {}
+    failed: dict[str, TvmattendError] = {}
     for number in range(rounds):
         for name, burst in bursts.items():
             if name in failed:
@@ -100,7 +100,7 @@ def interleave(
             pause()
             try:
                 taken[name].append(tuple(burst()))
-            except BenchmarkError as error:
+            except TvmattendError as error:
                 failed[name] = error
     timings = {name: Timing(tuple(times)) for name, times in taken.items() if name not in failed}
     return timings, failed

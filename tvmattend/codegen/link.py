@@ -58,15 +58,27 @@ def link_shared(
         _link(command, partial, output.name, target, cross_compiler)
         partial.replace(output)
     except OSError as error:
-        raise CompileError(f"linking {output.name}: {error}", _remedy(cross_compiler)) from error
+        raise CompileError(f"linking {output.name}: {error}", remedy(cross_compiler)) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _link(
-    command: Sequence[str], output: Path, name: str, target: TargetSpec, cross_compiler: str | None
+def run_tool(
+    command: Sequence[str], what: str, cross_compiler: str | None, directory: Path | None = None
 ) -> None:
-    """Run a linker, and see that it wrote its output; errors as those of `link_shared`."""
+    """Run a compiler or linker, and tell what it says when it fails.
+
+    Args:
+        command: The program and its arguments.
+        what: It does, e.g. `linking model.so`.
+        cross_compiler: The user's own driver, if the program is that one.
+        directory: Where it runs.
+
+    Raises:
+        CompileError: It failed; the message ends with its last lines.
+        StorageError: It met a full disk.
+        ToolMissingError: It cannot be started.
+    """
     try:
         done = subprocess.run(
             command,
@@ -75,26 +87,36 @@ def _link(
             text=True,
             errors="replace",
             timeout=_TIMEOUT_SECONDS,
+            cwd=directory,
         )
     except subprocess.TimeoutExpired as error:
-        raise CompileError(
-            f"linking {name} for {target.triple} took more than {_TIMEOUT_SECONDS} s",
-            _remedy(cross_compiler),
+        message = f"{what} took more than {_TIMEOUT_SECONDS} s"
+        raise CompileError(message, remedy(cross_compiler)) from error
+    except OSError as error:
+        raise ToolMissingError(
+            f"{what}: {command[0]}: {error.strerror}", remedy(cross_compiler)
         ) from error
-    if done.returncode != 0 and says_full(done.stderr):
+    if done.returncode == 0:
+        return
+    if says_full(done.stderr):
         raise StorageError(
-            f"linking {name}: {_last_lines(done.stderr)}",
+            f"{what}: {_last_lines(done.stderr)}",
             "free some space there; Zig keeps its cache in $ZIG_GLOBAL_CACHE_DIR or ~/.cache",
         )
-    if done.returncode != 0:
-        raise CompileError(
-            f"linking {name} for {target.triple} failed "
-            f"(exit code {done.returncode}): {_last_lines(done.stderr)}",
-            _remedy(cross_compiler),
-        )
+    raise CompileError(
+        f"{what} failed (exit code {done.returncode}): {_last_lines(done.stderr)}",
+        remedy(cross_compiler),
+    )
+
+
+def _link(
+    command: Sequence[str], output: Path, name: str, target: TargetSpec, cross_compiler: str | None
+) -> None:
+    """Run a linker, and see that it wrote its output; errors as those of `link_shared`."""
+    run_tool(command, f"linking {name} for {target.triple}", cross_compiler)
     if not output.is_file():
         raise CompileError(
-            f"`{command[0]}` said nothing and wrote no {name}", _remedy(cross_compiler)
+            f"`{command[0]}` said nothing and wrote no {name}", remedy(cross_compiler)
         )
 
 
@@ -190,7 +212,8 @@ def _last_lines(text: str) -> str:
     return "; ".join(lines[-3:]) or "it gave no reason"
 
 
-def _remedy(cross_compiler: str | None) -> str:
+def remedy(cross_compiler: str | None) -> str:
+    """Say what to do when a compiler or linker fails."""
     if cross_compiler is not None:
         return "check --cross-compiler, or leave it out to link with Zig"
     return "free disk space may be short, or the objects belong to another architecture"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two C files of this room, compiled once on the machine that estimates."""
+"""The C files of this room that run here, compiled once on the machine that estimates."""
 
 import functools
 import hashlib

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tvmattend.errors import ToolMissingError
 
-# Same order as `enum event` of a72_plugin.c.
+# Same order as `enum event` of a72_caches.h.
 EVENTS = (
     "accesses", "l2_stream", "l2_lone", "dram_stream", "dram_lone", "store_l2", "store_dram",
     "writeback_l2", "writeback_dram", "split", "shared",

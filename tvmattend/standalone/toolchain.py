@@ -7,21 +7,17 @@ objects and archiving stay with Zig, for which they are the same on every target
 """
 
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tvmattend.codegen.link import GLIBC, link_command
-from tvmattend.errors import CompileError, StorageError, ToolMissingError
-from tvmattend.storage import says_full
+from tvmattend.codegen.link import GLIBC, link_command, remedy, run_tool
+from tvmattend.errors import CompileError, ToolMissingError
 from tvmattend.target import TargetSpec
 
 Libc = Literal["glibc", "musl"]
-
-_TIMEOUT_SECONDS = 600  # the first call for a target builds its C library
 
 # What TVM adds to every object and nothing of ours uses: debugging information without lines, and
 # half-precision conversions under the compiler runtime's own names.
@@ -76,7 +72,8 @@ class Toolchain:
         self._run(command, f"compiling {source.name}", source.parent)
         if not output.is_file():
             raise CompileError(
-                f"`{command[0]}` said nothing and wrote no {output.name}", self._hint
+                f"`{command[0]}` said nothing and wrote no {output.name}",
+                remedy(self.cross_compiler),
             )
 
     def join(self, objects: Sequence[Path], output: Path) -> None:
@@ -124,36 +121,7 @@ class Toolchain:
         self._run([*self.driver(), *options, *files, "-o", str(output)], f"linking {output.name}")
 
     def _run(self, command: Sequence[str], what: str, directory: Path | None = None) -> None:
-        try:
-            done = subprocess.run(
-                command,
-                check=False,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT_SECONDS,
-                cwd=directory,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise CompileError(f"{what} took more than {_TIMEOUT_SECONDS} s") from error
-        except OSError as error:
-            raise ToolMissingError(f"{what}: {error}", "check --cross-compiler") from error
-        if done.returncode != 0:
-            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            reason = "; ".join(lines[-3:]) or "it gave no reason"
-            if says_full(done.stderr):
-                raise StorageError(
-                    f"{what}: {reason}",
-                    "free some space there; Zig keeps its cache in $ZIG_GLOBAL_CACHE_DIR or "
-                    "~/.cache",
-                )
-            raise CompileError(f"{what} failed (exit code {done.returncode}): {reason}", self._hint)
-
-    @property
-    def _hint(self) -> str:
-        if self.cross_compiler is None:
-            return ""
-        return f"is `{self.cross_compiler}` a C compiler for {self.target.arch}?"
+        run_tool(command, what, self.cross_compiler, directory)
 
     def _machine(self) -> list[str]:
         if self.target.arch == "x86_64":
