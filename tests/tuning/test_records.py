@@ -94,6 +94,22 @@ def test_records_are_found_in_the_given_order_and_once(tmp_path):
     assert found.describe() == "3 records in 3 files"
 
 
+def test_a_copy_of_a_file_says_nothing_new(tmp_path):
+    """A checkout in which a wheel of it is installed has the shipped records twice."""
+    file = "net/cortex-a72/estimated/4-threads.jsonl"
+    for root in ("checkout", "site-packages"):
+        write(tmp_path / root / file, timed(1e-3, origin="estimated"), timed(2e-3))
+    write(tmp_path / "site-packages" / "net/cortex-a72/estimated/1-threads.jsonl", timed(3e-3, 1))
+    roots = [tmp_path / "checkout", tmp_path / "site-packages"]
+    found = find_records("net", A72, roots=roots)
+    assert found.sources == (0, 0, 1)
+    assert found.describe() == "3 records in 2 files"
+    again = find_records(
+        "net", A72, [tmp_path / root / file for root in ("checkout", "site-packages")], roots=[]
+    )
+    assert len(again.records) == 2
+
+
 def test_the_working_directory_and_the_shipped_records_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tvmattend.tuning.records.shipped_root", lambda: tmp_path / "tuning_logs")

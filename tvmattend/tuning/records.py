@@ -163,6 +163,7 @@ def find_records(
     sources: list[int] = []
     faults: list[Fault] = []
     files: dict[Path, None] = {}
+    contents: list[list[Record]] = []
     foreign = lent = 0
     for rank, group in enumerate(groups):
         empty = rank < len(extra)
@@ -170,8 +171,12 @@ def find_records(
             if path.resolve() in files:  # the working directory is the checkout, or given twice
                 empty = False
                 continue
-            files[path.resolve()] = None
             found, broken = read_records(path)
+            if found and found in contents:  # those of a checkout, which are installed as well
+                empty = False
+                continue
+            contents.append(found)
+            files[path.resolve()] = None
             own = [record for record in found if record.is_for(target)]
             others = [record for record in found if level is not None and record.is_for(level)]
             foreign += len(found) - len(own) - len(others)
