@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server outlives whatever its clients do, and leaves nothing behind."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -16,6 +17,7 @@ import pytest
 from tvmattend.device.asking import ask_board
 from tvmattend.device.endpoint import Endpoint, close_session, connect, parse_endpoint
 from tvmattend.device.process import ServerOptions, ServerProcess, listen, serve_here
+from tvmattend.device.serving import sessions
 from tvmattend.device.serving.status import FAILED
 from tvmattend.device.serving.wire import BOARD_FUNCTION, RPC_MAGIC, RPC_SUCCESS
 from tvmattend.errors import BoardUnreachableError, PortError
@@ -96,6 +98,23 @@ def test_a_session_ends_at_the_limit_that_the_client_set(
     assert works(server)
     settle(server)
     assert children(server) == []
+
+
+def test_a_client_that_stopped_reading_is_not_told_of_its_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(sessions, "_function", lambda _: lambda *words: told.append(words))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sessions._tell_timeout(ours, 8.0)
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(1 << 16))
+        ours.setblocking(True)
+        sessions._tell_timeout(ours, 8.0)
+    assert [words for _, words in told] == ["RPCSessionTimeoutError: the session's 8 s are over"]
 
 
 _CLIENT_IN_A_KERNEL = """
