@@ -62,7 +62,6 @@ def settle(server: ServerProcess) -> None:
         struct.pack("<ii", RPC_MAGIC, -1),
         struct.pack("<ii", RPC_MAGIC, 1 << 30),
         struct.pack("<ii", RPC_MAGIC, 1) + b" ",
-        struct.pack("<ii", RPC_MAGIC, 17) + b"client: -timeout=x"[:17],
     ],
 )
 def test_bad_greetings_do_not_end_it(server: ServerProcess, greeting: bytes) -> None:
@@ -115,6 +114,22 @@ def test_a_client_that_stopped_reading_is_not_told_of_its_limit(
         ours.setblocking(True)
         sessions._tell_timeout(ours, 8.0)
     assert [words for _, words in told] == ["RPCSessionTimeoutError: the session's 8 s are over"]
+
+
+@pytest.mark.parametrize("timeout", ["-1", "0", "nan", "inf", "1e400", "x", ""])
+def test_a_limit_that_is_none_is_refused(server: ServerProcess, timeout: str) -> None:
+    key = f"client: -timeout={timeout}".encode()
+    with socket.create_connection((server.host, server.port), 5) as client:
+        client.sendall(struct.pack("<ii", RPC_MAGIC, len(key)) + key)
+        assert client.recv(4) == b""
+    assert works(server)
+
+
+def test_a_limit_beyond_what_linux_can_wait_is_a_week(server: ServerProcess) -> None:
+    session = connect(place(server), session_timeout=1e18)
+    assert session.get_function(BOARD_FUNCTION)()
+    close_session(session)
+    assert works(server)
 
 
 _CLIENT_IN_A_KERNEL = """

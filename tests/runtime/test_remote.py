@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle on a board over RPC: this machine's server, and the emulated Cortex-A72."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_the_board_is_free_again_after_an_error(sound_bundle: Path, host_board: 
 def test_a_damaged_bundle_is_refused_before_the_board_is_asked(bundle: Path) -> None:
     os.truncate(bundle / "model.so", 10)
     with pytest.raises(BundleError), load_remote(bundle, "127.0.0.1:1"):
+        pytest.fail("loaded")
+
+
+@pytest.mark.parametrize("timeout", [0, -1, math.nan, math.inf, 1e9])
+def test_a_timeout_that_is_none(sound_bundle: Path, timeout: float) -> None:
+    with (
+        pytest.raises(InputError, match="is out of range"),
+        load_remote(sound_bundle, "127.0.0.1:1", timeout=timeout),
+    ):
         pytest.fail("loaded")
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 from dataclasses import replace
 
 import pytest
@@ -373,3 +374,11 @@ def test_the_report_prints_and_is_plain_data(tmp_path):
     assert "2 of 2 kernels have a record; 8 trials (8 new, 0 failed)" in text
     assert "points that could not be scheduled: 1" in text
     assert json.loads(json.dumps(report.to_json()))["tasks"][0]["weight"] == 2
+
+
+@pytest.mark.parametrize("option", ["timeout", "board_wait"])
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, 1e9])
+def test_a_time_to_wait_is_a_week_at_most(option, seconds):
+    with pytest.raises(TuningError, match="is out of range"):
+        TuneOptions(**{option: seconds}).check()
+    TuneOptions(**{option: 604800}).check()

@@ -23,6 +23,7 @@ from tvmattend.device.board import BoardInfo, ask_of, probe
 from tvmattend.device.endpoint import Endpoint, close_session, connect
 from tvmattend.device.killable import ANSWER_SECONDS, KillableWorker
 from tvmattend.device.sending import send
+from tvmattend.device.serving.wire import LONGEST_SECONDS
 from tvmattend.device.tunnel import reached
 from tvmattend.errors import (
     BoardMismatchError,
@@ -70,7 +71,7 @@ def load_remote(
             trusts what it is sent: the signature is checked on this side.
         timeout: Seconds that the board may take for each answer: to be looked at, to load the
             bundle, to run it. Timed runs may take three times what the first run made expect, and
-            this on top.
+            this on top. A week at most.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -79,8 +80,10 @@ def load_remote(
         NoFreeBoardError: The tracker has no board free.
         BoardMismatchError: The board cannot run code for the bundle's target.
         BundleMismatchError: The board's TVM, or its ffi, is of another version.
-        InputError: More threads than the board offers.
+        InputError: More threads than the board offers, or a timeout that is none.
     """
+    if not 0 < timeout <= LONGEST_SECONDS:
+        raise InputError(f"a timeout of {timeout} s is out of range", "give up to a week")
     directory = Path(path)
     manifest = verify(directory, require_signature)
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from tvmattend.device.serving.wire import LONGEST_SECONDS
 from tvmattend.errors import TuningError
 from tvmattend.tuning.record import Record
 
@@ -55,6 +56,9 @@ class TuneOptions:
         ):
             if not least <= value < math.inf:  # also refuses NaN
                 raise TuningError(f"{option} {value} is out of range", f"give {least} or more")
+        for option, seconds in (("--timeout", self.timeout), ("--board-wait", self.board_wait)):
+            if seconds > LONGEST_SECONDS:
+                raise TuningError(f"{option} {seconds} is out of range", "give a week or less")
 
 
 @dataclass(frozen=True)

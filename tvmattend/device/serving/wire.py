@@ -2,6 +2,7 @@
 """The protocol of TVM's RPC servers and trackers, as far as a handshake goes (tvm/rpc/base.py)."""
 
 import json
+import math
 import socket
 import struct
 import time
@@ -24,6 +25,9 @@ ASK_MAGIC = 0x5F271
 BOARD_FUNCTION = "tvmattend.board"
 SESSION_FUNCTION = "tvmattend.session"
 CONDITIONS_FUNCTION = "tvmattend.conditions"
+
+# Nobody waits longer for anything; poll(2) cannot beyond 24 days.
+LONGEST_SECONDS = 7 * 86400.0
 
 _MAX_KEY = 4096
 _MAX_TRACKER_MESSAGE = 1 << 20
@@ -117,7 +121,8 @@ def handshake(connection: socket.socket, match_key: str, server_key: str) -> flo
     """Greet a client and give the timeout of the session that it asks for, in seconds.
 
     Raises:
-        ProtocolError: It is no TVM RPC client, or it came with another key.
+        ProtocolError: It is no TVM RPC client, or it came with another key, or with a timeout that
+            is none.
         OSError: It was silent for too long, or vanished.
     """
     if receive_int(connection) != RPC_MAGIC:
@@ -129,14 +134,22 @@ def handshake(connection: socket.socket, match_key: str, server_key: str) -> flo
     if not words or words[0] != f"client:{match_key}":
         connection.sendall(struct.pack("<i", RPC_MISMATCH))
         raise ProtocolError(f"key {' '.join(words)!r} does not match")
+    limit = _limit(words[1:])
     answer = f"server:{server_key}".encode()
     connection.sendall(struct.pack("<ii", RPC_SUCCESS, len(answer)) + answer)
-    for word in words[1:]:
+    return limit
+
+
+def _limit(options: list[str]) -> float | None:
+    for word in options:
         if word.startswith("-timeout="):
             try:
-                return float(word.removeprefix("-timeout="))
-            except ValueError as error:
-                raise ProtocolError(f"option {word!r}") from error
+                seconds = float(word.removeprefix("-timeout="))
+            except ValueError:
+                seconds = math.nan
+            if not 0 < seconds < math.inf:
+                raise ProtocolError(f"option {word!r}")
+            return min(seconds, LONGEST_SECONDS)
     return None
 
 
