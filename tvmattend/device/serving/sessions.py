@@ -35,8 +35,6 @@ _GRACE_SECONDS = 2.0
 _QUESTION_SECONDS = 1.0
 # Clients that are let in during a session, to see whether they only ask; more wait outside.
 _WAITING = 16
-# In place of a session's limit: the client only asked.
-_ANSWERED = -1.0
 
 
 class Server:
@@ -91,11 +89,11 @@ class Server:
     def _serve(self, connection: socket.socket, name: str) -> None:
         with connection:
             try:
+                if self._asked(connection):
+                    return
                 limit = self._greet(connection)
             except (OSError, ProtocolError) as error:
                 log(f"{name}: turned away: {error}", self._verbose)
-                return
-            if limit == _ANSWERED:
                 return
             try:
                 self._session(connection, f"session {self._status.begin()} from {name}", limit)
@@ -108,15 +106,20 @@ class Server:
             except (OSError, ProtocolError) as error:
                 self._registration.lost(error)
 
-    def _greet(self, connection: socket.socket) -> float | None:
-        entry = self._registration
-        match_key, server_key = ("", "") if entry is None else (entry.match_key, entry.key)
+    def _asked(self, connection: socket.socket) -> bool:
+        """Answer a client that only asks; give whether it was one."""
         connection.settimeout(_HANDSHAKE_SECONDS)
         if not select.select([connection], [], [], _HANDSHAKE_SECONDS)[0]:
             raise ProtocolError("it said nothing")
-        if first_word(connection) == ASK_MAGIC:
-            self._answer(connection)
-            return _ANSWERED
+        if first_word(connection) != ASK_MAGIC:
+            return False
+        self._answer(connection)
+        return True
+
+    def _greet(self, connection: socket.socket) -> float | None:
+        """Begin a session; give its limit in seconds."""
+        entry = self._registration
+        match_key, server_key = ("", "") if entry is None else (entry.match_key, entry.key)
         limit = handshake(connection, match_key, server_key)
         connection.settimeout(None)  # TVM's loop in the child wants a blocking socket
         _watch_peer(connection)
