@@ -2,6 +2,7 @@
 """`--rpc ssh://...`: a tunnel by the system's `ssh`, here one that forwards on this machine."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from tvmattend.device import tunnel
 from tvmattend.device.board import probe
 from tvmattend.device.endpoint import Endpoint, parse_endpoint
 from tvmattend.device.tunnel import SshAddress, Tunnel, parse_ssh, reached
-from tvmattend.errors import BoardUnreachableError, ToolMissingError
+from tvmattend.errors import BoardUnreachableError, StorageError, ToolMissingError, TvmattendError
 from tvmattend.target import host_target
 
 
@@ -207,6 +208,49 @@ def test_a_tunnel_that_breaks_is_built_again_on_the_same_port(
         one, two = ssh.calls()
         assert one == two
     until(lambda: not ssh.running())
+
+
+def _exhausted(*_: object, **__: object) -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def _no_processes(*_: object, **__: object) -> None:
+    raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+@pytest.mark.parametrize(
+    ("popen", "kind", "message"),
+    [
+        (_exhausted, StorageError, "Too many open files"),
+        (_no_processes, BoardUnreachableError, "cannot be started: Resource temporarily"),
+    ],
+)
+def test_an_ssh_that_this_machine_cannot_start_is_told_at_once(
+    ssh: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    popen: Callable[..., None],
+    kind: type[TvmattendError],
+    message: str,
+) -> None:
+    monkeypatch.setattr(tunnel.subprocess, "Popen", popen)
+    start = time.monotonic()
+    with pytest.raises(kind, match=message) as caught, Tunnel(SshAddress("pi4")):
+        pytest.fail("there is no tunnel")
+    assert "ulimit" in caught.value.hint
+    assert time.monotonic() - start < 6
+
+
+def test_a_tunnel_that_cannot_be_built_again_is_tried_until_it_can(
+    ssh: Fake, host_board: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tunnel, "_WAITS", (0.1,))
+    with reached(f"ssh://pi4/{port_of(host_board)}") as place:
+        with monkeypatch.context() as patch:
+            patch.setattr(tunnel.subprocess, "Popen", _exhausted)
+            os.kill(ssh.running()[0], signal.SIGKILL)
+            until(lambda: caplog.text.count("cannot be started: Too many open files") > 1)
+        until(lambda: len(ssh.calls()) == 2)
+        until(lambda: _accepts(place))
 
 
 def _accepts(place: Endpoint) -> bool:

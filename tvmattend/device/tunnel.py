@@ -29,6 +29,7 @@ from typing import IO
 from tvmattend.device.endpoint import SERVER_PORT, Endpoint, parse_endpoint
 from tvmattend.device.serving import wire
 from tvmattend.errors import BoardUnreachableError, ToolMissingError, TvmattendError
+from tvmattend.storage import storage_fault
 
 _LOG = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ class Tunnel:
         self._deadline = deadline
         self._closing = threading.Event()
         self._ended = threading.Event()  # the first `ssh`, before the tunnel stood
+        self._unstarted: OSError | None = None
         self._stands = False
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper: threading.Thread | None = None
@@ -210,7 +212,12 @@ class Tunnel:
         raise self._fault(said)
 
     def _open(self, program: str) -> str:
-        """Start, and wait until the port accepts; give what `ssh` said if it did not come to it."""
+        """Start, and wait until the port accepts; give what `ssh` said if it did not come to it.
+
+        Raises:
+            StorageError: This machine has too many files open.
+            BoardUnreachableError: It cannot start `ssh` for another reason.
+        """
         self._closing, self._ended = threading.Event(), threading.Event()
         with socket.create_server((_HERE, 0)) as probe:
             self._port = int(probe.getsockname()[1])
@@ -226,34 +233,51 @@ class Tunnel:
                 return ""
             if time.monotonic() > over:
                 return f"{self._words()}\nno tunnel within {self._deadline:g} s"
+        if self._unstarted is not None:
+            raise storage_fault(self._unstarted) or BoardUnreachableError(
+                f"{self._address}: ssh cannot be started: {self._unstarted.strerror}",
+                "is this machine out of memory, or of processes (`ulimit -u`)?",
+            ) from self._unstarted
         return self._words() or "ssh ended without a word"
 
     def _keep(self, program: str, closing: threading.Event) -> None:
         """Run `ssh`, again and again once the tunnel stood; in a thread that lives as long."""
         for attempt in range(sys.maxsize):
-            if self._said is not None:
-                self._said.close()
-            self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the tunnel)
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), program,
-                 *self._arguments()],
-                env={**os.environ, "LC_ALL": "C"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._said,
-                start_new_session=True,  # Ctrl-C reaches us alone; we end it in order
-            )  # fmt: skip
-            if closing.is_set():
-                self._process.terminate()
-            code = self._process.wait()
+            try:
+                words = self._run(program, closing)
+            except OSError as error:
+                self._unstarted = error
+                words = f"ssh cannot be started: {error.strerror or error}"
             if not self._stands:
                 self._ended.set()
             if closing.is_set() or not self._stands:
                 return
-            words = " ".join(self._words().split()) or f"ended with {code}"
             _LOG.warning("%s: the tunnel broke: %s", self._address, words)
             if closing.wait(_WAITS[min(attempt, len(_WAITS) - 1)]):
                 return
+
+    def _run(self, program: str, closing: threading.Event) -> str:
+        """Run `ssh` to its end; give what it said, in one line.
+
+        Raises:
+            OSError: This machine has no room for another file or process.
+        """
+        before, self._said = self._said, tempfile.TemporaryFile()  # noqa: SIM115  (see `close`)
+        if before is not None:
+            before.close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), program,
+             *self._arguments()],
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            start_new_session=True,  # Ctrl-C reaches us alone; we end it in order
+        )  # fmt: skip
+        if closing.is_set():
+            self._process.terminate()
+        code = self._process.wait()
+        return " ".join(self._words().split()) or f"ended with {code}"
 
     def _arguments(self) -> list[str]:
         address = self._address
