@@ -56,6 +56,16 @@ def test_errors_come_back_with_their_hints() -> None:
         assert worker.call(60, len, ("abc",)) == 3
 
 
+def test_a_retired_worker_starts_nothing_any_more() -> None:
+    with KillableWorker() as worker:
+        pid = worker.call(60, os.getpid, ())
+        worker.retire()
+        assert not psutil.pid_exists(pid)
+        with pytest.raises(ChildProcessError, match="not needed"):
+            worker.call(60, os.getpid, ())
+        assert not worker.is_alive()
+
+
 def test_a_crash_is_told_and_the_next_call_has_a_new_process() -> None:
     with KillableWorker(quiet=True) as worker:
         with pytest.raises(ChildProcessError):

@@ -2,6 +2,7 @@
 """A fleet of one board that knows every time, or is not there: its order and its records."""
 
 import random
+import threading
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from test_tuning_run import HOST
 
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.errors import StorageError, TuningError
+from tvmattend.tuning import roster
 from tvmattend.tuning.bench import Artifact, BoardLostError, Outcome
 from tvmattend.tuning.events import TuneOptions
 from tvmattend.tuning.fleet import Fleet
@@ -135,3 +137,29 @@ def test_a_kernel_whose_board_is_gone_is_recorded_only_if_it_was_sent(tmp_path, 
         tune(Shop(), path, 10)
     records = read_records(path)[0]
     assert [record.ok for record in records] == [True] * 3 + [False] * sent
+
+
+def test_a_board_that_joins_while_the_run_ends_gets_no_lane(monkeypatch):
+    asked, answer = threading.Event(), threading.Event()
+
+    def registered(endpoint):
+        asked.set()
+        answer.wait(10)
+        return [("pi4", "one", 9090), ("pi4", "two", 9090)], {}
+
+    opened = []
+
+    class Shop(FakeShop):
+        def open_bench(self, _):
+            opened.append(FakeBoard(self.sent))
+            return opened[-1]
+
+    monkeypatch.setattr(roster, "registered", registered)
+    tracker = Endpoint("farm", 9190, "pi4")
+    with Fleet(Shop(), tracker, Patience(print, waits=(0.01,)), print, 10.0):
+        assert asked.wait(10)
+    (scout,) = [thread for thread in threading.enumerate() if thread.name == "tvmattend-scout"]
+    answer.set()
+    scout.join(10)
+    assert not scout.is_alive()
+    assert len(opened) == 1

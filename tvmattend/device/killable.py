@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -46,6 +47,8 @@ class KillableWorker:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._lifeline = -1
+        self._retired = False
+        self._starting = threading.Lock()
 
     def __enter__(self) -> "KillableWorker":  # noqa: PYI034  (Self came with Python 3.11)
         return self
@@ -112,10 +115,22 @@ class KillableWorker:
         with contextlib.suppress(subprocess.TimeoutExpired):  # no zombie stays
             process.wait(_END_SECONDS)
 
+    def retire(self) -> None:
+        """Kill the process and start none any more, from whatever thread."""
+        with self._starting:
+            self._retired = True
+        self.end()
+
     def _started(self) -> socket.socket:
         """The socket to the process, which is started if it is not there."""
         if self._socket is not None and self.is_alive():
             return self._socket
+        with self._starting:
+            if self._retired:
+                raise EOFError("it is not needed any more")
+            return self._start()
+
+    def _start(self) -> socket.socket:
         self._forget()
         self._process = None
         ours, theirs = socket.socketpair()

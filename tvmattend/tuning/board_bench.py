@@ -175,8 +175,8 @@ class BoardBench:
         return status
 
     def end(self) -> None:
-        """Kill the worker process, from whatever thread."""
-        self._worker.end()
+        """Kill the worker process for good, from whatever thread."""
+        self._worker.retire()
 
     def _once(self, artifact: Artifact, hot_too: bool) -> Outcome:
         if self._seat is None:

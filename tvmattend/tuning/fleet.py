@@ -142,17 +142,15 @@ class Fleet:
 
     def close(self) -> None:
         """Stop every thread and process of the lanes; the shop closes by itself."""
-        self._stop.set()
         with self._changed:
+            self._stop.set()
             self._changed.notify_all()
         self._to_build.put(())
-        for bench in list(self._benches):
+        for bench in self._benches:
             bench.end()
         deadline = time.monotonic() + _JOIN_SECONDS
-        for lane in list(self._lanes):  # the builder ends when the shop kills its processes
+        for lane in self._lanes:  # the builder ends when the shop kills its processes
             lane.join(max(0.0, deadline - time.monotonic()))
-        for bench in list(self._benches):  # one may have started its process meanwhile
-            bench.end()
 
     def __enter__(self) -> "Fleet":  # noqa: PYI034  (Self came with Python 3.11)
         return self
@@ -192,9 +190,12 @@ class Fleet:
                 self._changed.notify_all()
 
     def _open_lane(self) -> None:
-        bench = self._shop.open_bench(self._roster)
-        self._benches.append(bench)
-        self._lanes.append(self._start(lambda: self._lane(bench), f"lane-{len(self._benches)}"))
+        with self._changed:  # `close` ends every lane that there is, and there will be no other
+            if self._stop.is_set():
+                raise _StoppedError
+            bench = self._shop.open_bench(self._roster)
+            self._benches.append(bench)
+            self._lanes.append(self._start(lambda: self._lane(bench), f"lane-{len(self._benches)}"))
 
     def _lane(self, bench: BoardBench) -> None:
         with self._occupied():
