@@ -2,6 +2,7 @@
 """Governor, clock, temperature and throttling, from a tree of files and from served boards."""
 
 import json
+import math
 import socket
 import sys
 import time
@@ -66,7 +67,7 @@ def test_without_the_file_vcgencmd_is_asked(tmp_path: Path) -> None:
     assert read(tmp_path).throttled == "throttled"
 
 
-@pytest.mark.parametrize("text", ["", "hot", "0x", "-"])
+@pytest.mark.parametrize("text", ["", "hot", "0x", "-", "²"])
 def test_nonsense_in_the_files_is_nothing(tmp_path: Path, text: str) -> None:
     found = read(tree(tmp_path, dict.fromkeys(PI, text)))
     assert found == Conditions(governor=text)
@@ -75,6 +76,8 @@ def test_nonsense_in_the_files_is_nothing(tmp_path: Path, text: str) -> None:
 def test_nonsense_from_a_board_is_nothing() -> None:
     told = {"governor": 7, "clock_mhz": "fast", "cooling": True, "firmware_flags": 1.5}
     assert conditions_from(told) == Conditions()
+    for value in (math.nan, -math.inf, 10**400):
+        assert conditions_from({"clock_mhz": value, "temperature_c": value}) == Conditions()
 
 
 @pytest.mark.parametrize(
@@ -206,6 +209,14 @@ def test_the_boards_of_a_tracker(tmp_path: Path, tracker: Endpoint) -> None:
         session = connect(other)
         assert [board.status.busy for board in boards_at(other)] == [True]
         close_session(session)
+
+
+def test_sessions_are_known_by_numbers(silent_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"server": "x", "ended": {"7": "closed", "²": "closed", "": "closed"}}
+    monkeypatch.setattr("tvmattend.device.asking.wire.ask", lambda _: told)
+    status = ask_board("127.0.0.1", int(silent_port.rpartition(":")[2]))
+    assert status is not None
+    assert status.ended == {7: "closed"}
 
 
 def test_a_tracker_that_is_none_or_gives_nonsense(

@@ -21,6 +21,7 @@ from tvmattend.device.endpoint import (
     within,
 )
 from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.device.serving import wire
 from tvmattend.errors import BoardUnreachableError, NoFreeBoardError
 
 
@@ -103,6 +104,18 @@ def test_a_tracker_that_is_none(ssh_port: str, closed_port: str, silent_port: st
     with pytest.raises(BoardUnreachableError, match="refused") as caught:
         connect(tracker_endpoint(closed_port, "pi4"), timeout=2)
     assert "python -m tvm.exec.rpc_tracker" in caught.value.hint
+
+
+@pytest.mark.parametrize("answer", [[1, "refused"], [0, ["h", "x", "k"]], [0], 7, {}])
+def test_a_tracker_that_gives_no_board_but_nonsense(
+    answer: object, silent_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = [0, {"server_info": [{"key": "server:pi4"}], "queue_info": {}}]
+    answers = iter([summary, answer])
+    monkeypatch.setattr(wire, "greet_tracker", lambda _: None)
+    monkeypatch.setattr(wire, "ask_tracker", lambda *_: next(answers))
+    with pytest.raises(BoardUnreachableError, match="is no TVM RPC tracker"):
+        connect(tracker_endpoint(silent_port, "pi4"), timeout=2)
 
 
 def test_an_unreachable_tracker_is_not_taken_for_a_board(closed_port: str) -> None:

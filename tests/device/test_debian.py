@@ -73,6 +73,16 @@ def test_no_apt_no_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_apt_that_is_configured_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "apt.conf"
+    broken.write_text('Acquire "\n')
+    monkeypatch.setenv("APT_CONFIG", str(broken))
+    with pytest.raises(ToolMissingError, match="cannot be read: Syntax error") as caught:
+        unpack_packages(["x"], "arm64", tmp_path / "root", "^$", lambda _: None)
+    assert "apt-config dump" in caught.value.hint
+    assert list(tmp_path.iterdir()) == [broken]
+
+
 def test_without_a_network_nothing_is_left_and_the_machine_is_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

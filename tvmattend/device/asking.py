@@ -74,7 +74,7 @@ def _status(told: Any) -> BoardStatus:
         ended={
             int(number): str(how)
             for number, how in (ended.items() if isinstance(ended, dict) else ())
-            if number.isdigit()
+            if number.isdecimal()
         },
         core=str(facts.get("core") or ("" if cpu.x86 else "+".join(cpu.cores))),
         model=str(facts.get("model") or cpu.model),

@@ -289,7 +289,7 @@ def _describe(session: Any, kernel: ProbeModule, place: Endpoint, target: Target
         model=f"emulated {core or target.arch} on {model}" if emulated else model,
         emulated=emulated,
         governor="" if emulated else governor,
-        clock_mhz=0.0 if emulated or not clock.isdigit() else int(clock) / 1e3,
+        clock_mhz=0.0 if emulated or not clock.isdecimal() else int(clock) / 1e3,
         tvm_version=str(told.get("tvm", "")),
         ffi_version=str(told.get("tvm_ffi", "")),
     )

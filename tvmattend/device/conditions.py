@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A board's clock, temperature and throttling, and whether a sample taken meanwhile is worth it."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,8 +57,8 @@ def conditions_from(told: Mapping[str, Any]) -> Conditions:
     governor = told.get("governor")
     numbers: dict[str, Any] = {}
     for name in ("clock_mhz", "max_mhz", "temperature_c"):
-        value = told.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value: Any = told.get(name)
+        if type(value) in {int, float} and abs(value) <= sys.float_info.max:  # NaN is not
             numbers[name] = float(value)
     for name in ("firmware_flags", "cooling", "throttle_count"):
         if type(told.get(name)) is int:

@@ -43,8 +43,8 @@ def unpack_packages(
     for tool in ("apt-get", "apt-config", "dpkg-deb"):
         _tool(tool)  # before anything is made
     private = root.with_name(f"{root.name}.apt")
-    environment = _private_apt(private, architecture)
     try:
+        environment = _private_apt(private, architecture)
         progress(f"package lists of Debian {architecture}")
         lists = _apt(["update"], environment)
         progress(f"{' '.join(packages)} for {architecture}, with dependencies")
@@ -75,7 +75,17 @@ def _private_apt(private: Path, architecture: str) -> dict[str, str]:
     for name in ("state/lists/partial", "cache/archives/partial", "log"):
         (private / name).mkdir(parents=True)
     (private / "status").touch()  # nothing is installed, so every dependency is downloaded
-    dump = subprocess.run([_tool("apt-config"), "dump"], check=True, capture_output=True, text=True)
+    dump = subprocess.run(
+        [_tool("apt-config"), "dump"],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if dump.returncode != 0:
+        raise ToolMissingError(
+            f"apt's configuration cannot be read: {_errors(dump.stderr)}", "see `apt-config dump`"
+        )
     # Proxies, certificates, retries. Hooks (`APT::Update::Post-Invoke`, ...) stay out, and so do
     # index targets, by which other programs have apt download more than package lists.
     kept = [

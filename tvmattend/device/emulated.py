@@ -235,7 +235,13 @@ def _build(qemu: str, progress: Progress, place: Path) -> None:
 
 
 def _first_run(python: EmulatedPython, program: str) -> None:
-    done = python.run(["-c", program])
+    try:
+        done = python.run(["-c", program])
+    except subprocess.TimeoutExpired as error:
+        raise ToolMissingError(
+            f"the emulated board was not ready after {error.timeout:g} s",
+            "this machine may be too busy: try again",
+        ) from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         raise ToolMissingError(

@@ -201,9 +201,9 @@ def request_board(endpoint: Endpoint, timeout: float = 10.0) -> tuple[str, int, 
                 "on the board run `tvmattend device --tracker HOST:PORT --key NAME`",
             )
         connection.settimeout(timeout)
-        answer = _wait_for_board(connection, endpoint, boards.count(endpoint.key))
-    host, port, match_key = answer[1]
-    return str(host), int(port), str(match_key)
+        count = boards.count(endpoint.key)
+        host, port, match_key = _wait_for_board(connection, endpoint, count)[1]
+        return str(host), int(port), str(match_key)
 
 
 @contextlib.contextmanager
@@ -211,7 +211,14 @@ def _spoken_to(endpoint: Endpoint) -> Iterator[None]:
     """What does not talk as a tracker does is none."""
     try:
         yield
-    except (OSError, wire.ProtocolError, LookupError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        wire.ProtocolError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise BoardUnreachableError(
             f"{endpoint.address} accepts connections, but is no TVM RPC tracker: {error}",
             f"check the address of the tracker; {_HOW_TO_TRACK}",

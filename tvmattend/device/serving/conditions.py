@@ -37,9 +37,9 @@ def read_conditions(read: Read, firmware: Callable[[], str] = lambda: "") -> dic
     if governor := read(f"{_CPU}/cpufreq/scaling_governor"):
         found["governor"] = governor
     for name, file in (("clock_mhz", "scaling_cur_freq"), ("max_mhz", "cpuinfo_max_freq")):
-        if (text := read(f"{_CPU}/cpufreq/{file}")).isdigit():  # kHz
+        if (text := read(f"{_CPU}/cpufreq/{file}")).isdecimal():  # kHz
             found[name] = int(text) / 1e3
-    if (text := read(f"{_THERMAL}/thermal_zone0/temp")).lstrip("-").isdigit():  # 1/1000 degree
+    if (text := read(f"{_THERMAL}/thermal_zone0/temp")).lstrip("-").isdecimal():  # 1/1000 degree
         found["temperature_c"] = int(text) / 1e3
     flags = _hexadecimal(read(_FIRMWARE) or firmware().rpartition("=")[2])
     if flags is not None:
@@ -47,7 +47,7 @@ def read_conditions(read: Read, firmware: Callable[[], str] = lambda: "") -> dic
     cooling = _cooling(read)
     if cooling is not None:
         found["cooling"] = cooling
-    if (text := read(f"{_CPU}/thermal_throttle/core_throttle_count")).isdigit():
+    if (text := read(f"{_CPU}/thermal_throttle/core_throttle_count")).isdecimal():
         found["throttle_count"] = int(text)
     return found
 
@@ -95,7 +95,7 @@ def _cooling(read: Read) -> int | None:
             break
         if "cpufreq" in kind:  # `thermal-cpufreq-0`, `cpufreq-cpu0`
             state = read(f"{_THERMAL}/cooling_device{number}/cur_state")
-            steps += [int(state)] if state.isdigit() else []
+            steps += [int(state)] if state.isdecimal() else []
     return max(steps, default=None)
 
 
