@@ -277,6 +277,18 @@ def test_pruning_a_file_replaces_it_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_pruning_through_a_link_keeps_the_link_and_who_may_write(tmp_path):
+    path, link = tmp_path / "r.jsonl", tmp_path / "link.jsonl"
+    for record in (_timed(1, 3e-3), _timed(2, 1e-3)):
+        RecordFile(path).append(record)
+    path.chmod(0o664)
+    link.symlink_to(path)
+    assert prune_files([link], 1) == [(2, 1)]
+    assert link.is_symlink()
+    assert read_records(path) == ([_timed(2, 1e-3)], [])
+    assert path.stat().st_mode & 0o777 == 0o664
+
+
 def test_pruning_waits_for_nobody_and_changes_nothing_while_a_run_has_one_of_the_files(tmp_path):
     free, taken = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     for path in (free, taken):

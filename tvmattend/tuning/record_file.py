@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -294,13 +295,15 @@ def _prune_file(path: Path, keep: int) -> tuple[int, int]:
             "remove those lines first",
         )
     kept = prune(records, keep)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    real = path.resolve()  # a link stays one
+    staged = real.with_name(f".{real.name}.{os.getpid()}")
     try:
         with staged.open("w", encoding="utf-8") as handle:
             handle.writelines(record.to_line() for record in kept)
             handle.flush()
             os.fsync(handle.fileno())
-        staged.replace(path)
+        shutil.copymode(real, staged)
+        staged.replace(real)
     except OSError as error:
         staged.unlink(missing_ok=True)
         raise StorageError(
