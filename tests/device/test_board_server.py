@@ -260,6 +260,13 @@ def test_ports_that_cannot_be_served_on(server: ServerProcess) -> None:
         listen("192.0.2.1", 0)
 
 
+def test_a_server_that_cannot_start_leaves_no_file_open() -> None:
+    before = psutil.Process().num_fds()
+    with pytest.raises(FileNotFoundError):
+        ServerProcess(["/nowhere/python"], {}, ServerOptions())
+    assert psutil.Process().num_fds() == before
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(BoardUnreachableError, match=r"no .*libtvm_runtime\.so"):
         ServerProcess(

@@ -97,20 +97,24 @@ class ServerProcess:
                 stderr = stack.enter_context(log.open("wb"))
             lifeline, self._lifeline = os.pipe()
             stack.callback(os.close, lifeline)
-            self._process = subprocess.Popen(
-                [
-                    *python,
-                    *("-c", _PROGRAM, str(Path(__file__).parent)),
-                    *_arguments(options, listener.fileno(), lifeline, runtime),
-                ],
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                pass_fds=[listener.fileno(), lifeline],
-                # Ctrl-C reaches us alone; we stop the server in order.
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [
+                        *python,
+                        *("-c", _PROGRAM, str(Path(__file__).parent)),
+                        *_arguments(options, listener.fileno(), lifeline, runtime),
+                    ],
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    pass_fds=[listener.fileno(), lifeline],
+                    # Ctrl-C reaches us alone; we stop the server in order.
+                    start_new_session=True,
+                )
+            except BaseException:
+                os.close(self._lifeline)
+                raise
         try:
             self._wait_until_ready(options.start_seconds, log)
         except BaseException:
