@@ -221,6 +221,19 @@ def test_sigmoid_is_accurate_and_finite():
     assert (np.abs(found[~normal]) < 1e-36).all()
 
 
+def test_tanh_keeps_the_digits_of_small_numbers():
+    small = np.geomspace(1e-30, 1, 2000, dtype="float32")
+    x = np.concatenate([-small, [0.0], small, np.linspace(-100, 100, 4095)]).astype("float32")
+    mod = lowered(lambda _, var: relax.op.tanh(var), [x])
+    (task,) = extract_tasks(mod, HOST)
+    found = run_point(task, task.space.default, [x, np.zeros_like(x)])
+    wanted = np.tanh(x.astype("float64"))
+    error = np.abs(found - wanted) / np.maximum(np.abs(wanted), 1e-45)
+    # 1e-8 for the fraction, 1.3e-8 for each unit of 2 x / ln 2 (up to 1, above that in 1 - tanh).
+    assert error.max() < 5e-7
+    assert np.abs(found).max() <= 1
+
+
 @pytest.mark.parametrize("lanes", [12, 20, 48])
 @pytest.mark.parametrize("target", ["cortex-a72", "host"])
 def test_sigmoid_of_vectors_that_no_halving_makes_registers(target, lanes):

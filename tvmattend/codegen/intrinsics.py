@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""exp(x) and sigmoid(x) in vector registers, for SiLU, gates and softmax.
+"""exp(x), sigmoid(x) and tanh(x) in vector registers, for SiLU, gates and softmax.
 
 LLVM lowers a vector `exp` to one call of libm's `expf` a lane, which takes more time than the
 convolution in front of it. Both replacements start with the textbook reduction
@@ -22,6 +22,13 @@ Arguments are clamped to [-87, 88], where 2^k stays a normal number: exp is 1.6e
 A sigmoid divides anyway, and with both parts of the fraction in that one division the exponential
 costs three operations instead of the polynomial's eight. The fraction is Pade's [2/2] with a and b
 moved to where the greatest error on |f| <= 1/2 is least (Pade: 7.0e-6).
+
+    tanh(x) = ((2^k - 1) * A + (2^k + 1) * B) / ((2^k + 1) * A + (2^k - 1) * B)
+
+with k and f those of 2x. Where k is 0 that is B / A: small numbers keep their digits, which they
+lose in 2 * sigmoid(2x) - 1. There the whole error is the fraction's, so that it is one degree
+higher, Pade's [3/2] of y = f * ln 2 / 2, unchanged: A = 6 y^2 + 15, B = y * (y^2 + 15), relative
+error 1e-8. Arguments are clamped to [-10, 10], outside of which tanh is 1 in fp32.
 
 On Arm the division is g * (1 + e + e^2), e = 1 - d * g, of a guess g: FRECPE's (8 bits); for
 vectors that are no registers the guess is the linear one that integer subtraction makes of a
@@ -48,6 +55,8 @@ _POLYNOMIAL = (
     1.32765e-3,
 )
 _FRACTION_A, _FRACTION_B = 25.03910668, 8.67783884
+_HALF_LN_2 = 0.34657359027997264
+_HIGHEST_TANH = 10.0
 _EXPONENT_BITS = 23
 
 # Bits of the guess for 1 / d: the float whose bits are this less the bits of d.
@@ -60,7 +69,7 @@ _FRECPE, _FRECPE_LANES = "llvm.aarch64.neon.frecpe.v4f32", 4
 
 @cache
 def use_vector_math() -> None:
-    """Replace the lowering of `tirx.exp` and `tirx.sigmoid` for LLVM targets in this process.
+    """Replace the lowering of `tirx.exp`, `sigmoid` and `tanh` for LLVM targets in this process.
 
     A builder's worker process needs its own call.
     """
@@ -68,6 +77,7 @@ def use_vector_math() -> None:
 
     register_intrin_lowering("tirx.exp", target="llvm", f=_lower_exp, level=99)
     register_intrin_lowering("tirx.sigmoid", target="llvm", f=_lower_sigmoid, level=99)
+    register_intrin_lowering("tirx.tanh", target="llvm", f=_lower_tanh, level=99)
 
 
 class _Vector:
@@ -148,6 +158,20 @@ class _Vector:
         power = self.times_power(a + f * b, bits)
         return self.quotient(below, self.let("divisor", below + power))
 
+    def tanh(self, x: Any) -> Any:
+        """tanh(x); see the head of this file."""
+        bits, f = self.reduce(x, -_HIGHEST_TANH, _HIGHEST_TANH, 2 * _LOG2_E)
+        y = self.let("tanh_y", f * self.constant(_HALF_LN_2))
+        square = self.let("tanh_y2", y * y)
+        a = self.let("fraction_a", square * self.constant(6.0) + self.constant(15.0))
+        b = self.let("fraction_b", (square + self.constant(15.0)) * y)
+        power = self.let("power", self.times_power(self.constant(1.0), bits))
+        less = self.let("less", power - self.constant(1.0))
+        more = self.let("more", power + self.constant(1.0))
+        return self.quotient(
+            self.let("above", less * a + more * b), self.let("divisor", more * a + less * b)
+        )
+
     def quotient(self, value: Any, d: Any) -> Any:
         """value / d for a d that is normal, as its reciprocal is."""
         from tvm import tirx
@@ -214,3 +238,16 @@ def _lower_sigmoid(call: Any) -> Any:
     if not vector.is_single:
         return one / (one + tirx.exp(vector.constant(0.0, vector.dtype.partition("x")[0]) - x))
     return vector.close(vector.sigmoid(x))
+
+
+def _lower_tanh(call: Any) -> Any:
+    """One `tanh` of fp32, scalar or vector; other types take twice a sigmoid, less 1."""
+    from tvm import tirx
+
+    (x,) = call.args
+    vector = _Vector(x)
+    if vector.is_single:
+        return vector.close(vector.tanh(x))
+    kind = vector.dtype.partition("x")[0]
+    two, one = vector.constant(2.0, kind), vector.constant(1.0, kind)
+    return two / (one + tirx.exp(vector.constant(-2.0, kind) * x)) - one
