@@ -6,6 +6,8 @@ import inspect
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -97,6 +99,17 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys):
 def test_an_unknown_command_is_a_usage_error(capsys):
     assert run(["compile"]) == 2
     assert capsys.readouterr().err.startswith("error: no such command")
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(tmp_path):
+    """Before anything of ours could handle it, but for the entry point."""
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tvmattend", "models"],
+        check=False, capture_output=True, text=True, env=environment, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_a_full_disk_is_no_fault_of_ours_wherever_it_is_met(capsys, monkeypatch):
