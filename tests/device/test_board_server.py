@@ -16,8 +16,9 @@ import pytest
 
 from tvmattend.device.asking import ask_board
 from tvmattend.device.endpoint import Endpoint, close_session, connect, parse_endpoint
-from tvmattend.device.process import ServerOptions, ServerProcess, listen, serve_here
+from tvmattend.device.process import ServerOptions, ServerProcess, _arguments, listen, serve_here
 from tvmattend.device.serving import sessions
+from tvmattend.device.serving.main import _address
 from tvmattend.device.serving.status import FAILED
 from tvmattend.device.serving.wire import BOARD_FUNCTION, RPC_MAGIC, RPC_SUCCESS
 from tvmattend.errors import BoardUnreachableError, PortError
@@ -258,6 +259,15 @@ def test_ports_that_cannot_be_served_on(server: ServerProcess) -> None:
         listen("127.0.0.1", 70000)
     with pytest.raises(PortError, match=r"192\.0\.2\.1"):
         listen("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "pi4", "::1", "2001:db8::1:5"])
+def test_the_address_that_a_tracker_gives_out_arrives_as_it_is(host: str) -> None:
+    options = ServerOptions(host=host, tracker=Endpoint("farm", 9190, "pi4"))
+    with listen("127.0.0.1", 0) as listener:
+        words = _arguments(options, listener, 0, None)
+        told = words[words.index("--advertise") + 1]
+        assert _address(told) == (host, listener.getsockname()[1])
 
 
 def test_a_server_that_cannot_start_leaves_no_file_open() -> None:

@@ -102,7 +102,7 @@ class ServerProcess:
                     [
                         *python,
                         *("-c", _PROGRAM, str(Path(__file__).parent)),
-                        *_arguments(options, listener.fileno(), lifeline, runtime),
+                        *_arguments(options, listener, lifeline, runtime),
                     ],
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,
@@ -124,8 +124,7 @@ class ServerProcess:
     @property
     def address(self) -> str:
         """`host:port`, as `--rpc` takes it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return Endpoint(self.host, self.port).address
 
     @property
     def pid(self) -> int:
@@ -224,18 +223,17 @@ def _addresses(host: str, port: int) -> Iterator[Any]:
 
 
 def _arguments(
-    options: ServerOptions, listener: int, lifeline: int, runtime: Path | None
+    options: ServerOptions, listener: socket.socket, lifeline: int, runtime: Path | None
 ) -> list[str]:
-    words = ["--socket", str(listener), "--lifeline", str(lifeline)]
+    words = ["--socket", str(listener.fileno()), "--lifeline", str(lifeline)]
     words += ["--board", json.dumps(dict(options.board))]
     if runtime is not None:
         words += ["--runtime", str(runtime)]
     if options.tracker is not None:
         words += ["--tracker", options.tracker.address, "--key", options.tracker.key]
-        if options.advertise is not None:
-            words += ["--advertise", f"{options.advertise[0]}:{options.advertise[1]}"]
-        elif options.host not in {"0.0.0.0", "::", ""}:  # noqa: S104  (compared, not bound)
-            words += ["--advertise", options.host]
+        told = options.advertise or (options.host, int(listener.getsockname()[1]))
+        if told[0] not in {"0.0.0.0", "::", ""}:  # noqa: S104  (compared, not bound)
+            words += ["--advertise", Endpoint(*told).address]
     if options.sysfs is not None:
         words += ["--sysfs", str(options.sysfs)]
     if options.verbose:

@@ -87,14 +87,6 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _advertised(text: str | None, port: int) -> tuple[str | None, int]:
-    """What clients are told to connect to; another port than ours where a proxy stands before."""
-    if text is None:
-        return None, port
-    host, _, other = text.rpartition(":")
-    return _address(text) if host and other.isdigit() and not host.endswith(":") else (text, port)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Serve on a listening socket that the starter handed over."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--board", default="{}", help="facts about this board, JSON")
     parser.add_argument("--tracker", type=_address, help="HOST:PORT to register with")
     parser.add_argument("--key", default="", help="name at the tracker")
-    parser.add_argument("--advertise", help="HOST or HOST:PORT to give to the tracker's clients")
+    parser.add_argument("--advertise", type=_address, help="HOST:PORT for the tracker's clients")
     parser.add_argument("--sysfs", default="", help="directory that holds the board's /sys")
     parser.add_argument("--verbose", action="store_true", help="log every session")
     options = parser.parse_args(arguments)
@@ -125,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     told = register_board(json.loads(options.board))
     registration = None
     if options.tracker is not None:
-        address = _advertised(options.advertise, listener.getsockname()[1])
+        address = options.advertise or (None, listener.getsockname()[1])
         registration = Registration(options.tracker, options.key, address)
         try:
             registration.open()
