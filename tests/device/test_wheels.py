@@ -78,8 +78,20 @@ def test_unpacking_leaves_out_what_is_not_wanted(tmp_path: Path) -> None:
 def test_a_damaged_wheel(tmp_path: Path) -> None:
     path = wheel(tmp_path / "index", "1.0", "py3-none-any")
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(StorageError, match=r"board_thing-1\.0-py3-none-any\.whl is damaged"):
+    with pytest.raises(
+        StorageError, match=r"board_thing-1\.0-py3-none-any\.whl is damaged"
+    ) as caught:
         unpack_wheel(path, tmp_path / "site")
+    assert "try again" in caught.value.hint
+    assert "delete" not in caught.value.hint  # the cache has removed it
+
+
+def test_a_pip_that_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: done)
+    with pytest.raises(ToolMissingError, match="0 wheels of board-thing") as caught:
+        download_wheels(["board-thing"], tmp_path / "d", "aarch64", "3.11")
+    assert "pip config list" in caught.value.hint
 
 
 def test_a_full_disk_is_told_from_a_wheel_that_is_not_there(

@@ -14,6 +14,7 @@ from tvmattend.errors import StorageError, ToolMissingError
 from tvmattend.storage import says_full
 
 _TIMEOUT_SECONDS = 1800
+_DOWNLOAD = "check the network and pip's index settings (`pip config list`), and try again"
 _GLIBC_MINOR = 28  # of the devices: their C library is 2.28 or later (codegen/link.py)
 
 
@@ -79,7 +80,7 @@ def download_wheels(
             )
         raise ToolMissingError(
             f"pip cannot download wheels for {architecture} and Python {python_version}: {reason}",
-            "check the network and pip's index settings (`pip config list`)",
+            _DOWNLOAD,
         )
     return [_find(destination, requirement) for requirement in requirements]
 
@@ -106,9 +107,7 @@ def unpack_wheel(wheel: Path, destination: Path, leave_out: str = r"\Z.") -> Non
             ]
             archive.extractall(destination, wanted)  # zipfile drops `..` and roots
     except zipfile.BadZipFile as error:
-        raise StorageError(
-            f"{wheel.name} is damaged: {error}", "delete it and try again"
-        ) from error
+        raise StorageError(f"{wheel.name} is damaged: {error}", _DOWNLOAD) from error
 
 
 def _find(directory: Path, requirement: str) -> Path:
@@ -121,6 +120,6 @@ def _find(directory: Path, requirement: str) -> Path:
     ]
     if len(found) != 1:
         raise ToolMissingError(
-            f"pip downloaded {len(found)} wheels of {name}", f"look into {directory}"
+            f"pip downloaded {len(found)} wheels of {name}, where one was expected", _DOWNLOAD
         )
     return found[0]
