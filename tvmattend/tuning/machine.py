@@ -2,13 +2,12 @@
 """The machine that is measured, as its records describe it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tvmattend.device.board import BoardInfo, parse_cpuinfo
+from tvmattend.device.conditions import conditions_from
+from tvmattend.device.serving.conditions import file_reader, read_conditions
 from tvmattend.target import host_target
-
-_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
 def board_machine(info: BoardInfo) -> dict[str, Any]:
@@ -25,14 +24,15 @@ def board_machine(info: BoardInfo) -> dict[str, Any]:
 
 def host_machine() -> dict[str, Any]:
     """This machine in the same words."""
-    cpu = parse_cpuinfo(_read(Path("/proc/cpuinfo")))
-    clock = _read(_FREQUENCY / "scaling_cur_freq")
+    read = file_reader()
+    cpu = parse_cpuinfo(read("/proc/cpuinfo"))
+    now = conditions_from(read_conditions(read))
     return {
         "core": host_target().cpu,
         "model": cpu.model,
         "cores": cpu.count,
-        "clock_mhz": int(clock) / 1e3 if clock.isdigit() else 0.0,
-        "governor": _read(_FREQUENCY / "scaling_governor"),
+        "clock_mhz": now.clock_mhz or 0.0,
+        "governor": now.governor,
         "emulated": False,
     }
 
@@ -41,8 +41,3 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
     """One line for a person: `Raspberry Pi 4 Model B (cortex-a72)`."""
     model, core = machine.get("model"), machine.get("core")
     return f"{model} ({core})" if model and core else str(model or core or "an unnamed machine")
-
-
-def _read(path: Path) -> str:
-    # Virtual machines and containers show no frequency: that is an answer, not a fault.
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
