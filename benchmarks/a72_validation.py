@@ -135,11 +135,10 @@ def _run(network: Network, threads: int, directory: Path, keep: Path | None) -> 
     version = board.python_version
     wheel = prepared("ncnn", {"wheel": WHEEL, "python": version},
                      functools.partial(_unpack, version), say)  # fmt: skip
-    command = python.command(
+    guest = python.guest_command(
         [str(_GUEST), str(directory / f"{network.name}.param"), *map(str, network.shape),
          str(threads)]
     )  # fmt: skip
-    guest = command[command.index(str(python.executable)) :]
     environment = python.environment({"OMP_WAIT_POLICY": "passive"})
     environment["PYTHONPATH"] += os.pathsep + str(wheel)
     return trace(guest, Settings(sysroot=python.root, keep=keep), environment, say)[0]

@@ -65,8 +65,8 @@ print(server._popen_start_rpc_server("127.0.0.1", 19300, 19400), flush=True)
 def test_tvms_own_server_on_an_emulated_board(emulated: EmulatedBoard) -> None:
     """It does not say that it is emulated; the name of its process does."""
     with subprocess.Popen(
-        emulated.command(["-c", _TVMS_OWN_SERVER]),
-        env=emulated.environment(),
+        emulated.python().command(["-c", _TVMS_OWN_SERVER]),
+        env=emulated.python().environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as server:
@@ -151,7 +151,7 @@ def test_the_boards_python_has_the_runtime_and_no_compiler(
     assert output(emulated.python(), program, tmp_path) == "0.27.0.post1 True"
     assert not list(emulated.place.rglob("libtvm_compiler.so"))
     assert (emulated.runtime / "libtvm_runtime.so").is_file()
-    assert emulated.command(["-c", "pass"])[1:3] == ["-cpu", "cortex-a72"]
+    assert emulated.python().command(["-c", "pass"])[1:3] == ["-cpu", "cortex-a72"]
 
 
 @pytest.mark.emulated

@@ -66,11 +66,15 @@ class EmulatedPython:
     executable: Path
     packages: tuple[Path, ...]
 
-    def command(self, arguments: Sequence[str], qemu_options: Sequence[str] = ()) -> list[str]:
+    def command(self, arguments: Sequence[str]) -> list[str]:
         """Give the command line for a script, `-m` or `-c`; run it with `environment()`."""
+        emulator = [self.qemu, "-cpu", CORE, "-L", str(self.root)]
+        return [*emulator, *self.guest_command(arguments)]
+
+    def guest_command(self, arguments: Sequence[str]) -> list[str]:
+        """Give `command` without the emulator, for whoever runs it under one of their own."""
         # -s -S: neither the user's packages nor this machine's.
-        emulator = [self.qemu, "-cpu", CORE, "-L", str(self.root), *qemu_options]
-        return [*emulator, str(self.executable), "-s", "-S", *arguments]
+        return [str(self.executable), "-s", "-S", *arguments]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Give the whole environment: this machine's without its Python, then `extra`.
@@ -144,14 +148,6 @@ class EmulatedBoard:
     def minimal_python(self, pillow: bool = False) -> EmulatedPython:
         """A Python with only numpy and apache-tvm-ffi (and what that imports), for bundles."""
         return self._python(*(["device", "extra"] if pillow else ["device"]))
-
-    def command(self, arguments: Sequence[str]) -> list[str]:
-        """Give the command line for any Python script on the board (`environment` goes along)."""
-        return self.python().command(arguments)
-
-    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Give the environment for `command`."""
-        return self.python().environment(extra)
 
     def start(self, options: ServerOptions | None = None, log: Path | None = None) -> ServerProcess:
         """Start serving TVM RPC.

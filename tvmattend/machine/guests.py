@@ -67,12 +67,10 @@ def estimate_script(
     environment = python.environment({**_QUIET, **sizes, **script.environment})
     paths = [environment["PYTHONPATH"], *map(str, script.packages)]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = python.command([str(script.file), *script.arguments])
+    command = python.guest_command([str(script.file), *script.arguments])
     settings = Settings(
         caches=caches, sysroot=python.root, clock_hz=parameters.clock_hz, most=WINDOWS
     )
-    # QEMU's own options are the tracer's.
-    command = command[command.index(str(python.executable)) :]
     run, _ = trace(command, settings, environment, progress)
     progress("pipeline model")
     return estimate(Program(run), parameters, threads, group, own)
