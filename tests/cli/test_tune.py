@@ -467,7 +467,7 @@ def test_the_time_left_is_that_of_trials_and_not_of_the_start(monkeypatch):
     progress(Planned(TunePlan("net", HOST, "measured", {}, Path("r.jsonl"), (task,), 100, 500, 50)))
     for done, moment in ((501, 60.0), (502, 61.0), (503, 62.0)):
         now[0] = moment
-        progress(TrialDone(RECORD, 0, done, 1e-4, 1e-4))
+        progress(TrialDone(RECORD, 0, done, 1e-4))
     left = [line.rpartition(", ")[2] for line in stream.getvalue().splitlines()[-3:]]
     assert left == ["50 s left", "1 min 38 s left", "1 min 37 s left"]
 
@@ -486,8 +486,8 @@ def test_a_terminal_gets_one_live_line(monkeypatch):
     progress(Note("the governor is `ondemand`: times will vary [1/f]"))
     progress(Planned(TunePlan("net", HOST, "measured", {}, Path("r.jsonl"), (task,), 10, 2, 60.0)))
     progress(Building((0,), 4))
-    progress(TrialDone(replace_of(RECORD, task=task.name), 0, 3, 1e-4, 1e-4))
-    progress(TrialDone(replace_of(FAILED, task=task.name), 0, 4, 1e-4, 1e-4))
+    progress(TrialDone(replace_of(RECORD, task=task.name), 0, 3, 1e-4))
+    progress(TrialDone(replace_of(FAILED, task=task.name), 0, 4, 1e-4))
     progress.close()
     text = stream.getvalue()
     assert "times will vary [1/f]" in text, "brackets are not markup"

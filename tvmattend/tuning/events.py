@@ -104,14 +104,12 @@ class TrialDone:
         task: Position of its task.
         done: Trials of the network that the records hold now.
         best_secs: Best time of the task so far; infinity before the first success.
-        total_secs: Kernel time of one inference with the best so far, over tasks that have one.
     """
 
     record: Record
     task: int
     done: int
     best_secs: float
-    total_secs: float
 
 
 @dataclass(frozen=True)

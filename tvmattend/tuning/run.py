@@ -241,8 +241,7 @@ class TuningRun:
             _LOG.info(
                 "%s of %s at %s:\n%s", record.status, record.task, record.point, outcome.error
             )
-        total = sum(each.task.weight * each.best_secs for each in self.searches if each.best)
-        self.observer(TrialDone(record, place, self.done, search.best_secs, total))
+        self.observer(TrialDone(record, place, self.done, search.best_secs))
         return record
 
     def _record(self, candidate: Candidate, outcome: Outcome, wall_secs: float) -> Record:
