@@ -17,6 +17,7 @@ from tvmattend.device.endpoint import (
     close_session,
     connect,
     parse_endpoint,
+    reason,
     tracker_endpoint,
     within,
 )
@@ -167,6 +168,18 @@ def test_boards_from_a_tracker() -> None:
             with pytest.raises(NoFreeBoardError) as caught:
                 connect(tracker_endpoint(address, "pi5"), timeout=2)
             assert "pi4" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("Traceback:\n  a.cc:1\nInternalError: no such file\n\n", "InternalError: no such file"),
+        ("a.cc:2: Check failed: (code != RPCCode::kShutdown)\n", "the session's process died"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_what_tvms_client_raises_is_one_line(said: str, line: str) -> None:
+    assert reason(RuntimeError(said)) == line
 
 
 def test_within_hands_over_results_errors_and_what_comes_late() -> None:

@@ -18,6 +18,7 @@ from tvmattend.device.endpoint import (
     close_session,
     connect,
     parse_endpoint,
+    reason,
 )
 from tvmattend.device.killable import KillableWorker
 from tvmattend.device.probe_kernel import ProbeModule, build_probe
@@ -182,7 +183,7 @@ def ask_of(
         if SESSION_TIMEOUT in str(error):
             raise _stuck(place, seconds) from error
         raise BoardUnreachableError(
-            f"{place}: the session broke: {_reason(error)}",
+            f"{place}: the session broke: {reason(error)}",
             "restart the server on the board, and see whether its disk or memory is full",
         ) from error
 
@@ -229,7 +230,7 @@ def _add(kernel: ProbeModule, place: Endpoint, target: TargetSpec) -> None:
         if SESSION_TIMEOUT in str(error):
             raise _stuck(place) from error
         raise BoardMismatchError(
-            f"{place}: a kernel for {target.name} crashed there ({_reason(error)})",
+            f"{place}: a kernel for {target.name} crashed there ({reason(error)})",
             "the board's core may lack the target's instructions; check --target, and restart "
             "the server on the board if it is TVM's own",
         ) from error
@@ -254,7 +255,7 @@ def _load(session: Any, name: str, place: Endpoint, target: TargetSpec) -> Any:
                 f"{place}: the board is {machine}, the target is {target.arch}", hint
             ) from error
         raise BoardMismatchError(
-            f"{place}: the board cannot load a library for {target.triple}: {_reason(error)}",
+            f"{place}: the board cannot load a library for {target.triple}: {reason(error)}",
             "its C library must be glibc 2.28 or later (Debian 10)",
         ) from error
 
@@ -331,7 +332,7 @@ def _step(place: Endpoint, action: Callable[[], Any]) -> Any:
         if SESSION_TIMEOUT in str(error):
             raise _stuck(place) from error
         raise BoardUnreachableError(
-            f"{place}: the session broke: {_reason(error)}", "restart the server on the board"
+            f"{place}: the session broke: {reason(error)}", "restart the server on the board"
         ) from error
 
 
@@ -340,10 +341,3 @@ def _stuck(place: Endpoint, seconds: float = 0.0) -> BoardUnreachableError:
     return BoardUnreachableError(
         f"{place}: the board stopped answering{waited}", "restart the server on the board"
     )
-
-
-def _reason(error: Exception) -> str:
-    if "kShutdown" in str(error):  # TVM's client on a connection that was closed under a call
-        return "the session's process died"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -129,7 +129,7 @@ def open_session(
     except RuntimeError as error:  # what TVM's client raises
         raise BoardUnreachableError(
             f"{board}: the port is open, but it is no TVM RPC server, or one that has just ended: "
-            f"{_reason(error)}",
+            f"{reason(error)}",
             f"check the port; {_HOW_TO_SERVE}",
         ) from error
 
@@ -332,6 +332,9 @@ def _is_ipv6(text: str) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Of what TVM's client raises, which has traces of C++ in it, the line that says it."""
+    if "kShutdown" in str(error):  # on a connection that was closed under a call
+        return "the session's process died"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
