@@ -278,7 +278,7 @@ def test_a_server_that_cannot_start_leaves_no_file_open() -> None:
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
-    with pytest.raises(BoardUnreachableError, match=r"no .*libtvm_runtime\.so"):
+    with pytest.raises(BoardUnreachableError, match=r"no .*libtvm_runtime\.so") as caught:
         ServerProcess(
             [sys.executable],
             {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -286,12 +286,14 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
             runtime=tmp_path,
             log=tmp_path / "log",
         )
-    with pytest.raises(BoardUnreachableError, match=r"was not ready after 0\.2 s"):
+    assert str(tmp_path / "log") in caught.value.hint
+    with pytest.raises(BoardUnreachableError, match=r"was not ready after 0\.2 s") as caught:
         ServerProcess(
             [sys.executable, "-c", "import time; time.sleep(60)"],
             dict(os.environ),
             ServerOptions(start_seconds=0.2),
         )
+    assert "busy" in caught.value.hint
     tracker = Endpoint("127.0.0.1", 9, "pi4")
     with pytest.raises(BoardUnreachableError, match=r"tracker 127\.0\.0\.1:9: .*refused"):
         serve_here(ServerOptions(tracker=tracker), tmp_path / "log")

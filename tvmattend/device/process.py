@@ -172,10 +172,13 @@ class ServerProcess:
         where = f"the server for {self.address}"
         reason = _last_line(log)
         if not ready:
-            raise BoardUnreachableError(f"{where} was not ready after {seconds:g} s{reason}")
+            raise BoardUnreachableError(
+                f"{where} was not ready after {seconds:g} s{reason}",
+                "this machine may be very busy, or short of memory: try again",
+            )
         raise BoardUnreachableError(
             f"{where} ended with {self._process.wait()} before it was ready{reason}",
-            "" if log is not None else "its own message is above",
+            "its own message is above" if log is None else f"its own messages are in `{log}`",
         )
 
 
