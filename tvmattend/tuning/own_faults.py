@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Failures that are this machine's own, and no verdict on a candidate: they end the run.
 
-A failure counts when it shows twice: what built or ran a kernel may have been killed by somebody
-else. A compiler that a kernel crashes dies of its own signal (SIGSEGV, SIGABRT), or LLVM ends the
-process with exit code 1, which it also does when it cannot write: so after each failure this
-machine shows that it still can.
+What a builder or QEMU failed at is done once more before it counts, as is what was killed while a
+kernel ran here: that may have been somebody else. What a kernel that runs here fails at by itself
+counts at once. A compiler that a kernel crashes dies of its own signal (SIGSEGV, SIGABRT), or LLVM
+ends the process with exit code 1, which it also does when it cannot write: so after each failure
+this machine shows that it still can.
 """
 
 import logging

@@ -252,7 +252,7 @@ def prune(records: Sequence[Record], keep: int) -> list[Record]:
             in quarantine: their kernels must not be sent again.
 
     Returns:
-        The survivors in their old order, each point at most once.
+        The survivors in their old order; of those that were timed, each point at most once.
     """
     groups: dict[tuple[str, str, int], dict[tuple[tuple[str, int], ...], Record]] = {}
     for record in records:
