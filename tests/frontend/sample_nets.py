@@ -104,6 +104,21 @@ def upsampling() -> Net:
     )
 
 
+def indices() -> Net:
+    """Negative ones: of an activation, of a weight, in a list, and computed from the input."""
+    table = torch.arange(40.0).reshape(10, 4)
+    return Net(
+        lambda net, x: (
+            x[:, -1] + net.table.weight[-2, -1],
+            x.select(-2, -3),
+            x[:, :, [-1, 0, 5]],
+            net.table((torch.sigmoid(x[:, 0]) * 9).long()),
+            torch.take(net.table.weight, (torch.sigmoid(x[:, 0]) * 9).long() - 9),
+        ),
+        table=nn.Embedding.from_pretrained(table),
+    )
+
+
 def relu() -> Net:
     return Net(lambda _, x: torch.relu(x))
 

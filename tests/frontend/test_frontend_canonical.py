@@ -250,6 +250,14 @@ class TestOneForm:
         with pytest.raises(UnsupportedOperatorError, match="dropout"):
             canonicalise(make(body), {})
 
+    def test_indices_outside_a_tensor_wrap(self) -> None:
+        def body(b: Any, x: Any) -> Any:
+            return b.emit(op.take(x, b.emit(op.astype(x, "int32")), axis=0))
+
+        module, _ = canonicalise(make(body, (4,)), {})
+        (y,) = run_relax(module, [np.array([0, -1, 5, 1000], "float32")])
+        assert y.tolist() == [0, 1000, -1, 0]
+
     def test_what_changes_something_stays(self) -> None:
         check(lambda b, x: b.emit(op.permute_dims(x, [0, 2, 3, 1])), ["relax.permute_dims"])
 

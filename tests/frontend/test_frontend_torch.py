@@ -159,6 +159,7 @@ FACTORIES = {
     "linear_norm": [],
     "pools": [],
     "upsampling": [],
+    "indices": [],
     "norms": ["relax.nn.conv2d"],
     "Nested.make": ["relax.nn.conv2d"],
     "INSTANCE": ["relax.nn.conv2d"],

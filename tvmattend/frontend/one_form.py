@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One spelling for each operation, so that a later pass matches one form whatever the source.
 
+take(x, indices)                         ->  take(x, indices, mode="wrap")
 multiply(x, sigmoid(x)), either order    ->  nn.silu(x)
 nn.conv2d(out_dtype=None)                ->  nn.conv2d(out_dtype=<the data's>)
 matmul(out_dtype=None)                   ->  matmul(out_dtype=<the data's>)
@@ -17,6 +18,17 @@ from typing import Any
 from tvm import relax
 
 from tvmattend.frontend.rewriting import Scope, constant, op_name
+
+
+def wrapped_take(call: Any, scope: Scope) -> Any:
+    """Count negative indices from the end, as PyTorch does, and read nothing outside the tensor.
+
+    TVM's default mode reads wherever an index points.
+    """
+    del scope
+    if op_name(call) != "relax.take" or call.attrs["mode"] == "wrap":
+        return None
+    return relax.op.take(*call.args, call.attrs["axis"], mode="wrap")
 
 
 def silu(call: Any, scope: Scope) -> Any:
@@ -109,6 +121,8 @@ def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:
     return None
 
 
+# Before anything is folded: folding computes what it folds.
+SAFE = (wrapped_take,)
 RULES = (silu, explicit_output_type, constant_last, global_mean, drop_what_changes_nothing)
 
 
