@@ -119,6 +119,43 @@ def indices() -> Net:
     )
 
 
+def several_indices() -> Net:
+    """Zipped, as a grid, broadcast the other way round, and with axes between them."""
+    rows, columns = torch.tensor([[0], [-2]]), torch.tensor([1, 3, 5])
+    return Net(
+        lambda _, x: (
+            x[:, [0, -1], [1, -2]],
+            x[:, :, rows, columns],
+            x[:, :, rows.T, columns[:2, None]],
+            x[:, [0, 1], :, [-1, 2]],
+            functional.unfold(x, 3),
+        )
+    )
+
+
+def scaled_operands() -> Net:
+    """`alpha`, which TVM's importer drops."""
+    return Net(
+        lambda _, x: (
+            torch.add(x, x.flip(2), alpha=3),
+            torch.sub(x, 1.5, alpha=-2),
+            torch.rsub(x, x.flip(2), alpha=2.5),
+            torch.rsub(x, 1.5, alpha=2),
+        )
+    )
+
+
+def integer_bounds() -> Net:
+    """Clamped on one side only, where TVM's importer puts an infinity on the other."""
+    return Net(
+        lambda _, x: (
+            (x * 9).int().clamp(min=-2),
+            (x * 9).int().clamp(-1, 3),
+            functional.interpolate(x[:, 0], scale_factor=2, mode="linear"),
+        )
+    )
+
+
 def relu() -> Net:
     return Net(lambda _, x: torch.relu(x))
 
@@ -195,6 +232,34 @@ def total() -> Net:
 
 def odd_divisor() -> Net:
     return Net(lambda _, x: functional.avg_pool2d(x, 3, divisor_override=5))
+
+
+def odd_divisor_3d() -> Net:
+    return Net(lambda _, x: functional.avg_pool3d(x[:, None], 2, divisor_override=3))
+
+
+def antialias() -> Net:
+    return Net(lambda _, x: functional.interpolate(x, size=5, mode="bilinear", antialias=True))
+
+
+def corners_of_one_pixel() -> Net:
+    return Net(lambda _, x: functional.interpolate(x, 1, mode="bilinear", align_corners=True))
+
+
+def integers_and_a_half() -> Net:
+    return Net(lambda _, x: (x * 9).int() + 0.5)
+
+
+def integers_above_a_half() -> Net:
+    return Net(lambda _, x: ((x * 9).int() >= 0.5) * x)
+
+
+def indices_of_a_pool() -> Net:
+    return Net(lambda _, x: functional.max_pool2d(x, 2, return_indices=True))
+
+
+def exponential() -> Net:
+    return Net(lambda _, x: x + torch.empty_like(x).exponential_())
 
 
 def fractional_nearest() -> Net:

@@ -18,13 +18,16 @@ Declared = tuple[tuple[int | None, ...], str]
 def of_program(program: ExportedProgram) -> list[Declared | None]:
     """Give what torch.export has found for each output; None for what is no tensor."""
     nodes = {node.name: node for node in program.graph.nodes}
-    values = [nodes[str(name)].meta.get("val") for name in program.graph_signature.user_outputs]
     return [
-        (tuple(int(extent) for extent in value.shape), str(value.dtype).removeprefix("torch."))
-        if isinstance(value, torch.Tensor)
-        else None
-        for value in values
+        of_value(nodes[str(name)].meta.get("val")) for name in program.graph_signature.user_outputs
     ]
+
+
+def of_value(value: Any) -> tuple[tuple[int, ...], str] | None:
+    """Give shape and element type of what torch.export has found; None for what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(int(extent) for extent in value.shape), str(value.dtype).removeprefix("torch.")
 
 
 def of_graph(model: Any) -> list[Declared | None]:
@@ -37,11 +40,11 @@ def of_graph(model: Any) -> list[Declared | None]:
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    return [_of_value(value) for value in found.graph.output]
+    return [_of_entry(entry) for entry in found.graph.output]
 
 
-def _of_value(value: Any) -> Declared | None:
-    kind = value.type.tensor_type
+def _of_entry(entry: Any) -> Declared | None:
+    kind = entry.type.tensor_type
     if not kind.HasField("shape"):
         return None
     shape = tuple(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A PyTorch module or exported program -> Relax, with errors that name the line at fault."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.frontend.decompositions import decompositions
 from tvmattend.frontend.faults import (
     first_line,
     quiet,
@@ -23,11 +25,21 @@ from tvmattend.frontend.faults import (
     user_line,
 )
 from tvmattend.frontend.known_operators import OperatorCheck, makes_a_number
+from tvmattend.frontend.outputs import of_value
 from tvmattend.frontend.rewriting import end_open_block
 
 _EVAL_HINT = "call .eval() on the network before it is exported"
 # Random operators give another output at every call; a compiled network cannot follow PyTorch's.
-_RANDOM = ("rand", "randn", "randint", "bernoulli", "normal", "multinomial", "poisson")
+_RANDOM = (
+    "rand",
+    "randn",
+    "randint",
+    "bernoulli",
+    "normal",
+    "multinomial",
+    "poisson",
+    "exponential",
+)
 
 
 def export(module: nn.Module, inputs: tuple[torch.Tensor, ...], name: str) -> ExportedProgram:
@@ -61,7 +73,7 @@ def to_relax(program: ExportedProgram) -> tuple[IRModule, dict[str, str]]:
     # Before decompositions run, which would execute an operator of somebody's own.
     _check_namespaces(program)
     with quiet():
-        program = program.run_decompositions()
+        program = program.run_decompositions(decompositions())
     _check_unchanging(program)
     importer.check(program)
     try:
@@ -96,9 +108,16 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         converters = dict(super().create_convert_map())
         converters["upsample_nearest2d.vec"] = self._nearest
         converters["elu.default"] = self._scaled_elu(converters["elu.default"])
-        converters["avg_pool2d.default"] = _without_divisor(converters["avg_pool2d.default"])
+        for pool in ("avg_pool2d.default", "avg_pool3d.default"):
+            converters[pool] = _without_divisor(converters[pool])
         linear = "upsample_bilinear2d.vec"
         converters[linear] = self._whole_pixels(converters[linear])
+        del converters["_upsample_bilinear2d_aa.default"]  # it leaves the filter out
+        converters["index.Tensor"] = self._index
+        converters["clamp.default"] = self._open_clamp(converters["clamp.default"])
+        for comparison in ("eq", "ne", "lt", "le", "gt", "ge"):
+            name = f"{comparison}.Scalar"
+            converters[name] = _whole_number(converters[name])
         return {name: self._located(convert) for name, convert in converters.items()}
 
     def check(self, program: ExportedProgram) -> None:
@@ -117,6 +136,7 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
             if unknown is not None:
                 raise unsupported(node, f"it becomes `{unknown}`, which cannot be compiled")
             if isinstance(result, relax.Var):
+                self._check_type(node, result)
                 if makes_a_number(self.block_builder.lookup_binding(result)):
                     raise unsupported(node, "it reduces a whole tensor, batch and all, to a number")
                 # The first node wins: `getitem` of a tuple gives back the variable it names.
@@ -124,6 +144,18 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
             return result
 
         return located
+
+    def _check_type(self, node: Node, result: relax.Var) -> None:
+        """Refuse a translation of another shape or element type than PyTorch's."""
+        expected = of_value(node.meta.get("val"))
+        if expected is None or not isinstance(result.ty, relax.TensorType):
+            return
+        found = tuple(_shape(result)), str(result.ty.dtype.dtype)
+        if found != expected:
+            (ours, our_type), (theirs, their_type) = found, expected
+            raise unsupported(
+                node, f"it becomes {our_type} {list(ours)}, not {their_type} {list(theirs)}"
+            )
 
     def _binding(self, variable: relax.Var) -> Any:
         return self.block_builder.lookup_binding(variable)  # there is no builder before the import
@@ -150,7 +182,7 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         """
         data, size, factors = (*node.args, None, None)[:3]
         source = self.env[data]
-        extents = [int(extent) for extent in source.ty.shape][2:]
+        extents = _shape(source)[2:]
         if size is None:
             size = _scaled(extents, [float(factor) for factor in cast("Any", factors)])
         return self.block_builder.emit(
@@ -164,12 +196,64 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
             )
         )
 
+    def _index(self, node: Node) -> Any:
+        """Several indices choose together, where TVM's converter has each choose for itself.
+
+        The rows and columns of a grid do. For others the indexed axes become one, ahead of all
+        others if they stood apart, and the indices one into it.
+        """
+        data, indices = self.retrieve_args(node)
+        axes = [axis for axis, index in enumerate(indices) if index is not None]
+        given = [indices[axis] for axis in axes]
+        if any(str(index.ty.dtype.dtype) == "bool" for index in given):
+            raise ValueError("the number of elements depends on the data")
+        if len(axes) == 1:
+            return self.block_builder.emit(relax.op.take(data, given[0], axes[0]))
+        together = axes[-1] - axes[0] == len(axes) - 1
+        if together and _is_grid([_shape(index) for index in given]):
+            for axis, index in zip(axes, given, strict=True):
+                data = self.block_builder.emit(
+                    relax.op.take(data, relax.op.reshape(index, [-1]), axis)
+                )
+            return data
+        place = axes[0] if together else 0
+        others = [axis for axis in range(len(_shape(data))) if axis not in axes]
+        order = [*others[:place], *axes, *others[place:]]
+        extents = [_shape(data)[axis] for axis in order]
+        last = place + len(axes)
+        flat = relax.const(0, "int64")
+        for index, extent in zip(given, extents[place:last], strict=True):
+            size = relax.const(extent, "int64")
+            inside = relax.op.floor_mod(relax.op.astype(index, "int64"), size)
+            flat = relax.op.add(relax.op.multiply(flat, size), inside)
+        merged = [*extents[:place], math.prod(extents[place:last]), *extents[last:]]
+        source = relax.op.reshape(relax.op.permute_dims(data, order), merged)
+        return self.block_builder.emit(relax.op.take(source, flat, place))
+
+    def _open_clamp(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+        """An integer has no infinity, which TVM's converter takes for a bound that is not given."""
+
+        def clamped(node: Node) -> Any:
+            data = self.env[node.args[0]]
+            kind = str(data.ty.dtype.dtype)
+            if "int" not in kind:
+                return convert(node)
+            given = dict(_arguments(node))
+            for name, choose in (("min", relax.op.maximum), ("max", relax.op.minimum)):
+                if given.get(name) is not None:
+                    data = choose(data, relax.const(given[name], kind))
+            return self.block_builder.emit(data)
+
+        return clamped
+
     def _whole_pixels(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
         """Steps of 1 / factor, as PyTorch takes, are TVM's in / out only for whole results."""
 
         def checked(node: Node) -> Any:
             given = dict(_arguments(node))
-            extents = [int(extent) for extent in self.env[node.args[0]].ty.shape][2:]
+            extents = _shape(self.env[node.args[0]])[2:]
+            if given.get("align_corners") and 1 in node.meta["val"].shape[2:]:
+                raise ValueError("one pixel has no two corners to align")
             for extent, factor in zip(extents, given.get("scale_factors") or (), strict=False):
                 if not float(extent * factor).is_integer():
                     raise ValueError(f"{extent} pixels times {factor:g} are no whole number")
@@ -187,6 +271,34 @@ def _without_divisor(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
         return convert(node)
 
     return checked
+
+
+def _whole_number(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+    """TVM's converter rounds the number that integers are compared with."""
+
+    def checked(node: Node) -> Any:
+        tensor, number = cast("Any", node.args)
+        if not tensor.meta["val"].is_floating_point() and number != int(number):
+            raise ValueError(f"integers are compared with {number:g}")
+        return convert(node)
+
+    return checked
+
+
+def _is_grid(shapes: list[list[int]]) -> bool:
+    """Whether the first has its extent in the first axis alone, the second in the second."""
+    rank = len(shapes)
+    if max(map(len, shapes)) != rank:
+        return False
+    return all(
+        extent == 1 or axis == place
+        for place, shape in enumerate(shapes)
+        for axis, extent in enumerate(shape, rank - len(shape))
+    )
+
+
+def _shape(expression: Any) -> list[int]:
+    return [int(extent) for extent in expression.ty.shape]
 
 
 def _scaled(extents: list[int], factors: list[float]) -> list[int]:
