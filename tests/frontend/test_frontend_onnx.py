@@ -78,6 +78,13 @@ def node(kind: str, inputs: str, output: str, name: str = "", **attributes: Any)
     return helper.make_node(kind, inputs.split(), [output], name=name, **attributes)
 
 
+def single(path: Path, kind: str, operands: list[Any], **attributes: Any) -> Path:
+    """Write a model of one node; None stands for an operand that is left out."""
+    names = [f"a{place}" if a is not None else "" for place, a in enumerate(operands)]
+    arrays = {name: np.asarray(a) for name, a in zip(names, operands, strict=True) if a is not None}
+    return save(path, [helper.make_node(kind, ["x", *names], ["y"], **attributes)], arrays)
+
+
 def test_a_file_is_the_network_it_was_made_from(tiny: Path) -> None:
     model, same = import_model(str(tiny)), import_model("attendnext_tiny")
     assert Counter(operators(model.ir_module["main"])) == Counter(operators(same.ir_module["main"]))
@@ -244,6 +251,77 @@ def test_control_flow_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "if.onnx", nodes, {"zero": np.array(0, "float32")})
     with pytest.raises(ModelError, match="control flow"):
         import_model(str(path))
+
+
+PADS = np.array([0, 0, 1, 2, 0, 0, 3, 1])
+SCALES = np.array([1, 1, 2, 3], "float32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "operands", "attributes"),
+    [
+        ("Clip", [np.float32(0), np.float32(6)], {}),
+        ("Clip", [np.float32(-0.2)], {}),
+        ("Clip", [None, np.float32(0.2)], {}),
+        ("Pad", [PADS, np.float32(1.5)], {}),
+        ("Pad", [PADS], {"mode": "reflect"}),
+        ("Pad", [PADS], {"mode": "edge"}),
+        ("Pad", [np.array([1, 2, 0, 1]), None, np.array([3, -2])], {}),
+        ("Tile", [np.array([1, 2, 1, 3])], {}),
+        ("Conv", [weights(4, 3, 3, 2)], {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
+        ("Conv", [weights(4, 3, 3, 2)], {"auto_pad": "SAME_LOWER", "dilations": [2, 3]}),
+        ("Conv", [weights(4, 3, 3, 2)], {"auto_pad": "VALID"}),
+        ("Resize", [None, SCALES], {"mode": "linear"}),
+        ("Resize", [None, None, np.array([1, 3, 5, 20])], {"mode": "cubic"}),
+    ],
+)
+def test_operators_that_become_operators(
+    kind: str, operands: list[Any], attributes: dict[str, Any], tmp_path: Path
+) -> None:
+    model = import_model(str(single(tmp_path / "s.onnx", kind, operands, **attributes)))
+    assert relative_error(model) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "operands", "attributes", "hint"),
+    [
+        ("Resize", [None, SCALES], {"mode": "linear", "antialias": 1}, "`antialias`"),
+        ("Resize", [None, np.float32([1, 1, 1.25, 1.7])], {}, "8 pixels times 1.7"),
+        (
+            "Resize",
+            [SCALES, SCALES],
+            {"coordinate_transformation_mode": "tf_crop_and_resize"},
+            "tf_crop_and_resize",
+        ),
+        (
+            "Resize",
+            [None, None, np.array([1, 3, 5, 20])],
+            {"keep_aspect_ratio_policy": "not_larger"},
+            "not_larger",
+        ),
+        ("Resize", [None, None, np.array([5, 20])], {"axes": [2, 3]}, "`axes`"),
+        ("Einsum", [], {"equation": "abcd->abdc"}, "makes a kernel of it"),
+    ],
+)
+def test_operators_that_would_come_out_wrong(
+    kind: str, operands: list[Any], attributes: dict[str, Any], hint: str, tmp_path: Path
+) -> None:
+    path = single(tmp_path / "s.onnx", kind, operands, **attributes)
+    with pytest.raises(UnsupportedOperatorError, match=f"`{kind}` cannot be imp") as caught:
+        import_model(str(path))
+    assert hint in caught.value.hint
+
+
+def test_relu6_is_clip_as_from_pytorch(tmp_path: Path) -> None:
+    """What PyTorch exports of a MobileNet."""
+    path = tmp_path / "m.onnx"
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU6()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.zeros(1, 3, 8, 8),), str(path), dynamo=False)
+    model = import_model(str(path))
+    assert operators(model.ir_module["main"]) == ["relax.nn.conv2d", "relax.add", "relax.clip"]
+    assert relative_error(model) < 1e-5
 
 
 def test_dropout_of_training_is_refused(tmp_path: Path) -> None:

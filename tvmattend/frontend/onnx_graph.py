@@ -15,6 +15,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_conver
 from tvmattend.errors import ModelError, UnsupportedOperatorError
 from tvmattend.frontend.faults import OTHERWISE, first_line, reason
 from tvmattend.frontend.known_operators import OperatorCheck
+from tvmattend.frontend.onnx_converters import CONVERTERS, PREPARATIONS, Node
 from tvmattend.frontend.rewriting import end_open_block
 
 _STANDARD = ("", "ai.onnx")
@@ -129,17 +130,26 @@ class _LocatingImporter(ONNXGraphImporter):  # type: ignore[misc]
         name = str(attrs.get("tvm_custom", {}).get("name", ""))
         message = f"operator `{op_name}` cannot be imported" + (f", node `{name}`" if name else "")
         try:
-            result = super()._convert_operator(op_name, inputs, attrs, opset)
+            result = self._convert(op_name, inputs, attrs, opset)
         except Exception as error:  # converters raise what they like
             raise UnsupportedOperatorError(
                 message, f"{reason(error)}; express it with other operators"
             ) from error
         unknown = self._operators.unknown(result)
         if unknown is not None:
-            raise UnsupportedOperatorError(
-                message, f"it becomes `{unknown}`, which cannot be compiled; {OTHERWISE}"
-            )
+            why = f"it becomes `{unknown}`, which cannot be compiled"
+            if unknown == "relax.call_tir":
+                why = "TVM's importer makes a kernel of it, not an operator"
+            raise UnsupportedOperatorError(message, f"{why}; {OTHERWISE}")
         return result
+
+    def _convert(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
+        node = Node(inputs, attrs, [self._nodes, self._params])
+        if op_name in CONVERTERS:
+            return self.bb.normalize(CONVERTERS[op_name](node))
+        if op_name in PREPARATIONS:
+            PREPARATIONS[op_name](node)
+        return super()._convert_operator(op_name, inputs, attrs, opset)
 
 
 def _unsupported(operator: str, node: Any, why: str) -> UnsupportedOperatorError:
