@@ -312,6 +312,35 @@ def test_operators_that_would_come_out_wrong(
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("kind", "attributes", "opset", "expected"),
+    [
+        ("Softmax", {}, 11, lambda x: x.flatten(1).softmax(1)),
+        ("Softmax", {"axis": -2}, 9, lambda x: x.flatten(2).softmax(2)),
+        ("LogSoftmax", {"axis": 1}, 12, lambda x: x.flatten(1).log_softmax(1)),
+        ("Softmax", {"axis": 1}, 13, lambda x: x.softmax(1)),
+        (
+            "LRN",
+            {"size": 3, "alpha": 0.5, "beta": 0.6, "bias": 2.0},
+            13,
+            lambda x: torch.nn.functional.local_response_norm(x, 3, 0.5, 0.6, 2.0),
+        ),
+    ],
+)
+def test_the_reference_is_pytorchs(
+    kind: str, attributes: dict[str, Any], opset: int, expected: Any, tmp_path: Path
+) -> None:
+    path = single(tmp_path / "s.onnx", kind, [], **attributes)
+    file = onnx.load(path)
+    file.opset_import[0].version = opset
+    onnx.save(file, path)
+    model = import_model(str(path))
+    (inputs,) = model.sample_inputs(1)
+    theirs = expected(torch.from_numpy(inputs[0])).numpy().reshape(inputs[0].shape)
+    np.testing.assert_allclose(model.reference(inputs)[0], theirs, rtol=2e-6)
+    assert relative_error(model) < 1e-5
+
+
 def test_relu6_is_clip_as_from_pytorch(tmp_path: Path) -> None:
     """What PyTorch exports of a MobileNet."""
     path = tmp_path / "m.onnx"

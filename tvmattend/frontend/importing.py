@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -21,6 +20,7 @@ from tvmattend.frontend.canonical import canonicalise
 from tvmattend.frontend.factory import input_size, make_module
 from tvmattend.frontend.faults import first_line, quiet
 from tvmattend.frontend.imported import Arrays, ImportedModel, Preprocessing, TensorSpec
+from tvmattend.frontend.onnx_reference import evaluator
 from tvmattend.frontend.outputs import Declared, check_outputs, of_graph, of_program
 from tvmattend.frontend.pt2 import load_archive
 from tvmattend.frontend.request import ModelRequest
@@ -133,7 +133,7 @@ def _from_onnx(request: ModelRequest) -> ImportedModel:
     inputs = [value.name for value in onnx_graph.graph_inputs(model)]
 
     def run(arrays: Arrays) -> list["np.ndarray[Any, Any]"]:
-        session = ReferenceEvaluator(model)
+        session = evaluator(model, onnx_graph.opset(model))
         return [
             np.asarray(out) for out in session.run(None, dict(zip(inputs, arrays, strict=True)))
         ]

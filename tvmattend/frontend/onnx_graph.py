@@ -94,6 +94,11 @@ def graph_inputs(model: Any) -> list[Any]:
     return [value for value in model.graph.input if value.name not in weights]
 
 
+def opset(model: Any) -> int:
+    """Give the version of ONNX's operators that a model is written in."""
+    return int(next(e.version for e in model.opset_import if e.domain in _STANDARD))
+
+
 def to_relax(model: Any) -> IRModule:
     """Translate a checked model of static shapes.
 
@@ -101,13 +106,12 @@ def to_relax(model: Any) -> IRModule:
         ModelError: The importer fails outside any node.
         UnsupportedOperatorError: The importer cannot translate a node.
     """
-    opset = next(entry.version for entry in model.opset_import if entry.domain in _STANDARD)
     importer = _LocatingImporter({}, None)
     # The importer prints the inputs of a node that fails, and warns of every name it cleans.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            module = importer.from_onnx(model.graph, opset)
+            module = importer.from_onnx(model.graph, opset(model))
         except UnsupportedOperatorError:
             end_open_block(importer.bb)
             raise
