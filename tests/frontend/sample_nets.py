@@ -258,6 +258,17 @@ def indices_of_a_pool() -> Net:
     return Net(lambda _, x: functional.max_pool2d(x, 2, return_indices=True))
 
 
+def log_of_zero() -> Net:
+    return Net(lambda _, x: torch.log(torch.relu(x)))
+
+
+def small_table() -> Net:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.table(x.long())
+
+    return Net(forward, table=nn.Embedding(10, 4))
+
+
 def exponential() -> Net:
     return Net(lambda _, x: x + torch.empty_like(x).exponential_())
 

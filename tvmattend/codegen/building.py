@@ -166,6 +166,9 @@ def build(
     seconds: dict[str, float] = {}
     with _step("import", f"importing {request.model}", seconds, observer):
         imported = import_model(request)
+        from tvmattend.frontend.golden import golden_vectors
+
+        golden = golden_vectors(imported, GOLDEN_VECTORS)
     from tvmattend.transform import lower_with_report
 
     what = (f"{imported.name} for {target.describe()}", "run again with --debug, and report it")
@@ -188,7 +191,7 @@ def build(
                     scheduled.mod, imported, target, scratch, libc, cross_compiler, name
                 )
         with _step("write", f"writing {directory}", seconds, observer):
-            contents = _contents(imported, library, target, scheduled.origins())
+            contents = _contents(imported, golden, library, target, scheduled.origins())
             contents = replace(
                 contents,
                 format=format,
@@ -295,11 +298,12 @@ def _compile_standalone(
 
 
 def _contents(
-    imported: "ImportedModel", library: Path, target: TargetSpec, origins: dict[str, int]
+    imported: "ImportedModel",
+    golden: "Sequence[tuple[Arrays, Arrays]]",
+    library: Path,
+    target: TargetSpec,
+    origins: dict[str, int],
 ) -> BundleContents:
-    golden = [
-        (inputs, imported.reference(inputs)) for inputs in imported.sample_inputs(GOLDEN_VECTORS)
-    ]
     preprocessing = imported.preprocessing
     return BundleContents(
         library=library,

@@ -36,12 +36,13 @@ def reason(error: BaseException) -> str:
 
 
 def user_line(error: BaseException) -> str:
-    """Give `, at file:line` of the innermost frame outside torch and this package, if any."""
+    """Give `, at file:line` of the innermost frame outside torch, onnx and this package, if any."""
     quoted = re.findall(r'File "([^"]+)", line (\d+)', str(error))
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     ours = str(Path(__file__).parent)
     for file, line in [*quoted[::-1], *frames[::-1]]:
-        if "/torch/" not in Path(file).as_posix() and not file.startswith((ours, "<")):
+        theirs = {"torch", "onnx"} & set(Path(file).parts)
+        if not theirs and not file.startswith((ours, "<")):
             return f", at {file}:{line}"
     return ""
 

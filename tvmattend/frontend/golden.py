@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs that are drawn, and what the original network gives for them."""
+
+import numpy as np
+
+from tvmattend.errors import ModelError
+from tvmattend.frontend.faults import first_line, user_line
+from tvmattend.frontend.imported import Arrays, ImportedModel
+
+
+def golden_vectors(model: ImportedModel, count: int) -> list[tuple[Arrays, Arrays]]:
+    """Draw sets of inputs and run the reference on each.
+
+    Returns:
+        `count` pairs of inputs and outputs: one array an input of `model.inputs`, one an output of
+        `model.outputs`.
+
+    Raises:
+        ModelError: The network does not take such inputs, or its outputs are not finite.
+    """
+    return [(inputs, _outputs(model, inputs)) for inputs in model.sample_inputs(count)]
+
+
+def _outputs(model: ImportedModel, inputs: Arrays) -> Arrays:
+    try:
+        outputs = model.reference(inputs)
+    except Exception as error:  # the network fails as it likes
+        raise ModelError(
+            f"`{model.name}` fails on drawn inputs: {type(error).__name__}: "
+            f"{first_line(error)}{user_line(error)}",
+            "it must take any numbers of the order 1, negative ones too, and integers 0 and 1",
+        ) from error
+    for spec, output in zip(model.outputs, outputs, strict=True):
+        if not np.isfinite(output).all():
+            raise ModelError(
+                f"output `{spec.name}` of `{model.name}` is not finite for drawn inputs",
+                "nothing could be compared with it: keep logarithms, roots and divisions inside "
+                "their domain, with a clamp",
+            )
+    return outputs
