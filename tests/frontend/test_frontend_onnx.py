@@ -172,9 +172,14 @@ def test_a_fixed_shape_cannot_be_changed(tmp_path: Path) -> None:
     path = str(save(tmp_path / "f.onnx", [node("Relu", "x", "y")]))
     with pytest.raises(ModelError, match="fixed to 1 at extent 0") as caught:
         import_model(ModelRequest(path, batch=2))
-    assert "--batch 1" in caught.value.hint
+    assert "leave --batch out" in caught.value.hint
     with pytest.raises(ModelError, match="fixed to 8 at extent 2"):
         import_model(ModelRequest(path, input_size=9))
+
+
+def test_a_fixed_batch_needs_no_option(tmp_path: Path) -> None:
+    path = save(tmp_path / "b.onnx", [node("Relu", "x", "y")], shape=(7, 3), rank=2)
+    assert import_model(str(path)).inputs[0].shape == (7, 3)
 
 
 def test_a_symbolic_extent_that_no_option_fixes(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def torch_module(request: ModelRequest) -> tuple[nn.Module, tuple[int, ...]]:
         image = input_size(module, request)
     if request.weights is not None:
         load_weights(module, request.weights, request.model)
-    return module.eval(), (request.batch, *image)
+    return module.eval(), (request.images, *image)
 
 
 def samples(shape: tuple[int, ...], count: int) -> "list[np.ndarray[Any, Any]]":

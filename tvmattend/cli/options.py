@@ -56,7 +56,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         weights: Path | None,
         num_classes: int | None,
         input_size: int | None,
-        batch: int,
+        batch: int | None,
         seed: int,
         **options: Any,
     ) -> Any:
@@ -97,10 +97,8 @@ _OPTIONS = (
     click.option(
         "--batch",
         type=_EXTENTS,
-        default=1,
-        show_default=True,
         metavar="N",
-        help="Images in a batch.",
+        help="Images in a batch. [default: what a file fixes, else 1]",
     ),
     click.option(
         "--seed",

@@ -17,6 +17,7 @@ from tvm.ir import IRModule
 from tvmattend.errors import ModelError
 from tvmattend.frontend import onnx_graph, torch_graph
 from tvmattend.frontend.canonical import canonicalise
+from tvmattend.frontend.extents import static_extent
 from tvmattend.frontend.factory import input_size, make_module
 from tvmattend.frontend.faults import first_line, quiet
 from tvmattend.frontend.imported import Arrays, ImportedModel, Preprocessing, TensorSpec
@@ -76,7 +77,7 @@ def _from_module(
         digest = sha256(request.weights)
         weights = f"`{request.weights.name}`"
     _check_float32(dict(network.state_dict()), request.model)
-    inputs = (_zeros((request.batch, *image), torch.float32, request),)
+    inputs = (_zeros((request.images, *image), torch.float32, request),)
     program = torch_graph.export(network, inputs, f"`{request.model}`")
     return _from_program(
         request,
@@ -128,7 +129,7 @@ def _from_program(
 def _from_onnx(request: ModelRequest) -> ImportedModel:
     path = Path(request.model)
     model = onnx_graph.load_onnx(path)
-    onnx_graph.fix_shapes(model, path, request.batch, request.input_size)
+    onnx_graph.fix_shapes(model, request)
     module, paths = canonicalise(onnx_graph.to_relax(model), {})
     inputs = [value.name for value in onnx_graph.graph_inputs(model)]
 
@@ -219,13 +220,12 @@ def _static_inputs(
             raise ModelError(
                 f"input `{node.name}` of `{request.model}` is not a tensor", "export without it"
             )
-        extents = []
-        for axis, extent in enumerate(value.shape):
-            fixed = isinstance(extent, int)
-            symbolic = symbolic or not fixed
-            extents.append(
-                _extent(request, node.name, axis, value.ndim, int(extent) if fixed else None)
-            )
+        own = [extent if isinstance(extent, int) else str(extent) for extent in value.shape]
+        symbolic = symbolic or any(isinstance(extent, str) for extent in own)
+        extents = [
+            static_extent(request, node.name, axis, value.ndim, extent)
+            for axis, extent in enumerate(own)
+        ]
         inputs.append(_zeros(extents, value.dtype, request))
     return tuple(inputs) if symbolic else None
 
@@ -248,23 +248,6 @@ def _in_memory(what: str, options: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch has no class of its own for it
         raise ModelError(f"{what} does not fit into memory", f"give a smaller {options}") from error
-
-
-def _extent(request: ModelRequest, name: str, axis: int, rank: int, fixed: int | None) -> int:
-    image = rank == 4 and axis > 1
-    wanted = request.batch if axis == 0 else request.input_size if image else None
-    option = "--batch" if axis == 0 else "--input-size"
-    if fixed is None and wanted is None:
-        raise ModelError(
-            f"`{request.model}`: extent {axis} of input `{name}` is not fixed",
-            "give --input-size" if image else "export it with a fixed shape",
-        )
-    if fixed is not None and wanted is not None and fixed != wanted:
-        raise ModelError(
-            f"`{request.model}` is fixed to {fixed} at extent {axis} of `{name}`, not {wanted}",
-            f"give {option} {fixed}, or export it with a symbolic extent",
-        )
-    return fixed if fixed is not None else int(wanted or 0)
 
 
 def _specialise(

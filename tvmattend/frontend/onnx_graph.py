@@ -13,9 +13,11 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.frontend.extents import static_extent
 from tvmattend.frontend.faults import OTHERWISE, first_line, reason
 from tvmattend.frontend.known_operators import OperatorCheck
 from tvmattend.frontend.onnx_converters import CONVERTERS, PREPARATIONS, Node
+from tvmattend.frontend.request import ModelRequest
 from tvmattend.frontend.rewriting import end_open_block
 
 _STANDARD = ("", "ai.onnx")
@@ -56,10 +58,8 @@ def load_onnx(path: Path) -> Any:
     return model
 
 
-def fix_shapes(model: Any, path: Path, batch: int, input_size: int | None) -> None:
+def fix_shapes(model: Any, request: ModelRequest) -> None:
     """Give every input a static shape, in place.
-
-    A symbolic first extent becomes the batch, symbolic heights and widths the input size.
 
     Raises:
         ModelError: A fixed extent that differs from what was asked, or one that nothing fixes.
@@ -67,25 +67,12 @@ def fix_shapes(model: Any, path: Path, batch: int, input_size: int | None) -> No
     for value in graph_inputs(model):
         extents = value.type.tensor_type.shape.dim
         for axis, extent in enumerate(extents):
-            image = len(extents) == 4
-            wanted = batch if axis == 0 else input_size if image and axis > 1 else None
-            option = "--batch" if axis == 0 else "--input-size"
-            if not extent.HasField("dim_value"):
-                if wanted is None:
-                    raise ModelError(
-                        f"`{path}`: extent {axis} of input `{value.name}` is not fixed "
-                        f"({extent.dim_param or 'unknown'})",
-                        "give --input-size"
-                        if image and axis > 1
-                        else "export it with a fixed shape",
-                    )
-                extent.dim_value = wanted
-            elif wanted is not None and extent.dim_value != wanted:
-                raise ModelError(
-                    f"`{path}` is fixed to {extent.dim_value} at extent {axis} of `{value.name}`, "
-                    f"not {wanted}",
-                    f"give {option} {extent.dim_value}, or export it with a symbolic extent",
-                )
+            own = (
+                int(extent.dim_value)
+                if extent.HasField("dim_value")
+                else str(extent.dim_param or "unknown")
+            )
+            extent.dim_value = static_extent(request, value.name, axis, len(extents), own)
 
 
 def graph_inputs(model: Any) -> list[Any]:

@@ -33,7 +33,7 @@ class ModelRequest:
             seeded weights (registry) or the factory's own.
         num_classes: Classes of the head; None keeps the network's own.
         input_size: Height and width of the input in pixels; None keeps the network's own.
-        batch: Images in a batch.
+        batch: Images in a batch; None keeps what a file fixes, and is 1 elsewhere.
         seed: Of the weights that are not loaded.
     """
 
@@ -41,7 +41,7 @@ class ModelRequest:
     weights: Path | None = None
     num_classes: int | None = None
     input_size: int | None = None
-    batch: int = 1
+    batch: int | None = None
     seed: int = 0
 
     @property
@@ -80,6 +80,11 @@ class ModelRequest:
         """A name fit for a directory: `attendnext`, `package_module_factory`, a file's stem."""
         text = Path(self.model).stem if self.source in {"pt2", "onnx"} else self.model
         return re.sub(r"[^A-Za-z0-9_+-]+", "_", text).strip("_") or "model"
+
+    @property
+    def images(self) -> int:
+        """Images in a batch where no file fixes them."""
+        return 1 if self.batch is None else self.batch
 
     def check(self) -> None:
         """Check everything that needs neither torch nor TVM; takes milliseconds.
