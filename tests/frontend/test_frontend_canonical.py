@@ -250,6 +250,13 @@ class TestOneForm:
         with pytest.raises(UnsupportedOperatorError, match="dropout"):
             canonicalise(make(body), {})
 
+    @pytest.mark.parametrize(("function", "joined"), [(op.sinh, "relax.subtract"), (op.cosh, ADD)])
+    def test_hyperbolic_functions_are_spelled_out(self, function: Any, joined: str) -> None:
+        check(
+            lambda b, x: b.emit(function(x)),
+            ["relax.negative", "relax.exp", "relax.exp", joined, MUL],
+        )
+
     def test_indices_outside_a_tensor_wrap(self) -> None:
         def body(b: Any, x: Any) -> Any:
             return b.emit(op.take(x, b.emit(op.astype(x, "int32")), axis=0))

@@ -15,9 +15,9 @@ from tvmattend.frontend.rewriting import constant, op_name, parts
 
 _ELEMENTWISE = """
     abs acos acosh add asin asinh astype atan atanh bitwise_and bitwise_not bitwise_or bitwise_xor
-    ceil clip cos cosh divide equal erf exp floor floor_divide floor_mod greater greater_equal
+    ceil clip cos divide equal erf exp floor floor_divide floor_mod greater greater_equal
     isfinite isinf isnan less less_equal log logical_and logical_not logical_or logical_xor maximum
-    minimum mod multiply negative not_equal power round rsqrt sigmoid sign sin sinh sqrt square
+    minimum mod multiply negative not_equal power round rsqrt sigmoid sign sin sqrt square
     subtract tan tanh trunc where
     nn.gelu nn.gelu_tanh nn.leakyrelu nn.prelu nn.relu nn.relu6 nn.selu nn.silu nn.softplus
 """
@@ -41,9 +41,10 @@ def _full_names(text: str) -> frozenset[str]:
 
 # In the canonical form.
 KNOWN = _full_names(_ELEMENTWISE + _REDUCTIONS + _LAYERS + _MOVEMENT)
-# Between import and canonical form, where they are folded away or refused with a reason of theirs.
+# Between import and canonical form, where they are folded away, spelled out, or refused with a
+# reason of theirs.
 _PASSING = _full_names(
-    "nn.batch_norm nn.dropout shape_of shape_to_tensor tensor_to_shape size null_value"
+    "cosh nn.batch_norm nn.dropout null_value shape_of shape_to_tensor sinh size tensor_to_shape"
 )
 _TO_A_NUMBER = _full_names(_REDUCTIONS)
 

@@ -3,6 +3,7 @@
 
 take(x, indices)                         ->  take(x, indices, mode="wrap")
 multiply(x, sigmoid(x)), either order    ->  nn.silu(x)
+sinh(x), cosh(x)                         ->  (exp(x) -+ exp(-x)) / 2
 nn.conv2d(out_dtype=None)                ->  nn.conv2d(out_dtype=<the data's>)
 matmul(out_dtype=None)                   ->  matmul(out_dtype=<the data's>)
 add(constant, x), multiply(constant, x)  ->  add(x, constant), multiply(x, constant)
@@ -40,6 +41,16 @@ def silu(call: Any, scope: Scope) -> Any:
         if op_name(inner) == "relax.sigmoid" and inner.args[0].same_as(x):
             return relax.op.nn.silu(x)
     return None
+
+
+def hyperbolic(call: Any, scope: Scope) -> Any:
+    """Spell out what LLVM has no intrinsic for."""
+    joined = {"relax.sinh": relax.op.subtract, "relax.cosh": relax.op.add}.get(op_name(call))
+    if joined is None:
+        return None
+    x = call.args[0]
+    both = (scope.emit(relax.op.exp(side)) for side in (x, scope.emit(relax.op.negative(x))))
+    return relax.op.multiply(scope.emit(joined(*both)), relax.const(0.5, _dtype(call)))
 
 
 def explicit_output_type(call: Any, scope: Scope) -> Any:
@@ -123,7 +134,14 @@ def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:
 
 # Before anything is folded: folding computes what it folds.
 SAFE = (wrapped_take,)
-RULES = (silu, explicit_output_type, constant_last, global_mean, drop_what_changes_nothing)
+RULES = (
+    silu,
+    hyperbolic,
+    explicit_output_type,
+    constant_last,
+    global_mean,
+    drop_what_changes_nothing,
+)
 
 
 def _dtype(expression: Any) -> str:
