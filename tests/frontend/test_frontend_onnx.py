@@ -99,6 +99,21 @@ def test_a_file_is_the_network_it_was_made_from(tiny: Path) -> None:
     assert model.weights_sha256 == hashlib.sha256(tiny.read_bytes()).hexdigest()
 
 
+def test_weights_in_files_of_their_own_are_in_the_digest(tmp_path: Path) -> None:
+    digests = []
+    for seed in range(2):
+        path = save(tmp_path / "e.onnx", [node("Conv", "x w", "y")], {"w": weights(4, 3, 3, 3)})
+        file = onnx.load(path)
+        array = weights(4, 3, 3, 3, seed=seed)
+        file.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, "w"))
+        (tmp_path / "e.data").unlink(missing_ok=True)
+        onnx.save(file, path, save_as_external_data=True, location="e.data", size_threshold=0)
+        digests.append(import_model(str(path)).weights_sha256)
+        both = path.read_bytes() + (tmp_path / "e.data").read_bytes()
+        assert digests[-1] == hashlib.sha256(both).hexdigest()
+    assert digests[0] != digests[1]
+
+
 def test_the_convolutions_are_the_same_calls_as_from_pytorch(tiny: Path) -> None:
     """Or records that were tuned for one would not be found for the other."""
 

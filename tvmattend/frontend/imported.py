@@ -66,7 +66,8 @@ class ImportedModel:
         classes: Columns of the first output if it is a table of scores, else None.
         preprocessing: For networks of the registry; None where nobody said.
         weights: Where the weights come from, in words.
-        weights_sha256: Of the weights file, or of the model file that brought them.
+        weights_sha256: Of the weights file, or of the model file that brought them; of an ONNX
+            model together with the files that it keeps weights in, in the order of their names.
         seed: Of the weights, if they are seeded.
         reference_name: What computes the reference, with its version.
         module_paths: Variable of `main` -> path of the PyTorch module that it comes from.

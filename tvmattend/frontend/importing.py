@@ -149,7 +149,7 @@ def _from_onnx(request: ModelRequest) -> ImportedModel:
         f"onnx {onnx.__version__} reference",
         preprocessing=None,
         weights=f"`{path.name}`",
-        weights_sha256=sha256(path),
+        weights_sha256=sha256(*onnx_graph.files(path)),
         seed=None,
     )
 

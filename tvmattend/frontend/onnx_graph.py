@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from tvm.ir import IRModule
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
@@ -56,6 +57,15 @@ def load_onnx(path: Path) -> Any:
             f"`{path}` is not a valid ONNX model: {first_line(error)}", "export it again"
         ) from error
     return model
+
+
+def files(path: Path) -> list[Path]:
+    """List the file of a model that can be loaded, and those that it keeps weights in."""
+    graph = onnx.load(path, load_external_data=False).graph
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    tensors = [*graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+    places = {ExternalDataInfo(t).location for t in tensors if uses_external_data(t)}
+    return [path, *(path.parent / place for place in sorted(places))]
 
 
 def fix_shapes(model: Any, request: ModelRequest) -> None:

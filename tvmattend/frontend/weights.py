@@ -57,12 +57,13 @@ def load_weights(module: nn.Module, path: Path, network: str) -> None:
         module.load_state_dict(given, strict=False)
 
 
-def sha256(path: Path) -> str:
-    """Digest a file."""
+def sha256(*paths: Path) -> str:
+    """Digest files, one after the other."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
+    for path in paths:
+        with path.open("rb") as file:
+            for piece in iter(lambda: file.read(1 << 20), b""):
+                digest.update(piece)
     return digest.hexdigest()
 
 
