@@ -142,7 +142,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _khz(text: str) -> float | None:
-    return int(text) / 1000 if text.strip().isdigit() else None
+    return int(text) / 1000 if text.strip().isdecimal() else None
 
 
 def _memory(text: str) -> float | None:

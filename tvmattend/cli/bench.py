@@ -153,6 +153,6 @@ def _estimate(
 
 def _cpus(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdigit() for word in words):
+    if not all(word.isdecimal() for word in words):
         raise click.BadParameter(f"`{text}` is not a list of cores", param_hint="--cpus")
     return tuple(dict.fromkeys(int(word) for word in words))

@@ -58,7 +58,7 @@ def estimate_bundle(
             return RUNTIME
         # A standalone library cuts a fused kernel into steps: dcac_0, dcac_1, ...
         whole, _, step = function.rpartition("_")
-        name = whole if step.isdigit() and whole in modules else function
+        name = whole if step.isdecimal() and whole in modules else function
         return name if name in modules or not modules else RUNTIME
 
     # A standalone library has its kernels' names in its symbol table, behind its own prefix.
