@@ -116,6 +116,6 @@ SHIPPED = Parameters()
 # Mean error, by threads, on 19 networks whose times ncnn's maintainers publish and that no fit has
 # seen (benchmarks/results/a72_unseen.txt); with each of the 15 of the fit left out it is 2.1 and
 # 3.0 %. With four threads they showed that threads must be kept in step (12.2 % without), so they
-# had a say in the model, not in its numbers. Traces made anew moved it by 0.3 points on one thread and on
-# four.
+# had a say in the model, not in its numbers. Traces made anew moved it by 0.3 points on one thread
+# and on four.
 MODEL_ERROR = {1: 0.035, 4: 0.045}

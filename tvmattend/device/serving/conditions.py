@@ -39,9 +39,8 @@ def read_conditions(read: Read, firmware: Callable[[], str] = lambda: "") -> dic
     for name, file in (("clock_mhz", "scaling_cur_freq"), ("max_mhz", "cpuinfo_max_freq")):
         if (text := read(f"{_CPU}/cpufreq/{file}")).isdecimal():  # kHz
             found[name] = int(text) / 1e3
-    if (
-        (text := read(f"{_THERMAL}/thermal_zone0/temp")).removeprefix("-").isdecimal()
-    ):  # 1/1000 degree
+    text = read(f"{_THERMAL}/thermal_zone0/temp")  # 1/1000 degree
+    if text.removeprefix("-").isdecimal():
         found["temperature_c"] = int(text) / 1e3
     flags = _hexadecimal(read(_FIRMWARE) or firmware().rpartition("=")[2])
     if flags is not None:
