@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tvmattend.bundle import BundleContents, Preprocessing, RecordCounts, Weights, write_bundle
+from tvmattend.bundle import BundleContents, RecordCounts, Weights, write_bundle
 from tvmattend.codegen.link import Linker
+from tvmattend.preprocessing import Preprocessing
 from tvmattend.runtime import TensorSpec
 from tvmattend.runtime.network import file_sha256
 from tvmattend.target import TargetSpec, host_target, parse_target

@@ -12,11 +12,11 @@ from tvmattend.bundle.kernels import KernelLaunch, KernelSchedule, RecordCounts
 from tvmattend.bundle.manifest import (
     FileEntry,
     Manifest,
-    Preprocessing,
     Versions,
     Weights,
 )
 from tvmattend.errors import BundleError
+from tvmattend.preprocessing import Preprocessing
 from tvmattend.runtime import TensorSpec
 from tvmattend.target import TargetSpec
 

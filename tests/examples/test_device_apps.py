@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvmattend.bundle import BundleContents, Preprocessing, RecordCounts, Weights, write_bundle
+from tvmattend.bundle import BundleContents, RecordCounts, Weights, write_bundle
 from tvmattend.codegen.schedule import schedule_kernels
 from tvmattend.device.emulated import EmulatedPython, find_qemu
 from tvmattend.frontend import ImportedModel, import_model
@@ -48,7 +48,7 @@ def make_bundle(
         weights=Weights(imported.weights),
         records=RecordCounts(),
         classes=imported.classes,
-        preprocessing=Preprocessing.from_json(imported.preprocessing.to_json()),
+        preprocessing=imported.preprocessing,
         format="standalone",
         libc=libc,
         extra=files.paths[1:],

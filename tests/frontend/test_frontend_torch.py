@@ -18,6 +18,7 @@ from tvmattend.frontend import ImportedModel, ModelRequest, TensorSpec, import_m
 from tvmattend.frontend.canonical import canonicalise, operators
 from tvmattend.frontend.torch_graph import export, to_relax
 from tvmattend.models import Condenser, create, layers, lookup
+from tvmattend.preprocessing import Preprocessing
 
 ALLOWED = {
     "relax.nn.conv2d",
@@ -109,16 +110,8 @@ def test_convolutions_are_named_after_their_modules() -> None:
 def test_what_a_bundle_must_know() -> None:
     model = import_model(ModelRequest("attendnext_tiny", seed=3))
     assert model.name == "attendnext_tiny"
-    assert model.preprocessing is not None
-    assert model.preprocessing.to_json() == {
-        "resize": 73,
-        "crop": 64,
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "scale": 1 / 255,
-        "colour": "RGB",
-        "interpolation": "bilinear",
-    }
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert model.preprocessing == Preprocessing(73, 64, *imagenet, 1 / 255, "RGB", "bilinear")
     assert (model.seed, model.weights, model.weights_sha256) == (3, "seed 3", None)
     assert model.reference_name == f"torch {torch.__version__}"
     assert "conv2d" not in repr(model)

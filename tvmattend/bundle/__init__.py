@@ -2,7 +2,7 @@
 """The bundle: a directory with a compiled network and all that a device needs to run it."""
 
 from tvmattend.bundle.kernels import KernelLaunch, KernelSchedule, RecordCounts
-from tvmattend.bundle.manifest import Manifest, Preprocessing, Weights
+from tvmattend.bundle.manifest import Manifest, Weights
 from tvmattend.bundle.verify import verify
 from tvmattend.bundle.writer import BundleContents, check_output, write_bundle
 
@@ -11,7 +11,6 @@ __all__ = [
     "KernelLaunch",
     "KernelSchedule",
     "Manifest",
-    "Preprocessing",
     "RecordCounts",
     "Weights",
     "check_output",

@@ -28,6 +28,7 @@ from tvmattend.bundle.fields import (
 )
 from tvmattend.bundle.kernels import KernelLaunch, KernelSchedule, RecordCounts
 from tvmattend.errors import BundleError
+from tvmattend.preprocessing import Preprocessing
 from tvmattend.runtime.network import SCHEMA, TensorSpec
 from tvmattend.target import TargetSpec
 
@@ -50,41 +51,6 @@ class FileEntry:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise malformed(f"{where}.sha256", "64 hexadecimal digits")
         return cls(sha256, whole(data, "size", where, least=0))
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From a photograph to the input.
-
-    The shorter side is resized to `resize`, the middle `crop` x `crop` cut out, then
-    `(pixel * scale - mean) / std` a channel, with pixels 0-255.
-    """
-
-    resize: int
-    crop: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    scale: float = 1 / 255
-    colour: str = "RGB"
-    interpolation: str = "bilinear"
-
-    @classmethod
-    def from_json(cls, data: Any, where: str = "preprocessing") -> "Preprocessing":
-        """Read `preprocessing`; a recipe that the runtime does not know is an error."""
-        only(data, cls, where)
-        mean, std = (numbers(data, key, where) for key in ("mean", "std"))
-        if 0.0 in std:
-            raise malformed(f"{where}.std", "numbers other than 0")
-        for key, known in (("colour", "RGB"), ("interpolation", "bilinear")):
-            if take(data, key, str, where) != known:
-                raise malformed(f"{where}.{key}", f"`{known}`")
-        recipe = cls(
-            whole(data, "resize", where), whole(data, "crop", where), mean, std,
-            number(take(data, "scale", (int, float), where), f"{where}.scale"),
-        )  # fmt: skip
-        if recipe.crop > recipe.resize:
-            raise malformed(f"{where}.crop", f"at most resize, {recipe.resize}")
-        return recipe
 
 
 @dataclass(frozen=True)
@@ -209,7 +175,7 @@ class Manifest:
             labels=optional(data, "labels", lambda value: words(value, "labels")),
             inputs=_specs(data, "inputs"),
             outputs=_specs(data, "outputs"),
-            preprocessing=optional(data, "preprocessing", Preprocessing.from_json),
+            preprocessing=optional(data, "preprocessing", _preprocessing),
             weights=Weights.from_json(data["weights"]),
             target=_target(data["target"]),
             cpu_flags=words(data["cpu_flags"], "cpu_flags"),
@@ -292,3 +258,21 @@ def _target(data: Any) -> TargetSpec:
     flags = words(data.get("mattr", []), "target.mattr")
     cores = whole(data, "num-cores", "target")
     return TargetSpec(triple, take(data, "mcpu", str, "target"), flags, cores)
+
+
+def _preprocessing(data: Any, where: str = "preprocessing") -> Preprocessing:
+    """Read `preprocessing`; a recipe that the runtime does not know is an error."""
+    only(data, Preprocessing, where)
+    mean, std = (numbers(data, key, where) for key in ("mean", "std"))
+    if 0.0 in std:
+        raise malformed(f"{where}.std", "numbers other than 0")
+    for key, known in (("colour", "RGB"), ("interpolation", "bilinear")):
+        if take(data, key, str, where) != known:
+            raise malformed(f"{where}.{key}", f"`{known}`")
+    recipe = Preprocessing(
+        whole(data, "resize", where), whole(data, "crop", where), mean, std,
+        number(take(data, "scale", (int, float), where), f"{where}.scale"),
+    )  # fmt: skip
+    if recipe.crop > recipe.resize:
+        raise malformed(f"{where}.crop", f"at most resize, {recipe.resize}")
+    return recipe

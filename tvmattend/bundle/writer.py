@@ -27,13 +27,13 @@ from tvmattend.bundle.manifest import (
     TOLERANCE,
     FileEntry,
     Manifest,
-    Preprocessing,
     Versions,
     Weights,
 )
 from tvmattend.bundle.wrapper import WRAPPER, wrapper_source
 from tvmattend.cache import Progress
 from tvmattend.errors import BundleError, OutputExistsError, StorageError
+from tvmattend.preprocessing import Preprocessing
 from tvmattend.runtime import network, signature, standalone
 from tvmattend.target import TargetSpec
 

@@ -15,7 +15,6 @@ from tvmattend.bundle import (
     BundleContents,
     KernelLaunch,
     KernelSchedule,
-    Preprocessing,
     RecordCounts,
     Weights,
     check_output,
@@ -304,7 +303,6 @@ def _contents(
     target: TargetSpec,
     origins: dict[str, int],
 ) -> BundleContents:
-    preprocessing = imported.preprocessing
     return BundleContents(
         library=library,
         target=target,
@@ -316,9 +314,7 @@ def _contents(
         weights=Weights(imported.weights, imported.weights_sha256, imported.seed),
         records=RecordCounts(**origins),
         classes=imported.classes,
-        preprocessing=(
-            None if preprocessing is None else Preprocessing.from_json(preprocessing.to_json())
-        ),
+        preprocessing=imported.preprocessing,
     )
 
 

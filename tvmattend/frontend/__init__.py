@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from tvmattend.frontend.request import ModelRequest
 
 if TYPE_CHECKING:
-    from tvmattend.frontend.imported import ImportedModel, Preprocessing, TensorSpec
+    from tvmattend.frontend.imported import ImportedModel, TensorSpec
 
-__all__ = ["ImportedModel", "ModelRequest", "Preprocessing", "TensorSpec", "import_model"]
+__all__ = ["ImportedModel", "ModelRequest", "TensorSpec", "import_model"]
 
 
 def import_model(request: "ModelRequest | str") -> "ImportedModel":

@@ -2,10 +2,12 @@
 """What an import gives: the canonical module, and all that a bundle must say about it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from tvmattend.preprocessing import Preprocessing
 
 Arrays = Sequence["np.ndarray[Any, Any]"]
 
@@ -28,29 +30,6 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
     layout: str = ""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From a photograph to the input: resize the short side, crop the middle, scale, normalise.
-
-    `x = (pixel * scale - mean) / std` a channel, with pixels 0-255 in the order of `colour`.
-    """
-
-    resize: int
-    crop: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    scale: float = 1 / 255
-    colour: str = "RGB"
-    interpolation: str = "bilinear"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ from tvmattend.frontend.canonical import canonicalise
 from tvmattend.frontend.extents import static_extent
 from tvmattend.frontend.factory import input_size, make_module
 from tvmattend.frontend.faults import first_line, quiet
-from tvmattend.frontend.imported import Arrays, ImportedModel, Preprocessing, TensorSpec
+from tvmattend.frontend.imported import Arrays, ImportedModel, TensorSpec
 from tvmattend.frontend.onnx_reference import evaluator
 from tvmattend.frontend.outputs import Declared, check_outputs, of_graph, of_program
 from tvmattend.frontend.pt2 import load_archive
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.frontend.weights import load_weights, sha256
 from tvmattend.models import create, lookup
+from tvmattend.preprocessing import Preprocessing
 
 # Torchvision's evaluation: the short side is resized to size / 0.875, then the middle is cut out.
 _CROP_RATIO = 0.875

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tvmattend import __version__
 from tvmattend.errors import CompileError
+from tvmattend.preprocessing import Preprocessing
 from tvmattend.standalone.graph import Graph, Tensor
 from tvmattend.standalone.kernels import ALIGNMENT, Kernel, Param, Phase
 from tvmattend.standalone.plan import Place, Plan, Step
@@ -33,30 +34,6 @@ class Spec(Protocol):
     @property
     def layout(self) -> str:
         """E.g. NCHW; may be empty."""
-
-
-class Recipe(Protocol):
-    """Preprocessing of an image, as the bundle describes it."""
-
-    @property
-    def resize(self) -> int:
-        """Pixels of the short side."""
-
-    @property
-    def crop(self) -> int:
-        """Pixels of both sides of the middle that is kept."""
-
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        """Subtracted, a channel."""
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        """Divided by, a channel."""
-
-    @property
-    def scale(self) -> float:
-        """Of a pixel, 0-255."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +58,7 @@ class Description:
     weights_sha256: str
     inputs: Sequence[Spec]
     outputs: Sequence[Spec]
-    recipe: Recipe | None = None
+    recipe: Preprocessing | None = None
 
 
 def header(plan: Plan, graph: Graph, about: Description) -> str:
