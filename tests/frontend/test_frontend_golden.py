@@ -26,7 +26,11 @@ def test_golden_vectors_are_the_references() -> None:
     ("name", "message", "hint"),
     [
         ("log_of_zero", "`log` of `sample_nets_log_of_zero` is not finite", "clamp"),
-        ("small_table", r"drawn inputs: IndexError: .*sample_nets\.py:\d+", "negative ones too"),
+        (
+            "small_table",
+            r"drawn inputs \(torch .*\): IndexError: .*sample_nets\.py:\d+",
+            "negative too",
+        ),
     ],
 )
 def test_networks_that_do_not_take_them_are_refused_before_the_work(

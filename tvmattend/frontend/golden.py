@@ -26,9 +26,9 @@ def _outputs(model: ImportedModel, inputs: Arrays) -> Arrays:
         outputs = model.reference(inputs)
     except Exception as error:  # the network fails as it likes
         raise ModelError(
-            f"`{model.name}` fails on drawn inputs: {type(error).__name__}: "
-            f"{first_line(error)}{user_line(error)}",
-            "it must take any numbers of the order 1, negative ones too, and integers 0 and 1",
+            f"`{model.name}` fails on drawn inputs ({model.reference_name}): "
+            f"{type(error).__name__}: {first_line(error)}{user_line(error)}",
+            "run it on such inputs: numbers of the order 1, negative too, and integers 0 and 1",
         ) from error
     for spec, output in zip(model.outputs, outputs, strict=True):
         if not np.isfinite(output).all():
