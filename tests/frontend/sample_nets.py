@@ -145,10 +145,12 @@ def scaled_operands() -> Net:
     )
 
 
-def integer_bounds() -> Net:
-    """Clamped on one side only, where TVM's importer puts an infinity on the other."""
+def bounds() -> Net:
+    """Integers, on one side only; a lower bound above the upper."""
     return Net(
         lambda _, x: (
+            x.clamp(0.5, -0.5),
+            x.clamp(max=0.25),
             (x * 9).int().clamp(min=-2),
             (x * 9).int().clamp(-1, 3),
             functional.interpolate(x[:, 0], scale_factor=2, mode="linear"),

@@ -155,7 +155,7 @@ FACTORIES = {
     "indices": [],
     "several_indices": [],
     "scaled_operands": [],
-    "integer_bounds": [],
+    "bounds": [],
     "norms": ["relax.nn.conv2d"],
     "Nested.make": ["relax.nn.conv2d"],
     "INSTANCE": ["relax.nn.conv2d"],

@@ -65,7 +65,7 @@ def _clip(node: Node) -> Any:
             limit if bound is None or math.isnan(bound) else bound
             for bound, limit in zip(bounds, (-math.inf, math.inf), strict=True)
         )
-        return relax.op.clip(x, low, high)
+        return relax.op.clip(x, min(low, high), high)
     for bound, choose in zip(bounds, (relax.op.maximum, relax.op.minimum), strict=True):
         x = x if bound is None else choose(x, relax.const(bound, kind))
     return x

@@ -114,7 +114,7 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         converters[linear] = self._whole_pixels(converters[linear])
         del converters["_upsample_bilinear2d_aa.default"]  # it leaves the filter out
         converters["index.Tensor"] = self._index
-        converters["clamp.default"] = self._open_clamp(converters["clamp.default"])
+        converters["clamp.default"] = self._clamp_to_numbers
         for comparison in ("eq", "ne", "lt", "le", "gt", "ge"):
             name = f"{comparison}.Scalar"
             converters[name] = _whole_number(converters[name])
@@ -230,21 +230,18 @@ class _LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         source = relax.op.reshape(relax.op.permute_dims(data, order), merged)
         return self.block_builder.emit(relax.op.take(source, flat, place))
 
-    def _open_clamp(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
-        """An integer has no infinity, which TVM's converter takes for a bound that is not given."""
-
-        def clamped(node: Node) -> Any:
-            data = self.env[node.args[0]]
-            kind = str(data.ty.dtype.dtype)
-            if "int" not in kind:
-                return convert(node)
-            given = dict(_arguments(node))
-            for name, choose in (("min", relax.op.maximum), ("max", relax.op.minimum)):
-                if given.get(name) is not None:
-                    data = choose(data, relax.const(given[name], kind))
-            return self.block_builder.emit(data)
-
-        return clamped
+    def _clamp_to_numbers(self, node: Node) -> Any:
+        """The upper bound wins, and integers have no infinity for a bound that is not given."""
+        data, kind = self.env[node.args[0]], str(self.env[node.args[0]].ty.dtype.dtype)
+        given = dict(_arguments(node))
+        low, high = given.get("min"), given.get("max")
+        if "int" not in kind:
+            high = math.inf if high is None else high
+            low = -math.inf if low is None else min(low, high)
+            return self.block_builder.emit(relax.op.clip(data, low, high))
+        for bound, choose in ((low, relax.op.maximum), (high, relax.op.minimum)):
+            data = data if bound is None else choose(data, relax.const(bound, kind))
+        return self.block_builder.emit(data)
 
     def _whole_pixels(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
         """Steps of 1 / factor, as PyTorch takes, are TVM's in / out only for whole results."""
