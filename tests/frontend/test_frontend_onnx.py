@@ -252,8 +252,8 @@ def test_outputs_that_differ_from_the_graphs_are_refused(
 ) -> None:
     path = save(tmp_path / "o.onnx", [node("Conv", "x w", "y")], {"w": weights(4, 3, 3, 3)})
     other = save(tmp_path / "p.onnx", [node("Relu", "x", "y")])
-    translated = onnx_graph.to_relax(onnx.load(other))
-    monkeypatch.setattr(onnx_graph, "to_relax", lambda _: translated)
+    translated = onnx_graph.to_relax(onnx.load(other), {})
+    monkeypatch.setattr(onnx_graph, "to_relax", lambda *_: translated)
     with pytest.raises(UnsupportedOperatorError, match=r"`y`.*\[1, 3, 8, 8\].*\[1, 4, 6, 6\]"):
         import_model(str(path))
 
@@ -282,6 +282,7 @@ SCALES = np.array([1, 1, 2, 3], "float32")
     [
         ("Clip", [np.float32(0), np.float32(6)], {}),
         ("Clip", [np.float32(-0.2)], {}),
+        ("Clip", [np.float32(0.5), np.float32(-0.5)], {}),
         ("Clip", [None, np.float32(0.2)], {}),
         ("Pad", [PADS, np.float32(1.5)], {}),
         ("Pad", [PADS], {"mode": "reflect"}),
@@ -359,6 +360,15 @@ def test_the_reference_is_pytorchs(
     theirs = expected(torch.from_numpy(inputs[0])).numpy().reshape(inputs[0].shape)
     np.testing.assert_allclose(model.reference(inputs)[0], theirs, rtol=2e-6)
     assert relative_error(model) < 1e-5
+
+
+def test_another_shape_than_onnx_says_is_refused_inside_a_graph_too(tmp_path: Path) -> None:
+    window = {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 1, 1], "ceil_mode": 1}
+    nodes = [node("AveragePool", "x", "h", "pool", **window), node("GlobalAveragePool", "h", "y")]
+    path = save(tmp_path / "c.onnx", nodes)
+    with pytest.raises(UnsupportedOperatorError, match=r"`AveragePool`.*`pool`") as caught:
+        import_model(str(path))
+    assert "becomes float32 [1, 3, 5, 3], not float32 [1, 3, 5, 4]" in caught.value.hint
 
 
 def test_relu6_is_clip_as_from_pytorch(tmp_path: Path) -> None:

@@ -131,7 +131,9 @@ def _from_onnx(request: ModelRequest) -> ImportedModel:
     path = Path(request.model)
     model = onnx_graph.load_onnx(path)
     onnx_graph.fix_shapes(model, request)
-    module, paths = canonicalise(onnx_graph.to_relax(model), {})
+    declared = of_graph(model)
+    module, paths = canonicalise(onnx_graph.to_relax(model, declared), {})
+    names = [value.name for value in model.graph.output]
     inputs = [value.name for value in onnx_graph.graph_inputs(model)]
 
     def run(arrays: Arrays) -> list["np.ndarray[Any, Any]"]:
@@ -144,8 +146,8 @@ def _from_onnx(request: ModelRequest) -> ImportedModel:
         request,
         module,
         paths,
-        [value.name for value in model.graph.output],
-        of_graph(model),
+        names,
+        [declared.get(name) for name in names],
         run,
         f"onnx {onnx.__version__} reference",
         preprocessing=None,

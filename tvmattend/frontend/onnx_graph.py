@@ -4,12 +4,14 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from tvm import relax
 from tvm.ir import IRModule
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
@@ -18,6 +20,7 @@ from tvmattend.frontend.extents import static_extent
 from tvmattend.frontend.faults import OTHERWISE, first_line, reason
 from tvmattend.frontend.known_operators import OperatorCheck
 from tvmattend.frontend.onnx_converters import CONVERTERS, PREPARATIONS, Node
+from tvmattend.frontend.outputs import Declared, fits, in_words
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.frontend.rewriting import end_open_block
 
@@ -96,12 +99,17 @@ def opset(model: Any) -> int:
     return int(next(e.version for e in model.opset_import if e.domain in _STANDARD))
 
 
-def to_relax(model: Any) -> IRModule:
+def to_relax(model: Any, declared: Mapping[str, Declared]) -> IRModule:
     """Translate a checked model of static shapes.
+
+    Args:
+        model: As read, its inputs fixed.
+        declared: What ONNX says that the tensors are, by their names.
 
     Raises:
         ModelError: The importer fails outside any node.
-        UnsupportedOperatorError: The importer cannot translate a node.
+        UnsupportedOperatorError: The importer cannot translate a node, or makes another shape or
+            element type of it.
     """
     importer = _LocatingImporter({}, None)
     # The importer prints the inputs of a node that fails, and warns of every name it cleans.
@@ -117,6 +125,7 @@ def to_relax(model: Any) -> IRModule:
                 f"TVM cannot import the network: {first_line(error)}",
                 "run again with --debug for the traceback",
             ) from error
+    importer.check(model, declared)
     return IRModule({"main": cast("Any", module)["main"].without_attr("num_input")})
 
 
@@ -126,6 +135,18 @@ class _LocatingImporter(ONNXGraphImporter):  # type: ignore[misc]
     def __init__(self, shapes: dict[str, list[Any]], dtypes: str | dict[str, str] | None) -> None:
         super().__init__(shapes, dtypes)
         self._operators = OperatorCheck(self.bb.lookup_binding)
+
+    def check(self, model: Any, declared: Mapping[str, Declared]) -> None:
+        """Refuse the first node whose result is not what ONNX says."""
+        for node in model.graph.node:
+            for name in node.output:
+                found = getattr(self._nodes.get(name), "ty", None)
+                if name not in declared or not isinstance(found, relax.TensorType):
+                    continue
+                shape, kind = [int(extent) for extent in found.shape], str(found.dtype.dtype)
+                if not fits(shape, kind, declared[name]):
+                    ours, theirs = in_words((tuple(shape), kind)), in_words(declared[name])
+                    raise _unsupported(node.op_type, node, f"it becomes {ours}, not {theirs}")
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
         name = str(attrs.get("tvm_custom", {}).get("name", ""))

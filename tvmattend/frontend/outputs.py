@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network says that its outputs are, and whether the import agrees."""
+"""What a network says that its tensors are, and whether the import agrees."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,17 +30,19 @@ def of_value(value: Any) -> tuple[tuple[int, ...], str] | None:
     return tuple(int(extent) for extent in value.shape), str(value.dtype).removeprefix("torch.")
 
 
-def of_graph(model: Any) -> list[Declared | None]:
-    """Give what ONNX's own shape inference finds for each output of a graph of fixed inputs.
+def of_graph(model: Any) -> dict[str, Declared]:
+    """Give what ONNX's own shape inference finds for each tensor of a graph of fixed inputs.
 
     The shapes that the file declares are passed over: they may be symbolic, or of another batch.
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
+    del bare.graph.value_info[:]
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
-    found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    return [_of_entry(entry) for entry in found.graph.output]
+    found = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    entries = {entry.name: _of_entry(entry) for entry in (*found.value_info, *found.output)}
+    return {name: declared for name, declared in entries.items() if declared is not None}
 
 
 def _of_entry(entry: Any) -> Declared | None:
@@ -53,6 +55,22 @@ def _of_entry(entry: Any) -> Declared | None:
     return shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
 
 
+def fits(shape: Sequence[int], dtype: str, declared: Declared) -> bool:
+    """Whether a tensor is what a network says, as far as it says."""
+    theirs, kind = declared
+    return (
+        dtype == kind
+        and len(shape) == len(theirs)
+        and all(other in {None, own} for own, other in zip(shape, theirs, strict=True))
+    )
+
+
+def in_words(declared: Declared) -> str:
+    """Give `float32 [1, ?, 8]`."""
+    shape, dtype = declared
+    return f"{dtype} [{', '.join('?' if extent is None else str(extent) for extent in shape)}]"
+
+
 def check_outputs(found: Sequence[TensorSpec], declared: Sequence[Declared | None]) -> None:
     """Compare the outputs of the import with those of the network.
 
@@ -60,17 +78,10 @@ def check_outputs(found: Sequence[TensorSpec], declared: Sequence[Declared | Non
         UnsupportedOperatorError: They differ, so an operator was translated wrongly.
     """
     for spec, said in zip(found, declared, strict=True):
-        if said is None:
-            continue
-        shape, dtype = said
-        fits = len(shape) == len(spec.shape) and all(
-            theirs in {None, ours} for ours, theirs in zip(spec.shape, shape, strict=True)
-        )
-        if not fits or dtype != spec.dtype:
-            extents = ", ".join("?" if extent is None else str(extent) for extent in shape)
+        if said is not None and not fits(spec.shape, spec.dtype, said):
             raise UnsupportedOperatorError(
-                f"output `{spec.name}` is {spec.dtype} {list(spec.shape)} after the import, "
-                f"but {dtype} [{extents}] in the network",
+                f"output `{spec.name}` is {in_words((spec.shape, spec.dtype))} after the import, "
+                f"but {in_words(said)} in the network",
                 "an operator of it is translated wrongly; express it with convolutions, pools, "
                 "element-wise or linear operators",
             )
