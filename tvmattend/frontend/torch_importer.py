@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TVM's importer of exported programs, with the node at fault in its errors.
+
+Converters of its that drop an argument, or give what PyTorch does not, are replaced or refuse it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch.export import ExportedProgram
+from torch.fx import Node
+from tvm import relax
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from tvmattend.frontend.faults import reason, unsupported
+from tvmattend.frontend.known_operators import OperatorCheck, makes_a_number
+from tvmattend.frontend.outputs import in_words, of_value
+
+
+class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
+    """TVM's importer, with the node at fault in its errors and the module behind each variable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: dict[str, str] = {}
+        self._operators = OperatorCheck(self._binding)
+
+    def create_convert_map(self) -> dict[str, Callable[[Node], Any]]:
+        """Wrap TVM's converters, and replace those whose results differ from PyTorch's."""
+        converters = dict(super().create_convert_map())
+        converters["upsample_nearest2d.vec"] = self._nearest
+        converters["elu.default"] = self._scaled_elu(converters["elu.default"])
+        for pool in ("avg_pool2d.default", "avg_pool3d.default"):
+            converters[pool] = _without_divisor(converters[pool])
+        linear = "upsample_bilinear2d.vec"
+        converters[linear] = self._whole_pixels(converters[linear])
+        del converters["_upsample_bilinear2d_aa.default"]  # it leaves the filter out
+        converters["index.Tensor"] = self._index
+        converters["clamp.default"] = self._clamp_to_numbers
+        for comparison in ("eq", "ne", "lt", "le", "gt", "ge"):
+            name = f"{comparison}.Scalar"
+            converters[name] = _whole_number(converters[name])
+        return {name: self._located(convert) for name, convert in converters.items()}
+
+    def check(self, program: ExportedProgram) -> None:
+        """Refuse the first operator that has no converter."""
+        for node in program.graph.nodes:
+            if node.op == "call_function" and node.target.__name__ not in self.convert_map:
+                raise unsupported(node, "the importer does not know it")
+
+    def _located(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+        def located(node: Node) -> Any:
+            try:
+                result = convert(node)
+            except Exception as error:  # converters raise what they like
+                raise unsupported(node, reason(error)) from error
+            unknown = self._operators.unknown(result)
+            if unknown is not None:
+                raise unsupported(node, f"it becomes `{unknown}`, which cannot be compiled")
+            if isinstance(result, relax.Var):
+                self._check_type(node, result)
+                if makes_a_number(self.block_builder.lookup_binding(result)):
+                    raise unsupported(node, "it reduces a whole tensor, batch and all, to a number")
+                # The first node wins: `getitem` of a tuple gives back the variable it names.
+                self.paths.setdefault(str(result.name), _module_path(node))
+            return result
+
+        return located
+
+    def _check_type(self, node: Node, result: relax.Var) -> None:
+        """Refuse a translation of another shape or element type than PyTorch's."""
+        expected = of_value(node.meta.get("val"))
+        if expected is None or not isinstance(result.ty, relax.TensorType):
+            return
+        found = tuple(_shape(result)), str(result.ty.dtype.dtype)
+        if found != expected:
+            raise unsupported(node, f"it becomes {in_words(found)}, not {in_words(expected)}")
+
+    def _binding(self, variable: relax.Var) -> Any:
+        return self.block_builder.lookup_binding(variable)  # there is no builder before the import
+
+    def _scaled_elu(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+        """SELU is an ELU with a scale, which TVM's converter leaves out."""
+
+        def scaled(node: Node) -> Any:
+            given = dict(arguments(node))
+            if given.get("input_scale", 1) != 1:
+                raise ValueError("`input_scale` has no counterpart in Relax")
+            result, scale = convert(node), float(given.get("scale", 1))
+            if scale == 1:
+                return result
+            factor = relax.const(scale, str(result.ty.dtype.dtype))
+            return self.block_builder.emit(relax.op.multiply(result, factor))
+
+        return scaled
+
+    def _nearest(self, node: Node) -> Any:
+        """PyTorch's `nearest` takes floor(index * in / out); TVM's converter rounds half pixels.
+
+        The two agree for whole factors only: 3 -> 7 pixels differ.
+        """
+        data, size, factors = (*node.args, None, None)[:3]
+        source = self.env[data]
+        extents = _shape(source)[2:]
+        if size is None:
+            size = _scaled(extents, [float(factor) for factor in cast("Any", factors)])
+        return self.block_builder.emit(
+            relax.op.image.resize2d(
+                source,
+                relax.ShapeExpr([int(extent) for extent in cast("Any", size)]),
+                layout="NCHW",
+                method="nearest_neighbor",
+                coordinate_transformation_mode="asymmetric",
+                rounding_method="floor",
+            )
+        )
+
+    def _index(self, node: Node) -> Any:
+        """Several indices choose together, where TVM's converter has each choose for itself.
+
+        The rows and columns of a grid do. For others the indexed axes become one, ahead of all
+        others if they stood apart, and the indices one into it.
+        """
+        data, indices = self.retrieve_args(node)
+        axes = [axis for axis, index in enumerate(indices) if index is not None]
+        given = [indices[axis] for axis in axes]
+        if any(str(index.ty.dtype.dtype) == "bool" for index in given):
+            raise ValueError("the number of elements depends on the data")
+        if len(axes) == 1:
+            return self.block_builder.emit(relax.op.take(data, given[0], axes[0]))
+        together = axes[-1] - axes[0] == len(axes) - 1
+        if together and _is_grid([_shape(index) for index in given]):
+            for axis, index in zip(axes, given, strict=True):
+                data = self.block_builder.emit(
+                    relax.op.take(data, relax.op.reshape(index, [-1]), axis)
+                )
+            return data
+        place = axes[0] if together else 0
+        others = [axis for axis in range(len(_shape(data))) if axis not in axes]
+        order = [*others[:place], *axes, *others[place:]]
+        extents = [_shape(data)[axis] for axis in order]
+        last = place + len(axes)
+        flat = relax.const(0, "int64")
+        for index, extent in zip(given, extents[place:last], strict=True):
+            size = relax.const(extent, "int64")
+            inside = relax.op.floor_mod(relax.op.astype(index, "int64"), size)
+            flat = relax.op.add(relax.op.multiply(flat, size), inside)
+        merged = [*extents[:place], math.prod(extents[place:last]), *extents[last:]]
+        source = relax.op.reshape(relax.op.permute_dims(data, order), merged)
+        return self.block_builder.emit(relax.op.take(source, flat, place))
+
+    def _clamp_to_numbers(self, node: Node) -> Any:
+        """The upper bound wins, and integers have no infinity for a bound that is not given."""
+        data, kind = self.env[node.args[0]], str(self.env[node.args[0]].ty.dtype.dtype)
+        given = dict(arguments(node))
+        low, high = given.get("min"), given.get("max")
+        if "int" not in kind:
+            high = math.inf if high is None else high
+            low = -math.inf if low is None else min(low, high)
+            return self.block_builder.emit(relax.op.clip(data, low, high))
+        for bound, choose in ((low, relax.op.maximum), (high, relax.op.minimum)):
+            data = data if bound is None else choose(data, relax.const(bound, kind))
+        return self.block_builder.emit(data)
+
+    def _whole_pixels(self, convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+        """Steps of 1 / factor, as PyTorch takes, are TVM's in / out only for whole results."""
+
+        def checked(node: Node) -> Any:
+            given = dict(arguments(node))
+            extents = _shape(self.env[node.args[0]])[2:]
+            if given.get("align_corners") and 1 in node.meta["val"].shape[2:]:
+                raise ValueError("one pixel has no two corners to align")
+            for extent, factor in zip(extents, given.get("scale_factors") or (), strict=False):
+                if not float(extent * factor).is_integer():
+                    raise ValueError(f"{extent} pixels times {factor:g} are no whole number")
+            return convert(node)
+
+        return checked
+
+
+def _without_divisor(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+    """TVM's converter leaves `divisor_override` out, and the averages come out wrong."""
+
+    def checked(node: Node) -> Any:
+        if dict(arguments(node)).get("divisor_override") is not None:
+            raise ValueError("`divisor_override` has no counterpart in Relax")
+        return convert(node)
+
+    return checked
+
+
+def _whole_number(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+    """TVM's converter rounds the number that integers are compared with."""
+
+    def checked(node: Node) -> Any:
+        tensor, number = cast("Any", node.args)
+        if not tensor.meta["val"].is_floating_point() and number != int(number):
+            raise ValueError(f"integers are compared with {number:g}")
+        return convert(node)
+
+    return checked
+
+
+def _is_grid(shapes: list[list[int]]) -> bool:
+    """Whether the first has its extent in the first axis alone, the second in the second."""
+    rank = len(shapes)
+    if max(map(len, shapes)) != rank:
+        return False
+    return all(
+        extent == 1 or axis == place
+        for place, shape in enumerate(shapes)
+        for axis, extent in enumerate(shape, rank - len(shape))
+    )
+
+
+def _shape(expression: Any) -> list[int]:
+    return [int(extent) for extent in expression.ty.shape]
+
+
+def _scaled(extents: list[int], factors: list[float]) -> list[int]:
+    """Give the size that a scale factor makes, if it reads the pixels that the size would."""
+    size = [int(extent * factor) for extent, factor in zip(extents, factors, strict=True)]
+    for extent, factor, result in zip(extents, factors, size, strict=True):
+        if any(int(i / factor) != i * extent // result for i in range(result)):
+            raise ValueError(
+                f"scale factor {factor:g} reads other pixels than `size={result}` does"
+            )
+    return size
+
+
+def arguments(node: Node) -> list[tuple[str, Any]]:
+    """List the arguments that are given, by the names of the operator's schema."""
+    schema = getattr(node.target, "_schema", None)
+    names = [str(argument.name) for argument in schema.arguments] if schema is not None else []
+    return [*zip(names, node.args, strict=False), *node.kwargs.items()]
+
+
+def _module_path(node: Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    # torch.export of an exported program's own module prefixes what the first export called it.
+    return path.removeprefix("L['self'].")
