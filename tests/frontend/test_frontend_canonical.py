@@ -302,6 +302,11 @@ class TestWhole:
             "stages_0_softmax": "stages.0",
         }
 
+    def test_a_division_by_zero_is_refused(self) -> None:
+        with pytest.raises(ModelError, match="Divide by zero") as caught:
+            canonicalise(make(lambda b, x: b.emit(op.divide(x, relax.const(0.0)))), {})
+        assert "division by zero" in caught.value.hint
+
     def test_a_symbolic_shape_is_refused(self) -> None:
         extent = tvm.tirx.Var("n", "int64")
         module = make(lambda b, x: b.emit(op.exp(x)), (extent, 3))  # type: ignore[arg-type]

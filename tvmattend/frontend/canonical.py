@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
-from tvmattend.frontend.faults import OTHERWISE
+from tvmattend.frontend.faults import OTHERWISE, first_line
 from tvmattend.frontend.fold_batch_norm import fold_batch_norm
 from tvmattend.frontend.known_operators import KNOWN, makes_a_number
 from tvmattend.frontend.one_form import RULES, SAFE
@@ -33,29 +33,40 @@ def canonicalise(module: IRModule, paths: Mapping[str, str]) -> tuple[IRModule, 
         One function `main` in one dataflow block, and the paths under the new names.
 
     Raises:
-        ModelError: Control flow, symbolic shapes, or other floats than float32.
+        ModelError: Control flow, symbolic shapes, other floats than float32, or constants that TVM
+            cannot compute.
         UnsupportedOperatorError: Operators of training, or such as cannot be compiled.
     """
     _check_static(module["main"])
     main, paths = rewrite(module["main"], SAFE, _complete(module["main"], paths))
     # Tuples of a single use and constants first: the rules look for plain variables.
     module, paths = _merge_output(IRModule({"main": main}), paths)
-    module = tvm.transform.Sequential([
-        relax.transform.DeadCodeElimination(["main"]),
-        relax.transform.FoldConstant(),
-    ])(module)
+    module = _simplified(
+        module, relax.transform.DeadCodeElimination(["main"]), relax.transform.FoldConstant()
+    )
     main, paths = rewrite(module["main"], (fold_batch_norm, *RULES), paths)
-    module = tvm.transform.Sequential([
+    module = _simplified(
+        IRModule({"main": main}),
         relax.transform.DeadCodeElimination(["main"]),
         relax.transform.EliminateCommonSubexpr(),
         relax.transform.FoldConstant(),
         relax.transform.DeadCodeElimination(["main"]),
-    ])(IRModule({"main": main}))
+    )
     _check_inference(module["main"])
     # Names come last: until here a folded convolution and its remains would fight for one.
     main, paths = rewrite(module["main"], (), paths, rename=True)
     module, paths = _merge_output(IRModule({"main": main}), paths)
     return module, {name: path for name, path in paths.items() if path}
+
+
+def _simplified(module: IRModule, *passes: Any) -> IRModule:
+    try:
+        return tvm.transform.Sequential(list(passes))(module)
+    except Exception as error:  # folding makes kernels, in which anything can be wrong
+        raise ModelError(
+            f"TVM cannot simplify the network: {first_line(error)}",
+            "look for a division by zero, or run again with --debug for the traceback",
+        ) from error
 
 
 def operators(function: Any) -> list[str]:
