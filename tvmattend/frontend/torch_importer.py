@@ -38,9 +38,6 @@ class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         del converters["_upsample_bilinear2d_aa.default"]  # it leaves the filter out
         converters["index.Tensor"] = self._index
         converters["clamp.default"] = self._clamp_to_numbers
-        for comparison in ("eq", "ne", "lt", "le", "gt", "ge"):
-            name = f"{comparison}.Scalar"
-            converters[name] = _whole_number(converters[name])
         return {name: self._located(convert) for name, convert in converters.items()}
 
     def check(self, program: ExportedProgram) -> None:
@@ -185,18 +182,6 @@ def _without_divisor(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
     def checked(node: Node) -> Any:
         if dict(arguments(node)).get("divisor_override") is not None:
             raise ValueError("`divisor_override` has no counterpart in Relax")
-        return convert(node)
-
-    return checked
-
-
-def _whole_number(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
-    """TVM's converter rounds the number that integers are compared with."""
-
-    def checked(node: Node) -> Any:
-        tensor, number = cast("Any", node.args)
-        if not tensor.meta["val"].is_floating_point() and number != int(number):
-            raise ValueError(f"integers are compared with {number:g}")
         return convert(node)
 
     return checked
