@@ -77,7 +77,7 @@ def test_no_folder(script, tmp_path):
     [
         (("a72_effects.py", "--published", "{0}/absent", "--traces", "{0}"), 17, "published.csv"),
         (("a72_effects.py", "--published", "{0}", "--traces", "{0}/absent"), 17, "first.trace"),
-        (("a72_kernels.py", "{0}/absent"), 14, "manifest.json"),
+        (("a72_kernels.py", "{0}/absent"), 14, "no bundle"),
         (("ncnn_published.py", "{0}", "{0}/out"), 17, "benchmark/README.md"),
         (("a72_network.py", "--model", "nope", "--results", "{0}"), 4, "`nope`"),
     ],

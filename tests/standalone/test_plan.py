@@ -50,7 +50,7 @@ def networks(draw: st.DrawFn) -> tuple[Graph, dict[str, Kernel]]:
         calls.append(Call(f"k{number}", arguments, (result,)))
         known.append(result)
     outputs = tuple(draw(st.lists(st.sampled_from(known), min_size=1, max_size=3)))
-    return Graph(inputs, tuple(values), weights, tuple(calls), outputs), kernels
+    return Graph(inputs, tuple(values), weights, tuple(calls), outputs, ()), kernels
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -77,7 +77,7 @@ def _chain(length: int) -> tuple[Graph, dict[str, Kernel]]:
     for number in range(length):
         calls.append(Call("k", (before,), (Ref("value", number),)))
         before = Ref("value", number)
-    graph = Graph((Tensor("x", (100,), "float32"),), values, (), tuple(calls), (before,))
+    graph = Graph((Tensor("x", (100,), "float32"),), values, (), tuple(calls), (before,), ())
     return graph, {"k": _kernel("k", 1, 4, 0, 0)}
 
 
@@ -106,7 +106,7 @@ def test_independent_steps_need_no_barrier_between_them() -> None:
     values = tuple(Tensor(f"v{i}", (100,), "float32") for i in range(2))
     calls = tuple(Call("k", (Ref("input", 0),), (Ref("value", i),)) for i in range(2))
     outputs = (Ref("value", 0), Ref("value", 1))
-    graph = Graph((Tensor("x", (100,), "float32"),), values, (), calls, outputs)
+    graph = Graph((Tensor("x", (100,), "float32"),), values, (), calls, outputs, ())
     plan = plan_memory(graph, {"k": _kernel("k", 1, 4, 0, 0)})
     assert not any(step.sync for step in plan.steps)
 

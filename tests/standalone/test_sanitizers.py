@@ -68,7 +68,8 @@ def fake_network() -> tuple[Graph, dict[str, Kernel], Plan]:
     )
     values = tuple(Tensor(f"v{i}", (N,), "float32") for i in range(6))
     weights = (np.arange(N, dtype="float32"),)
-    graph = Graph((Tensor("x", (N,), "float32"),), values, weights, calls, (value[5],))
+    inputs = (Tensor("x", (N,), "float32"),)
+    graph = Graph(inputs, values, weights, calls, (value[5],), (values[5],))
     return graph, kernels, plan_memory(graph, kernels)
 
 

@@ -38,7 +38,7 @@ def verified(place: Path, *words: Any) -> Path:
 @pytest.fixture(scope="module")
 def musl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert shutil.which(QEMU[0]), "install qemu-user (Debian: `apt-get install qemu-user`)"
-    bundle = verified(tmp_path_factory.mktemp("musl") / "bundle", "--name", "my-net")
+    bundle = verified(tmp_path_factory.mktemp("musl") / "bundle", "--name", "my_net")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["target"]["mcpu"] == "cortex-a72", "the default"
     return bundle
