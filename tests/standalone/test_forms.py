@@ -50,11 +50,22 @@ def above_zero() -> Net:
     return Net(lambda x: (x > 0, x.relu()))
 
 
+def parted() -> Net:
+    """Both parts are outputs, and one goes on."""
+
+    def forward(x: Tensor) -> Any:
+        left, right = x.split([5, 11], 1)
+        one, two = right.relu().chunk(2, -1)
+        return left, right, nn.functional.silu(torch.cat([two, one], -1)) * right
+
+    return Net(forward)
+
+
 def empty() -> Net:
     return Net(lambda x: torch.relu(x)[:, :0])
 
 
-@pytest.mark.parametrize("factory", [reflected, enlarged, rolled, with_a_view, above_zero])
+@pytest.mark.parametrize("factory", [reflected, enlarged, rolled, with_a_view, above_zero, parted])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_it_computes_what_pytorch_does(
     factory: Callable[[], Net], threads: int, tmp_path: Path

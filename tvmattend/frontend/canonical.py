@@ -12,7 +12,7 @@ from tvmattend.errors import ModelError, UnsupportedOperatorError
 from tvmattend.frontend.faults import OTHERWISE, first_line
 from tvmattend.frontend.fold_batch_norm import fold_batch_norm
 from tvmattend.frontend.known_operators import KNOWN, makes_a_number
-from tvmattend.frontend.one_form import RULES, SAFE
+from tvmattend.frontend.one_form import FIRST, RULES
 from tvmattend.frontend.rewriting import op_name, parts, rewrite
 
 # What a network in inference does not hold; its presence after folding is our fault or a model's.
@@ -38,7 +38,7 @@ def canonicalise(module: IRModule, paths: Mapping[str, str]) -> tuple[IRModule, 
         UnsupportedOperatorError: Operators of training, or such as cannot be compiled.
     """
     _check_static(module["main"])
-    main, paths = rewrite(module["main"], SAFE, _complete(module["main"], paths))
+    main, paths = rewrite(module["main"], FIRST, _complete(module["main"], paths))
     # Tuples of a single use and constants first: the rules look for plain variables.
     module, paths = _merge_output(IRModule({"main": main}), paths)
     module = _simplified(

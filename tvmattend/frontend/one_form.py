@@ -2,6 +2,7 @@
 """One spelling for each operation, so that a later pass matches one form whatever the source.
 
 take(x, indices)                         ->  take(x, indices, mode="wrap")
+split(x)                                 ->  a tuple of strided_slice(x)
 multiply(x, sigmoid(x)), either order    ->  nn.silu(x)
 sinh(x), cosh(x)                         ->  (exp(x) -+ exp(-x)) / 2
 nn.conv2d(out_dtype=None)                ->  nn.conv2d(out_dtype=<the data's>)
@@ -30,6 +31,20 @@ def wrapped_take(call: Any, scope: Scope) -> Any:
     if op_name(call) != "relax.take" or call.attrs["mode"] == "wrap":
         return None
     return relax.op.take(*call.args, call.attrs["axis"], mode="wrap")
+
+
+def sliced(call: Any, scope: Scope) -> Any:
+    """Take each part for itself: a kernel has one output, and slices go into their readers."""
+    if op_name(call) != "relax.split":
+        return None
+    x, axis = call.args[0], int(call.attrs["axis"])
+    axis %= len(x.ty.shape)
+    parts, begin = [], 0
+    for part in call.ty.fields:
+        end = begin + int(part.shape[axis])
+        parts.append(scope.emit(relax.op.strided_slice(x, [axis], [begin], [end])))
+        begin = end
+    return relax.Tuple(parts)
 
 
 def silu(call: Any, scope: Scope) -> Any:
@@ -132,8 +147,9 @@ def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:
     return None
 
 
-# Before anything is folded: folding computes what it folds.
-SAFE = (wrapped_take,)
+# Before anything is folded: folding computes what it folds. And before the readers of tuples are
+# joined with what they read.
+FIRST = (wrapped_take, sliced)
 RULES = (
     silu,
     hyperbolic,
