@@ -21,6 +21,7 @@ from tvmattend.frontend.extents import static_extent
 from tvmattend.frontend.factory import input_size, make_module
 from tvmattend.frontend.faults import first_line, quiet
 from tvmattend.frontend.imported import Arrays, ImportedModel, TensorSpec
+from tvmattend.frontend.onnx_folding import fold_constants
 from tvmattend.frontend.onnx_reference import evaluator
 from tvmattend.frontend.outputs import Declared, check_outputs, of_graph, of_program
 from tvmattend.frontend.pt2 import load_archive
@@ -131,6 +132,7 @@ def _from_onnx(request: ModelRequest) -> ImportedModel:
     path = Path(request.model)
     model = onnx_graph.load_onnx(path)
     onnx_graph.fix_shapes(model, request)
+    fold_constants(model)
     declared = of_graph(model)
     module, paths = canonicalise(onnx_graph.to_relax(model, declared), {})
     names = [value.name for value in model.graph.output]
