@@ -298,6 +298,22 @@ def data_dependent() -> Net:
     return Net(lambda _, x: x if x.sum() > 0 else -x)
 
 
+def extremes() -> Net:
+    """Of axes, with places, and of windows."""
+
+    def forward(_: Any, x: Tensor) -> Any:
+        gate = torch.sigmoid(functional.adaptive_max_pool2d(x, 1))
+        pooled = functional.adaptive_max_pool2d(x, (4, 8))
+        least, place = x.min(-1, keepdim=True)
+        return x.amax((2, 3)), x.amin(1, keepdim=True) * gate, pooled, least, place, x.max(1).values
+
+    return Net(forward)
+
+
+def uneven_windows() -> Net:
+    return Net(lambda _, x: functional.adaptive_max_pool2d(x, 5))
+
+
 def functional_dropout() -> Net:
     return Net(lambda _, x: functional.dropout(x))
 

@@ -45,9 +45,11 @@ def export(module: nn.Module, inputs: tuple[torch.Tensor, ...], name: str) -> Ex
         with torch.no_grad(), quiet():
             return torch.export.export(module.eval(), inputs)
     except Exception as error:  # torch.export documents no base class for what it raises
+        shapes = ", ".join(" x ".join(map(str, tensor.shape)) for tensor in inputs)
         raise ModelError(
             f"torch.export cannot export {name}: {first_line(error)}{user_line(error)}",
-            "its forward must take one path, and shapes may not depend on the data",
+            f"its forward is given {shapes} (--input-size, --batch; a network of other inputs comes "
+            "as .pt2 or .onnx), must take one path, and no shape may depend on the data",
         ) from error
 
 

@@ -38,6 +38,12 @@ class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         del converters["_upsample_bilinear2d_aa.default"]  # it leaves the filter out
         converters["index.Tensor"] = self._index
         converters["clamp.default"] = self._clamp_to_numbers
+        for name, extreme, place in (
+            ("max", relax.op.max, relax.op.argmax), ("min", relax.op.min, relax.op.argmin),
+        ):  # fmt: skip
+            converters[f"a{name}.default"] = self._extreme(extreme)
+            converters[f"{name}.dim"] = self._extreme_and_place(extreme, place)
+        converters["adaptive_max_pool2d.default"] = self._adaptive_max_pool
         return {name: self._located(convert) for name, convert in converters.items()}
 
     def check(self, program: ExportedProgram) -> None:
@@ -91,6 +97,44 @@ class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
             return self.block_builder.emit(relax.op.multiply(result, factor))
 
         return scaled
+
+    def _extreme(self, reduce: Callable[..., Any]) -> Callable[[Node], Any]:
+        """`amax` and `amin`, which TVM's importer does not know."""
+
+        def reduced(node: Node) -> Any:
+            given = dict(arguments(node))
+            axes = [int(axis) for axis in given.get("dim", ())] or None
+            keep = bool(given.get("keepdim", False))
+            return self.block_builder.emit(reduce(self.env[node.args[0]], axes, keep))
+
+        return reduced
+
+    def _extreme_and_place(
+        self, reduce: Callable[..., Any], find: Callable[..., Any]
+    ) -> Callable[[Node], Any]:
+        """`max` and `min` over one axis: TVM's converter sorts, which cannot be compiled."""
+
+        def reduced(node: Node) -> Any:
+            given = dict(arguments(node))
+            data, axis = self.env[node.args[0]], int(given["dim"])
+            keep = bool(given.get("keepdim", False))
+            both = relax.Tuple([reduce(data, axis, keep), find(data, axis, keep)])
+            return self.block_builder.emit(both)
+
+        return reduced
+
+    def _adaptive_max_pool(self, node: Node) -> Any:
+        """Windows of one size, where the output divides the input."""
+        data = self.env[node.args[0]]
+        extents, size = _shape(data)[2:], [int(extent) for extent in cast("Any", node.args[1])]
+        if any(extent % wanted for extent, wanted in zip(extents, size, strict=True)):
+            raise ValueError(f"{size} windows of {extents} pixels are not of one size")
+        window = [extent // wanted for extent, wanted in zip(extents, size, strict=True)]
+        if size == [1, 1]:
+            pooled = relax.op.max(data, [2, 3], keepdims=True)
+        else:
+            pooled = relax.op.nn.max_pool2d(data, window, window)
+        return self.block_builder.emit(relax.Tuple([pooled]))  # nothing says where they came from
 
     def _nearest(self, node: Node) -> Any:
         """PyTorch's `nearest` takes floor(index * in / out); TVM's converter rounds half pixels.

@@ -22,6 +22,8 @@ from .status import Status, machine_facts
 from .tracker import Registration
 from .wire import BOARD_FUNCTION, ProtocolError
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 
 def load_runtime(directory: Path | None) -> None:
     """Load TVM's runtime into this process, and nothing of its compiler.
@@ -79,6 +81,8 @@ def account(facts: dict[str, Any], sysfs: str) -> Status:
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    for number in _STOPPING:  # a second one would end the cleaning up with a traceback
+        signal.signal(number, signal.SIG_IGN)
     raise SystemExit(0)
 
 
@@ -101,8 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="log every session")
     options = parser.parse_args(arguments)
 
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    for number in _STOPPING:
+        signal.signal(number, _stop)
     # Forking is how a session starts; no thread of ours is running then.
     warnings.simplefilter("ignore", DeprecationWarning)
     listener = socket.socket(fileno=options.socket)
