@@ -48,8 +48,8 @@ def export(module: nn.Module, inputs: tuple[torch.Tensor, ...], name: str) -> Ex
         shapes = ", ".join(" x ".join(map(str, tensor.shape)) for tensor in inputs)
         raise ModelError(
             f"torch.export cannot export {name}: {first_line(error)}{user_line(error)}",
-            f"its forward is given {shapes} (--input-size, --batch; a network of other inputs comes "
-            "as .pt2 or .onnx), must take one path, and no shape may depend on the data",
+            f"its forward is given {shapes} (--input-size, --batch; a network of other inputs "
+            "comes as .pt2 or .onnx), must take one path, and no shape may depend on the data",
         ) from error
 
 
