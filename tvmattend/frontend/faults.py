@@ -4,8 +4,10 @@
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -32,17 +34,19 @@ def reason(error: BaseException) -> str:
     line = first_line(error)
     if re.search(r"Check failed|InternalError|null pointer|AST", line):
         return "TVM's importer does not take it with these arguments"
-    return line
+    return line.rstrip(".")
 
 
 def user_line(error: BaseException) -> str:
-    """Give `, at file:line` of the innermost frame outside torch, onnx and this package, if any."""
+    """Give `, at file:line` of the innermost frame that is the user's, if any."""
     quoted = re.findall(r'File "([^"]+)", line (\d+)', str(error))
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     ours = str(Path(__file__).parent)
+    python = sysconfig.get_path("stdlib") + os.sep
     for file, line in [*quoted[::-1], *frames[::-1]]:
-        theirs = {"torch", "onnx"} & set(Path(file).parts)
-        if not theirs and not file.startswith((ours, "<")):
+        parts = set(Path(file).parts)
+        standard = file.startswith(python) and "site-packages" not in parts
+        if not standard and not parts & {"torch", "onnx"} and not file.startswith((ours, "<")):
             return f", at {file}:{line}"
     return ""
 
