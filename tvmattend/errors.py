@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One class for each failure that a user can cause: what happened, what to do, and an exit code.
 
-Code raises these; `cli/main.py` alone prints them, as `error: <message>` and `hint: <hint>`.
+Code raises these (`compiling` makes one of what TVM raises); `cli/main.py` alone prints them, as
+`error: <message>` and `hint: <hint>`.
 The runtime that ships inside a bundle cannot import this file; its errors carry the same three
 attributes (`exit_code`, `hint`, `str(error)`) and are printed the same way.
 """

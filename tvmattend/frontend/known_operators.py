@@ -30,7 +30,7 @@ _LAYERS = """
 """
 _MOVEMENT = """
     arange broadcast_to concat expand_dims flatten flip full full_like nn.batch_flatten nn.pad ones
-    ones_like permute_dims repeat reshape slice_scatter split squeeze stack strided_slice take tile
+    ones_like permute_dims repeat reshape slice_scatter squeeze stack strided_slice take tile
     zeros zeros_like
 """
 
@@ -43,9 +43,10 @@ def _full_names(text: str) -> frozenset[str]:
 KNOWN = _full_names(_ELEMENTWISE + _REDUCTIONS + _LAYERS + _MOVEMENT)
 # Between import and canonical form, where they are folded away, spelled out, or refused with a
 # reason of theirs.
-_PASSING = _full_names(
-    "cosh nn.batch_norm nn.dropout null_value shape_of shape_to_tensor sinh size tensor_to_shape"
-)
+_PASSING = _full_names("""
+    cosh nn.batch_norm nn.dropout null_value shape_of shape_to_tensor sinh size split
+    tensor_to_shape
+""")
 _TO_A_NUMBER = _full_names(_REDUCTIONS)
 
 
