@@ -15,6 +15,7 @@ from tvmattend.errors import CompileError
 from tvmattend.frontend import ModelRequest
 from tvmattend.runtime import load
 from tvmattend.target import host_target
+from tvmattend.tuning import plan_tuning
 
 
 class Net(nn.Module):
@@ -61,11 +62,18 @@ def parted() -> Net:
     return Net(forward)
 
 
+def wide() -> Net:
+    """More columns than a table of scores may have."""
+    return Net(lambda x: torch.relu(x).repeat(1, 10, 2, 2).flatten(1))
+
+
 def empty() -> Net:
     return Net(lambda x: torch.relu(x)[:, :0])
 
 
-@pytest.mark.parametrize("factory", [reflected, enlarged, rolled, with_a_view, above_zero, parted])
+@pytest.mark.parametrize(
+    "factory", [reflected, enlarged, rolled, with_a_view, above_zero, parted, wide]
+)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_it_computes_what_pytorch_does(
     factory: Callable[[], Net], threads: int, tmp_path: Path
@@ -90,3 +98,12 @@ def test_what_tvm_cannot_lower_is_told_in_two_lines_and_leaves_nothing(tmp_path:
         build(request, host_target(1), output=tmp_path / "bundle", use_records=False)
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tune_tells_it_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a trace\nno such shape")
+
+    monkeypatch.setattr("tvmattend.transform.lower_with_report", refuse)
+    with pytest.raises(CompileError, match=r"TVM could not compile .*: no such shape"):
+        plan_tuning("attendnext_tiny", host_target(1))

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tvmattend.device.serving.wire import LONGEST_SECONDS
 from tvmattend.frontend.request import MOST, ModelRequest
 from tvmattend.models.registry import DEFAULT
 
@@ -16,7 +17,6 @@ from tvmattend.models.registry import DEFAULT
 THREADS = click.IntRange(1, 1024)
 _EXTENTS = click.IntRange(1, MOST)
 _SEEDS = click.IntRange(0, 2**63 - 1)
-_WEEK = 7 * 24 * 3600
 
 
 class Seconds(click.FloatRange):
@@ -27,7 +27,7 @@ class Seconds(click.FloatRange):
     """
 
     def __init__(self, least: float) -> None:
-        super().__init__(least, _WEEK)
+        super().__init__(least, LONGEST_SECONDS)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

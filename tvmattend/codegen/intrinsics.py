@@ -2,7 +2,7 @@
 """exp(x), sigmoid(x) and tanh(x) in vector registers, for SiLU, gates and softmax.
 
 LLVM lowers a vector `exp` to one call of libm's `expf` a lane, which takes more time than the
-convolution in front of it. Both replacements start with the textbook reduction
+convolution in front of it. The replacements start with the textbook reduction
 
     2^t = 2^k * 2^f,    t = x / ln 2,    k = round(t),    f = t - k,    |f| <= 1/2
 

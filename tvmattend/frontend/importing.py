@@ -32,6 +32,8 @@ from tvmattend.preprocessing import Preprocessing
 
 # Torchvision's evaluation: the short side is resized to size / 0.875, then the middle is cut out.
 _CROP_RATIO = 0.875
+# That a bundle may say (runtime/manifest_fields.py); a wider output is no table of scores.
+_MOST_CLASSES = 1 << 20
 
 
 def import_checked(request: ModelRequest) -> ImportedModel:
@@ -181,7 +183,7 @@ def _imported(
         ir_module=module,
         inputs=inputs,
         outputs=outputs,
-        classes=scores[1] if len(scores) == 2 else None,
+        classes=scores[1] if len(scores) == 2 and scores[1] <= _MOST_CLASSES else None,
         reference_name=reference_name,
         module_paths=paths,
         run_reference=run,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tvmattend.codegen.link import link_command
 from tvmattend.device.board import probe
 from tvmattend.device.endpoint import Endpoint
-from tvmattend.errors import TargetError, TuningError
+from tvmattend.errors import TargetError, TuningError, compiling
 from tvmattend.frontend import ModelRequest
 from tvmattend.storage import require_room, temporary_directory
 from tvmattend.target import TargetSpec
@@ -310,10 +310,12 @@ def _tasks(order: _Order, observer: Observer) -> tuple[Sequence[Any], "FusionRep
     from tvmattend.transform import lower_with_report
     from tvmattend.tuning.tasks import extract_tasks
 
-    lowered = lower_with_report(imported.ir_module, target, rules=None if order.fusion else ())
-    if order.strict_fusion:
-        lowered.fusion.require_all_blocks()
-    return extract_tasks(lowered.mod, target), lowered.fusion
+    what = f"{request.name} for {target.describe()}"
+    with compiling(what, "run again with --debug, and report it"):
+        lowered = lower_with_report(imported.ir_module, target, rules=None if order.fusion else ())
+        if order.strict_fusion:
+            lowered.fusion.require_all_blocks()
+        return extract_tasks(lowered.mod, target), lowered.fusion
 
 
 def _run(start: _Start, observer: Observer) -> TuneReport:
