@@ -15,10 +15,11 @@ from tvmattend import errors
 from tvmattend.bench.kernel_report import Kernel, Profile
 from tvmattend.bench.profiling import profile
 from tvmattend.bench.roofline import Roofline
+from tvmattend.bundle.signing import create_key
 from tvmattend.cli.profile import command
 from tvmattend.codegen import build
 from tvmattend.codegen.kernel_facts import kernel_facts
-from tvmattend.errors import InputError
+from tvmattend.errors import BundleMismatchError, InputError
 from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.models import lookup, macs
 from tvmattend.runtime import load
@@ -145,15 +146,61 @@ def test_a_manifest_of_other_kernels_is_refused(bundle: Path, tmp_path: Path) ->
         profile(other, runs=1)
 
 
-def test_standalone_library_has_the_same_kernels(found: Profile, tmp_path: Path) -> None:
-    directory = tmp_path / "standalone"
-    target = parse_target("host", 1)
-    build("attendnext_tiny", target, output=directory, use_records=False, format="standalone")
-    other = profile(directory, runs=5)
+def test_standalone_library_has_the_same_kernels(found: Profile, standalone: Path) -> None:
+    other = profile(standalone, runs=5)
     assert [kernel.name for kernel in other.kernels] == [kernel.name for kernel in found.kernels]
     assert [kernel.modules for kernel in other.kernels] == [k.modules for k in found.kernels]
     assert all(kernel.seconds > 0 and kernel.again is None for kernel in other.kernels)
     assert other.lines()
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("profile") / "standalone"
+    target = parse_target("host", 1)
+    build("attendnext_tiny", target, output=directory, use_records=False, format="standalone")
+    return directory
+
+
+def test_on_a_board(found: Profile, standalone: Path, host_board: str) -> None:
+    there = profile(standalone, runs=5, board=host_board)
+    assert [kernel.name for kernel in there.kernels] == [kernel.name for kernel in found.kernels]
+    assert all(0 < kernel.seconds < 1 and kernel.again is None for kernel in there.kernels)
+    # The same machine, by the same kernels: what it reaches is not a board's answer to a message.
+    assert 0.2 < there.roofline.flops / found.roofline.flops < 5
+    assert there.roofline.footprint == pytest.approx(
+        (standalone / "libattendnext_tiny.so").stat().st_size, rel=0.01
+    )
+    assert 0.3 < there.best_kernels / there.best_inference < 3
+    assert there.machine["endpoint"] == host_board
+    assert there.lines()[1].startswith(host_board)
+    assert there.others is None
+
+
+def test_the_virtual_machine_of_a_board_tells_nothing(bundle: Path, host_board: str) -> None:
+    with pytest.raises(BundleMismatchError, match="over RPC") as caught:
+        profile(bundle, runs=1, board=host_board)
+    assert "--format standalone" in caught.value.hint
+
+
+@pytest.mark.emulated
+def test_on_the_emulated_board(emulated_board: str, tmp_path: Path) -> None:
+    build("attendnext_tiny", parse_target("cortex-a72", 2), output=tmp_path / "a72")
+    options = ["--rpc", emulated_board, "--runs", "2", "--threads", "1"]
+    done = CliRunner().invoke(command, [str(tmp_path / "a72"), *options, "--json"])
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert data["machine"]["emulated"]
+    assert data["threads"] == 1
+    assert sum(entry["share"] for entry in data["kernels"]) == pytest.approx(1, abs=0.01)
+    assert "its times say nothing about silicon" in done.stderr
+
+
+def test_a_signature_is_asked_for_before_a_profile(standalone: Path, tmp_path: Path) -> None:
+    key = tmp_path / "mine.pem.pub"
+    create_key(tmp_path / "mine.pem")
+    done = CliRunner().invoke(command, [str(standalone), "--require-signature", str(key)])
+    assert done.exception.exit_code == 23
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,26 @@ def test_it_computes_what_the_vm_computes_bit_for_bit(
     net.close()
 
 
+def test_the_door_for_rpc_tells_what_each_step_took(tiny: Built) -> None:
+    import tvm
+
+    net = Library(tiny.files.shared, 2)
+    ((x,),) = tiny.imported.sample_inputs(1)
+    (expected,) = net.run([x])
+    door = tvm.runtime.load_module(str(tiny.files.shared)).get_function("network_rpc")
+    y = tvm.runtime.tensor(np.zeros_like(expected))
+    report = tvm.runtime.tensor(np.full(4096, 255, "uint8"))
+    assert int(door(2, tvm.runtime.tensor(x), y, report)) == 0
+    assert np.array_equal(y.numpy(), expected)
+    lines = bytes(report.numpy()).split(b"\0")[0].decode().splitlines()
+    assert [line.split()[0] for line in lines] == [name for name, _ in net.profile([x])]
+    assert all(0 <= int(line.split()[1]) < 10**9 for line in lines)
+    # What has no room for all of it is refused, and written to within its bounds.
+    short = tvm.runtime.tensor(np.full(40, 255, "uint8"))
+    assert int(door(2, tvm.runtime.tensor(x), y, short)) == 100
+    assert int(door(2, tvm.runtime.tensor(x), y, report, report)) == 2
+
+
 def test_the_program_in_c_gets_the_same_result(tiny: Built, driver: Path, tmp_path: Path) -> None:
     x, path = tiny.inputs(tmp_path)
     (expected,) = Library(tiny.files.shared, 1).run([x])

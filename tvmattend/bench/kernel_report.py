@@ -4,7 +4,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tvmattend.bench.host import machine_line
 from tvmattend.bench.report import busy_notes
 from tvmattend.bench.roofline import Roofline
 from tvmattend.target import TargetSpec
@@ -44,7 +43,9 @@ class Profile:
     Attributes:
         model: Name of the network.
         target: What it was built for, with the threads that ran.
-        machine: From `describe_machine`.
+        machine: What it is; see `Profiled`.
+        machine_text: The same in a line.
+        machine_notes: What a reader must know of it.
         roofline: The machine's limits.
         inference: Seconds of a whole inference without instrument, median.
         best_inference: The best of them.
@@ -58,6 +59,8 @@ class Profile:
     model: str
     target: TargetSpec
     machine: dict[str, Any]
+    machine_text: str
+    machine_notes: tuple[str, ...]
     roofline: Roofline
     inference: float
     best_inference: float
@@ -104,7 +107,7 @@ class Profile:
 
     def notes(self) -> list[str]:
         """What a reader must know of the figures."""
-        notes = busy_notes(self.others)
+        notes = [*self.machine_notes, *busy_notes(self.others)]
         above = {
             "winograd" in kernel.family
             for kernel in self.kernels
@@ -167,7 +170,7 @@ class Profile:
         ]
         return [
             f"{self.model} for {self.target.describe()}",
-            machine_line(self.machine),
+            self.machine_text,
             self._limits(),
             "",
             *table,
@@ -178,7 +181,7 @@ class Profile:
     def _limits(self) -> str:
         limit = self.roofline
         return (
-            f"this machine reaches {limit.flops / 1e9:.1f} GFLOP/s and {limit.bandwidth / 1e9:.1f} "
+            f"the machine reaches {limit.flops / 1e9:.1f} GFLOP/s and {limit.bandwidth / 1e9:.1f} "
             f"GB/s from {limit.footprint / 1e6:.1f} MB, with {self.target.num_cores} of its cores"
         )
 

@@ -1,84 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `profile`: where the time of an inference goes, kernel by kernel.
 
-TVM's virtual machine calls an instrument before and after every call that it makes. A kernel's time
-is therefore taken inside a real inference, with its inputs in the cache where the kernel before
-left them and its weights wherever the last inference left them: that is the time that counts. It
-includes about one microsecond of the instrument itself. The sum over the kernels is compared with
-whole inferences that run without instrument, so what is not explained is seen: the best of one with
-the best of the other, for on a busy machine hardly any whole inference goes uninterrupted, while
-most calls of a kernel do, and their medians add up to less than the median of the whole.
+A kernel's time is taken inside a real inference, with its inputs in the cache where the kernel
+before left them and its weights wherever the last inference left them: that is the time that
+counts. The sum over the kernels is compared with whole inferences in which nothing is timed, so
+what is not explained is seen: the best of one with the best of the other, for on a busy machine
+hardly any whole inference goes uninterrupted, while most calls of a kernel do, and their medians
+add up to less than the median of the whole.
 
-A second figure comes from running the same call again on the spot: everything is then as near as
-its cache allows. A kernel that is much faster there waits for memory in the real inference.
+A second figure comes from running the same call again on the spot, where that is possible:
+everything is then as near as its cache allows. A kernel that is much faster there waits for memory
+in the real inference.
 
-A standalone library has no instrument; it times its own steps, with the clock of the thread that
-calls it, and those of a fused kernel are added up.
+The steps of a fused kernel, which a standalone library times one by one, are added up.
 """
 
-import os
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tvmattend.bench.host import Load, describe_machine
 from tvmattend.bench.kernel_report import Kernel, Profile
+from tvmattend.bench.profiled import Call, Inference, Observer, Profiled
 from tvmattend.bench.roofline import measure
-from tvmattend.errors import BenchmarkError, BundleError, InputError
+from tvmattend.device.killable import ANSWER_SECONDS
+from tvmattend.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from tvmattend.bundle.manifest import Manifest
-
-_Result = TypeVar("_Result")
-
-Observer = Callable[[str], None]
-
-_BUILTIN = "vm.builtin."
-_AGAIN = 5
-
-
-@dataclass
-class _Call:
-    """One call of one inference, as the instrument saw it."""
-
-    name: str
-    seconds: float = 0.0
-    again: float | None = None
-
-
-class _Instrument:
-    """What the virtual machine calls around each of its calls.
-
-    Args:
-        again: Whether to run each kernel some more times on the spot.
-    """
-
-    def __init__(self, again: bool) -> None:
-        self._again = again
-        self.calls: list[_Call] = []
-        self.builtin = 0.0
-        self._start = 0.0
-
-    def __call__(self, function: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
-        """Note the time; 0 tells the virtual machine to go on as usual."""
-        now = time.perf_counter()
-        builtin = name.startswith(_BUILTIN)
-        if before:
-            if not builtin:
-                self.calls.append(_Call(name))
-                if self._again:
-                    self.calls[-1].again = min(_seconds(function, args) for _ in range(_AGAIN))
-            self._start = time.perf_counter()
-        elif builtin:
-            self.builtin += now - self._start
-        else:
-            self.calls[-1].seconds = now - self._start
-        return 0
+    from tvmattend.device.endpoint import Endpoint
 
 
 def profile(
@@ -86,20 +37,28 @@ def profile(
     threads: int | None = None,
     runs: int = 50,
     observer: Observer = lambda _: None,
+    board: "Endpoint | str | None" = None,
+    require_signature: Path | None = None,
+    timeout: float = ANSWER_SECONDS,
 ) -> Profile:
-    """Time every kernel call of a bundle on this machine.
+    """Time every kernel call of a bundle, on this machine or on a board.
 
     Args:
         bundle: The bundle's directory.
         threads: Threads of the kernels; by default the bundle's own.
-        runs: Inferences that are instrumented.
+        runs: Inferences whose calls are timed.
         observer: Told, in a line, what is being done.
+        board: See `load_remote`; None for this machine.
+        require_signature: A public key that must have signed the bundle.
+        timeout: Seconds that a board may take for each answer; see `load_remote`.
 
     Raises:
         BundleError: The bundle is damaged, or does not say what its kernels are.
-        BundleMismatchError: It was built for another machine.
+        BundleMismatchError: It was built for another machine, or is of the format `vm` where the
+            kernels are to be timed on a board.
         InputError: A number is out of range.
         BenchmarkError: Two inferences did not make the same calls.
+        TvmattendError: What `load` or `load_remote` raises.
     """
     if runs < 1:
         raise InputError(f"--runs {runs} is out of range", "give 1 or more")
@@ -107,44 +66,54 @@ def profile(
     # measuring the machine needs the compiler.
     import tvm  # noqa: F401
 
-    from tvmattend.bundle.manifest import Manifest
     from tvmattend.runtime import load
 
-    network = load(bundle, threads)
-    manifest = Manifest.from_json(network.manifest)
-    inputs = network.golden()[0][0]
-    load_of_others = Load(sorted(os.sched_getaffinity(0)), [os.getpid()])
-    network.time(*inputs, repeat=runs, warmup=2)  # the clock and the caches
-    observer("timing kernels in the inference")
-    if manifest.format == "vm":
-        inside, whole = _instrumented(network, inputs, runs, again=False)
-        observer("timing kernels again on the spot")
-        spot, _ = _instrumented(network, inputs, max(3, runs // 10), again=True)
-    else:
-        inside, whole = _by_its_own_clock(network, inputs, runs)
-        spot = inside
-    target = replace(manifest.target, num_cores=network.threads)
-    observer("measuring what this machine can do")
-    weights = (bundle / str(network.manifest["library"])).stat().st_size
-    roofline = measure(target, weights, lambda work: _in_pool(network, work))
+    if board is None:
+        from tvmattend.bench.profiled_here import ProfiledHere
+
+        network = load(bundle, threads, require_signature)
+        return _profile(bundle, network.manifest, ProfiledHere(network), runs, observer)
+
+    from tvmattend.bench.profiled_board import ProfiledBoard
+    from tvmattend.runtime.remote import load_remote
+
+    with load_remote(bundle, board, threads, require_signature, timeout) as remote:
+        return _profile(bundle, remote.manifest, ProfiledBoard(remote), runs, observer)
+
+
+def _profile(
+    bundle: Path, description: dict[str, Any], place: Profiled, runs: int, observer: Observer
+) -> Profile:
+    from tvmattend.bundle.manifest import Manifest
+
+    manifest = Manifest.from_json(description)
+    seen = place.look(runs, observer)
+    target = replace(manifest.target, num_cores=place.threads)
+    observer("measuring what the machine can do")
+    weights = (bundle / manifest.library).stat().st_size
+    roofline = measure(
+        target, weights, lambda module, arrays: place.least_seconds(module, arrays, target)
+    )
     return Profile(
         model=manifest.model,
         target=target,
-        machine=describe_machine(),
+        machine=place.machine,
+        machine_text=place.machine_text,
+        machine_notes=place.notes,
         roofline=roofline,
-        inference=statistics.median(whole),
-        best_inference=min(whole),
-        best_kernels=min(sum(call.seconds for call in run.calls) for run in inside),
-        builtin=statistics.median(run.builtin for run in inside),
+        inference=statistics.median(seen.whole),
+        best_inference=min(seen.whole),
+        best_kernels=min(sum(call.seconds for call in run.calls) for run in seen.inside),
+        builtin=statistics.median(run.builtin for run in seen.inside),
         runs=runs,
-        kernels=tuple(_kernels(inside, spot, manifest)),
-        others=load_of_others.others(),
+        kernels=tuple(_kernels(seen.inside, seen.spot, manifest)),
+        others=place.others(),
     )
 
 
 def _kernels(
-    inside: Sequence[_Instrument],
-    spot: Sequence[_Instrument],
+    inside: Sequence[Inference],
+    spot: Sequence[Inference],
     manifest: "Manifest",
 ) -> "list[Kernel]":
     known = {kernel.key: kernel for kernel in manifest.kernels}
@@ -169,60 +138,7 @@ def _kernels(
     return kernels
 
 
-def _instrumented(
-    network: Any, inputs: Sequence["np.ndarray[Any, Any]"], runs: int, *, again: bool
-) -> tuple[list[_Instrument], list[float]]:
-    """Run with and without an instrument in turns; it is removed in the end.
-
-    Returns:
-        What the instruments saw, and the seconds of the whole inferences without.
-    """
-    network(*inputs)  # puts the inputs in place
-    # The network's executor owns the virtual machine and the thread with TVM's pool; there is no
-    # public way to either, and only a profiler wants one.
-    executor = network._executor  # noqa: SLF001
-    set_instrument, main = executor._vm["set_instrument"], executor._main  # noqa: SLF001
-    tensors = executor._tensors  # noqa: SLF001
-
-    def work() -> tuple[list[_Instrument], list[float]]:
-        seen, whole = [], []
-        try:
-            for _ in range(runs + 1):
-                seen.append(_Instrument(again))
-                set_instrument(seen[-1])
-                main(*tensors)
-                set_instrument(None)
-                main(*tensors)  # the instrument's Python has been in the caches
-                whole.append(_seconds(main, tensors))
-        finally:
-            set_instrument(None)
-        return seen[1:], whole[1:]  # the first ones warm up
-
-    seen, whole = _in_pool(network, work)
-    names = {tuple(_names(run)) for run in seen}
-    if len(names) != 1:
-        raise BenchmarkError("two inferences called other kernels", "profile a fixed network")
-    return seen, whole
-
-
-def _by_its_own_clock(
-    network: Any, inputs: Sequence["np.ndarray[Any, Any]"], runs: int
-) -> tuple[list[_Instrument], list[float]]:
-    """Have a standalone library time its steps, and whole inferences in turns with that.
-
-    Returns:
-        Its steps as calls, and the seconds of the whole inferences.
-    """
-    library = network._executor._library  # noqa: SLF001  (only a profiler wants it)
-    seen, whole = [], []
-    for _ in range(runs + 1):
-        seen.append(_Instrument(again=False))
-        seen[-1].calls = [_Call(name, seconds) for name, seconds in library.profile(inputs)]
-        whole += network.time(*inputs, repeat=1, warmup=0)
-    return seen[1:], whole[1:]
-
-
-def _by_launch(run: _Instrument, manifest: "Manifest") -> dict[int, _Call]:
+def _by_launch(run: Inference, manifest: "Manifest") -> dict[int, Call]:
     """Give the call of each launch, by its place among the manifest's.
 
     A standalone library times the steps of a fused kernel: `dcac_0`, `dcac_1`, ... are one call of
@@ -244,26 +160,10 @@ def _by_launch(run: _Instrument, manifest: "Manifest") -> dict[int, _Call]:
         if call.name not in names:
             steps.insert(0, call)
             break
-        found[place] = _Call(launch.name, seconds, call.again)
+        found[place] = Call(launch.name, seconds, call.again)
     if steps:
         raise BundleError(
             f"the library calls `{steps[0].name}`, which manifest.json does not name there",
             "build the bundle again",
         )
     return found
-
-
-def _names(run: _Instrument) -> list[str]:
-    return [call.name for call in run.calls]
-
-
-def _in_pool(network: Any, work: Callable[[], _Result]) -> _Result:
-    """Run a function in the thread that the network's kernels run in."""
-    result: _Result = network._executor._call(work)  # noqa: SLF001
-    return result
-
-
-def _seconds(function: Any, args: Sequence[Any]) -> float:
-    start = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - start

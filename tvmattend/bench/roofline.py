@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine can do at most, measured with two kernels of our own.
+"""What a machine can do at most, measured with two kernels of our own.
 
     peak       r[i] = r[i] * a + b in as many vector registers as the core has accumulators: nothing
                but fused multiply-adds, enough of them in flight to hide their latency
@@ -11,18 +11,19 @@ a kernel is measured against what the same compiler, threads and vectors can rea
 many runs counts: a limit is what was reached once.
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schedules.machines import machine_of
 from tvmattend.target import TargetSpec
 
+if TYPE_CHECKING:
+    import tvm
+
 _STEPS, _UNROLL = 20_000, 8
-_REPEATS = 40
 
 # Text, not decorated Python: the script's parser would read this file's source, and a type checker
 # the script.
@@ -96,59 +97,44 @@ class Roofline:
 
 
 def measure(
-    target: TargetSpec, footprint: int, run: Callable[[Callable[[], float]], float]
+    target: TargetSpec,
+    footprint: int,
+    least_seconds: Callable[["tvm.IRModule", Sequence[np.ndarray]], float],
 ) -> Roofline:
     """Measure both limits for `target.num_cores` threads.
 
     Args:
-        target: What the kernels are compiled for; a level of this machine.
+        target: What the kernels are for.
         footprint: Bytes of the buffer that is streamed.
-        run: Calls a function in the thread that owns TVM's pool, and gives its result.
+        least_seconds: Compiles a module, calls its `main` with copies of the arrays on as many
+            threads, many times, and gives what the fastest call took.
     """
-    import tvm
-
     machine, threads = machine_of(target.to_tvm()), target.num_cores
     lanes, registers = machine.lanes, machine.accumulators
-    peak = _compile(
-        _PEAK.format(
-            threads=threads, lanes=lanes, registers=registers, steps=_STEPS, unroll=_UNROLL
-        ),
-        target,
+    peak = _PEAK.format(
+        threads=threads, lanes=lanes, registers=registers, steps=_STEPS, unroll=_UNROLL
     )
     block = lanes * _STREAMS
     length = max(1, footprint // (4 * threads * block)) * block
-    stream = _compile(
-        _BANDWIDTH.format(
-            threads=threads, lanes=lanes, registers=_STREAMS, length=length, block=block
-        ),
-        target,
+    stream = _BANDWIDTH.format(
+        threads=threads, lanes=lanes, registers=_STREAMS, length=length, block=block
     )
     # Below 1 the sums stay finite and never become denormal.
-    factor = tvm.runtime.tensor(np.full(lanes, 0.5, "float32"))
-    data = tvm.runtime.tensor(np.full((threads, length), 0.5, "float32"))
-    sums = tvm.runtime.tensor(np.zeros((threads, registers * lanes), "float32"))
-    partial = tvm.runtime.tensor(np.zeros((threads, block), "float32"))
-    seconds = run(lambda: _best(lambda: peak(factor, sums)))
-    flops = 2.0 * lanes * registers * (_STEPS // _UNROLL * _UNROLL) * threads / seconds
+    factor = np.full(lanes, 0.5, "float32")
+    data = np.full((threads, length), 0.5, "float32")
+    sums = np.zeros((threads, registers * lanes), "float32")
+    partial = np.zeros((threads, block), "float32")
+    flops = 2.0 * lanes * registers * (_STEPS // _UNROLL * _UNROLL) * threads
     moved = 4 * threads * length
-    return Roofline(flops, moved / run(lambda: _best(lambda: stream(data, partial))), moved)
+    return Roofline(
+        flops / least_seconds(_module(peak), (factor, sums)),
+        moved / least_seconds(_module(stream), (data, partial)),
+        moved,
+    )
 
 
-def _compile(script: str, target: TargetSpec) -> Callable[..., Any]:
+def _module(script: str) -> "tvm.IRModule":
     import tvm
     from tvm.script import from_source
 
-    function = from_source(script).with_attr("global_symbol", "main")
-    main: Callable[..., Any] = tvm.compile(
-        tvm.IRModule({"main": function}), target=target.to_tvm()
-    )["main"]
-    return main
-
-
-def _best(call: Callable[[], Any]) -> float:
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return tvm.IRModule({"main": from_source(script).with_attr("global_symbol", "main")})

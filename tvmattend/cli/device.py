@@ -60,7 +60,8 @@ def command(
 ) -> None:
     """Serve TVM RPC on this machine, or as an emulated Cortex-A72, until Ctrl-C.
 
-    Give the address printed to `--rpc` of tune, run and validate. One client is served at a time.
+    Give the address printed to `--rpc` of tune, run, validate and profile. One client is served at
+    a time.
     """
     if (tracker is None) != (key is None):
         raise click.UsageError("--tracker and --key go together")

@@ -24,7 +24,7 @@ _COMMANDS = {
     "run": "Run a bundle on an input, here or on a board, and time it.",
     "validate": "Compare a bundle's outputs with the reference, here or on a board.",
     "bench": "Time a network here beside other runtimes, outputs compared first.",
-    "profile": "Show where the time of a bundle goes, kernel by kernel.",
+    "profile": "Show where the time of a bundle goes, kernel by kernel, here or on a board.",
     "estimate": "Estimate the time of a bundle or a program on a Cortex-A72, without one.",
     "sign": "Sign a bundle, so that devices can require your signature; make a key.",
     "boards": "List the boards of a tracker: core, clock, governor, temperature, free or busy.",

@@ -34,7 +34,7 @@ def command(
     """Sign BUNDLE with an Ed25519 key, so that a device can require the signature.
 
     The signature covers manifest.json, and with it the SHA-256 of every file. To require it:
-    `run` and `validate` with --require-signature PUBKEY, or in Python
+    `run`, `validate` and `profile` with --require-signature PUBKEY, or in Python
     `load(BUNDLE, require_signature=PUBKEY)`.
     """
     if new_key is not None:

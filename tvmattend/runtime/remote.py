@@ -4,12 +4,12 @@
 It stands beside `network.py`, and not in it, because this side needs TVM itself, which no device
 has. The board needs only its RPC server: `model.so` is uploaded, and lives as long as the session.
 
-TVM's client is in a process of its own (`device.killable`), which also has the session: a board
-that is silent, or that answers nonsense, costs that process and not this one.
+TVM's client is in a process of its own (`device.killable`), which also has the session
+(`remote_session.py`): a board that is silent, or that answers nonsense, costs that process and not
+this one.
 """
 
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,9 +20,8 @@ import numpy as np
 from tvmattend.bundle.manifest import Manifest
 from tvmattend.bundle.verify import verify
 from tvmattend.device.board import BoardInfo, ask_of, probe
-from tvmattend.device.endpoint import Endpoint, close_session, connect
+from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.killable import ANSWER_SECONDS, KillableWorker
-from tvmattend.device.sending import send
 from tvmattend.device.serving.wire import LONGEST_SECONDS
 from tvmattend.device.tunnel import reached
 from tvmattend.errors import (
@@ -33,6 +32,7 @@ from tvmattend.errors import (
     InputError,
     TvmattendError,
 )
+from tvmattend.runtime import remote_session
 from tvmattend.runtime.network import BundleError as DamagedError
 from tvmattend.runtime.network import Network, file_content
 from tvmattend.target import TargetSpec
@@ -40,6 +40,8 @@ from tvmattend.target import TargetSpec
 # All timed runs are one answer, which may take so many times as long as the first run made expect.
 _PATIENCE = 3.0
 _CLOSE_SECONDS = 3.0
+# Its steps' times, with one before for the caches, and a whole inference with one before.
+_CALLS_OF_PROFILE = 4
 
 
 class RemoteNetwork(Network):
@@ -50,6 +52,38 @@ class RemoteNetwork(Network):
     ) -> None:
         super().__init__(directory, manifest, executor)
         self.board = board
+
+    def profile(
+        self, *arrays: np.ndarray, runs: int
+    ) -> list[tuple[list[tuple[str, float]], float]]:
+        """Time the steps of a standalone library on the board, and whole inferences in turns.
+
+        Returns:
+            For each run the seconds of its steps by name, in order, and those of an inference.
+
+        Raises:
+            BundleMismatchError: The bundle is of the format `vm`.
+        """
+        if self.manifest["format"] == "vm":
+            # Its instrument is a function in the same process, which no client can send.
+            raise BundleMismatchError(
+                "TVM's virtual machine does not tell its kernels' times over RPC",
+                "build with --format standalone, or profile the bundle on the board itself",
+            )
+        found: list[tuple[list[tuple[str, float]], float]] = self._executor.profile(
+            self._fit(arrays), runs
+        )
+        return found
+
+    def time_kernel(self, code: bytes, arrays: list[np.ndarray], repeat: int) -> float:
+        """Give the least seconds, of `repeat`, of `main` in a TVM library of one kernel.
+
+        Args:
+            code: The library, for the bundle's target.
+            arrays: Its arguments.
+            repeat: Timed calls.
+        """
+        return float(self._executor.time_kernel(code, arrays, repeat))
 
 
 @contextmanager
@@ -137,7 +171,7 @@ def _probe(
 
 
 class _Executor:
-    """A network's executor whose work is done by `_open`, `_run` and `_time` in the worker."""
+    """A network's executor whose work is done by `remote_session` in the worker."""
 
     def __init__(
         self,
@@ -151,166 +185,45 @@ class _Executor:
         self._worker = worker
         self._place = place
         self._timeout = timeout
-        self.threads = int(self._ask(_open, (place, code, manifest, threads)))
+        self.threads = int(self._ask(remote_session.open_network, (place, code, manifest, threads)))
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        outputs: list[np.ndarray] = self._ask(_run, (inputs,))
+        outputs: list[np.ndarray] = self._ask(remote_session.run, (inputs,))
         return outputs
 
     def time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
-        begun = time.monotonic()
-        self.run(inputs)
-        once = time.monotonic() - begun
-        more = _PATIENCE * once * (warmup + 1 + repeat)  # TVM calls once before it takes the time
-        seconds: list[float] = self._ask(_time, (inputs, repeat, warmup), more)
+        # TVM calls once before it takes the time.
+        more = self._once(inputs) * (warmup + 1 + repeat)
+        seconds: list[float] = self._ask(remote_session.time, (inputs, repeat, warmup), more)
         return seconds
+
+    def profile(
+        self, inputs: list[np.ndarray], runs: int
+    ) -> list[tuple[list[tuple[str, float]], float]]:
+        more = self._once(inputs) * _CALLS_OF_PROFILE * runs
+        found: list[tuple[list[tuple[str, float]], float]] = self._ask(
+            remote_session.profile, (inputs, runs), more
+        )
+        return found
+
+    def time_kernel(self, code: bytes, arrays: list[np.ndarray], repeat: int) -> float:
+        return float(self._ask(remote_session.time_kernel, (code, arrays, repeat)))
 
     def close(self) -> None:
         with suppress(TvmattendError, RuntimeError, OSError):  # the process ends in any case
-            self._worker.call(_CLOSE_SECONDS, _close, ())
+            self._worker.call(_CLOSE_SECONDS, remote_session.close, ())
+
+    def _once(self, inputs: list[np.ndarray]) -> float:
+        """Seconds that one more inference may take."""
+        begun = time.monotonic()
+        self.run(inputs)
+        return _PATIENCE * (time.monotonic() - begun)
 
     def _ask(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], more: float = 0.0
     ) -> Any:
-        if function is not _open and not self._worker.is_alive():
+        if function is not remote_session.open_network and not self._worker.is_alive():
             raise BoardUnreachableError(
                 f"{self._place}: there is no session any more", "load the bundle there again"
             )
         return ask_of(self._place, self._worker, self._timeout + more, function, arguments)
-
-
-# The worker's only session, and the network in it.
-_HERE: list["_BoardVM"] = []
-
-
-def _open(place: Endpoint, code: bytes, manifest: Manifest, threads: int | None) -> int:
-    make = _BoardVM if manifest.format == "vm" else _BoardLibrary
-    _HERE.append(make(connect(place), place, code, manifest, threads))
-    return _HERE[0].threads
-
-
-def _run(inputs: list[np.ndarray]) -> list[np.ndarray]:
-    return _HERE[0].run(inputs)
-
-
-def _time(inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
-    return _HERE[0].time(inputs, repeat, warmup)
-
-
-def _close() -> None:
-    close_session(_HERE[0].session)
-
-
-class _BoardVM:
-    """The Relax virtual machine of one bundle, in the session's process on the board.
-
-    Calling `vm["main"](x)` fails over RPC, because a result that is an object cannot come back;
-    `set_input`, `invoke_stateful` and `get_outputs` leave it on the board and fetch tensors.
-    """
-
-    def __init__(
-        self,
-        session: Any,
-        place: Endpoint,
-        code: bytes,
-        manifest: Manifest,
-        threads: int | None,
-    ) -> None:
-        self.session = session
-        self._place = place
-        self._manifest = manifest
-        self.threads = self._size_pool(threads, manifest.threads)
-        self._machine = self._start(code)
-
-    def _size_pool(self, threads: int | None, wanted: int) -> int:
-        offered = int(self.session.get_function("runtime.NumThreads")())
-        count = min(wanted, offered) if threads is None else threads
-        if count != offered:
-            # Mode 1: the big cores. A pool cannot grow beyond what its server started with.
-            self.session.get_function("runtime.config_threadpool")(1, count)
-            if int(self.session.get_function("runtime.NumThreads")()) != count:
-                raise InputError(
-                    f"threads={count}, but {self._place} offers {offered}",
-                    "TVM_NUM_THREADS, set where the server starts, raises what it offers",
-                )
-        return count
-
-    def _start(self, code: bytes) -> Any:
-        from tvm import relax
-
-        return relax.VirtualMachine(self._load(code), self.session.cpu())
-
-    def _load(self, code: bytes) -> Any:
-        # A fresh name: replacing a library that is loaded crashes the session.
-        name = f"model-{uuid.uuid4().hex}.so"
-        send(self.session, self._place, code, name)
-        module = self.session.load_module(name)
-        self.session.remove(name)  # the loaded code stays; the board's disk is free again
-        return module
-
-    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        self._set(inputs)
-        self._machine.invoke_stateful("main")
-        outputs = self._machine.get_outputs("main")
-        return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else [outputs])]
-
-    def time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
-        self._set(inputs)
-        for _ in range(warmup):
-            self._machine.invoke_stateful("main")
-        # The board takes the time itself: no round trip is in it.
-        evaluate = self._machine.time_evaluator(
-            "invoke_stateful", self.session.cpu(), number=1, repeat=repeat
-        )
-        return [float(seconds) for seconds in evaluate("main").results]
-
-    def _set(self, inputs: list[np.ndarray]) -> None:
-        from tvm.runtime import tensor
-
-        device = self.session.cpu()
-        self._machine.set_input("main", *(tensor(array, device) for array in inputs))
-
-
-class _BoardLibrary(_BoardVM):
-    """A standalone library in the session's process: the server calls the door in it.
-
-    `<prefix>_rpc(threads, inputs..., outputs...)` gives the status of `<prefix>_run`.
-    """
-
-    def _start(self, code: bytes) -> Any:
-        from tvm.runtime import tensor
-
-        self._module = self._load(code)
-        library = self._manifest.library
-        self._name = f"{library.removeprefix('lib').removesuffix('.so')}_rpc"
-        device = self.session.cpu()
-        self._outputs = [
-            tensor(np.zeros(spec.shape, spec.dtype), device) for spec in self._manifest.outputs
-        ]
-        return self._module.get_function(self._name)
-
-    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        self._set(inputs)
-        status = int(self._machine(self.threads, *self._inputs, *self._outputs))
-        if status != 0:
-            raise BundleMismatchError(
-                f"{self._place}: the library refused to run, with status {status}",
-                f"{self._name.removesuffix('_rpc')}.h says what the number means",
-            )
-        return [output.numpy() for output in self._outputs]
-
-    def time(self, inputs: list[np.ndarray], repeat: int, warmup: int) -> list[float]:
-        self._set(inputs)
-        for _ in range(warmup):
-            self._machine(self.threads, *self._inputs, *self._outputs)
-        # The board takes the time itself: no round trip is in it.
-        evaluate = self._module.time_evaluator(
-            self._name, self.session.cpu(), number=1, repeat=repeat
-        )
-        arguments = (self.threads, *self._inputs, *self._outputs)
-        return [float(seconds) for seconds in evaluate(*arguments).results]
-
-    def _set(self, inputs: list[np.ndarray]) -> None:
-        from tvm.runtime import tensor
-
-        self._inputs = [tensor(array, self.session.cpu()) for array in inputs]

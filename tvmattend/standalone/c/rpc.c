@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The door for TVM's RPC server, by which `tvmattend run --rpc` and `validate --rpc` come in.
+/* The door for TVM's RPC server, by which `run`, `validate` and `profile --rpc` come in.
  *
  * One function in the calling convention of tvm-ffi, which is data layout only: nothing of TVM is
  * included, linked or needed, and nobody else calls it. It is in the shared library alone.
@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "network.h"
 
@@ -53,9 +54,29 @@ static network_instance *instance;
 static unsigned threads_of_instance;
 static atomic_flag taken = ATOMIC_FLAG_INIT;
 
+enum { BUFFERS = NETWORK_NUM_INPUTS + NETWORK_NUM_OUTPUTS };
+
+/* Run again, with the caches as an inference leaves them, and write a line for each step into
+ * `report`: its name, and the nanoseconds that the calling thread spent in it. A NUL ends them. */
+static int profile(const network_buffer *buffers, const network_buffer *report) {
+  double seconds[NETWORK_NUM_STEPS];
+  const int status =
+      network_profile(instance, buffers, NETWORK_NUM_INPUTS, buffers + NETWORK_NUM_INPUTS,
+                      NETWORK_NUM_OUTPUTS, seconds, NETWORK_NUM_STEPS);
+  size_t used = 0;
+  for (size_t step = 0; status == NETWORK_OK && step < NETWORK_NUM_STEPS; ++step) {
+    const size_t room = report->bytes - used;
+    const int size = snprintf((char *)report->data + used, room, "%s %lld\n",
+                              network_step_name(step), (long long)(1e9 * seconds[step]));
+    if (size < 0 || (size_t)size >= room) return MALFORMED;
+    used += (size_t)size;
+  }
+  return status;
+}
+
 static int call(const struct any *arguments, int32_t count) {
-  network_buffer buffers[NETWORK_NUM_INPUTS + NETWORK_NUM_OUTPUTS];
-  if (count != 1 + NETWORK_NUM_INPUTS + NETWORK_NUM_OUTPUTS) return NETWORK_WRONG_COUNT;
+  network_buffer buffers[BUFFERS + 1];
+  if (count != 1 + BUFFERS && count != 1 + BUFFERS + 1) return NETWORK_WRONG_COUNT;
   if (arguments[0].type != INTEGER || arguments[0].value.integer < 1) return MALFORMED;
   for (int32_t i = 1; i < count; ++i) {
     const int status = buffer(&arguments[i], &buffers[i - 1]);
@@ -68,11 +89,13 @@ static int call(const struct any *arguments, int32_t count) {
     if (status != NETWORK_OK) return status;
     threads_of_instance = threads;
   }
-  return network_run(instance, buffers, NETWORK_NUM_INPUTS, buffers + NETWORK_NUM_INPUTS,
-                     NETWORK_NUM_OUTPUTS);
+  const int status = network_run(instance, buffers, NETWORK_NUM_INPUTS,
+                                 buffers + NETWORK_NUM_INPUTS, NETWORK_NUM_OUTPUTS);
+  const int wanted = count > 1 + BUFFERS && status == NETWORK_OK;
+  return wanted ? profile(buffers, &buffers[BUFFERS]) : status;
 }
 
-/* (threads, inputs..., outputs...) -> network_status */
+/* (threads, inputs..., outputs..., report of bytes or nothing) -> network_status */
 NETWORK_API int __tvm_ffi_network_rpc(void *self, const struct any *arguments, int32_t count,
                                       struct any *result);
 
