@@ -163,7 +163,7 @@ class Network:
         if type(top) is not int or top < 1:
             raise InputError(f"top={top!r} is no number of classes", "give 1 or more")
         logits = np.ravel(outputs[0] if isinstance(outputs, tuple) else outputs).astype(np.float64)
-        powers = np.exp(logits - logits.max())
+        powers = np.exp(logits - np.max(logits))
         shares = powers / powers.sum() if logits.size > 1 else (1 + np.tanh(logits / 2)) / 2
         # By score: shares of widely spread scores all round to 0.
         order = np.argsort(-logits, kind="stable")[:top]
