@@ -58,7 +58,7 @@ def test_no_name_of_a_module_hides_that_of_another() -> None:
 
 def test_all_that_the_runtime_stands_on_is_in_it() -> None:
     home = Path(network.__file__).parent
-    alone = {"__init__", "remote", "signature", "standalone"}
+    alone = {"__init__", "remote", "remote_session", "signature", "standalone"}
     assert {path.stem for path in home.glob("*.py")} - alone == set(MODULES)
 
 

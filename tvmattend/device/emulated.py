@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Cortex-A72 for everyone: qemu-user, Debian's arm64 Python, and TVM's aarch64 wheels.
 
-Verified with Debian 12: Python 3.11 and qemu 7.2. Kernels run at some 300 MFLOP/s, so times taken
-here say nothing about silicon; results do.
+Verified with Debian 12, Python 3.11 and qemu 7.2, and with Debian 13, Python 3.13 and qemu 10.0.
+Kernels run at some 300 MFLOP/s, so times taken here say nothing about silicon; results do.
 """
 
 import contextlib
@@ -243,7 +243,7 @@ def _first_run(python: EmulatedPython, program: str) -> None:
         raise ToolMissingError(
             f"the emulated board does not work (exit code {done.returncode}): "
             f"{lines[-1] if lines else 'no message'}",
-            "qemu 7.2 is known to work; which version is `qemu-aarch64 --version`?",
+            "qemu 7.2 and 10.0 are known to work; which version is `qemu-aarch64 --version`?",
         )
 
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * A QEMU TCG plugin (API version 1) that counts executions of basic blocks and runs every data
+ * A QEMU TCG plugin that counts executions of basic blocks and runs every data
  * access through the caches of a Cortex-A72 cluster.
  *
  * The caches are in a72_caches.h, samples in a72_samples.h, QEMU's interface in qemu_plugin_api.h.
@@ -35,7 +35,15 @@ static volatile bool warm = true;   /* the cache model runs, and threads are kep
 #include "a72_samples.h"
 #include "qemu_plugin_api.h"
 
-EXPORT int qemu_plugin_version = 1;
+EXPORT int qemu_plugin_version = 2;
+static int interface; /* the version that the QEMU has which runs this */
+
+/* When it is loaded, before QEMU reads the version. */
+__attribute__((constructor)) static void choose_version(void)
+{
+    if (qemu_plugin_n_vcpus)
+        qemu_plugin_version = 1;
+}
 
 /* ---- what is recorded ------------------------------------------------------------------------ */
 
@@ -167,7 +175,9 @@ static void on_translate(plugin_id id, struct plugin_tb *tb)
     uint32_t bytes = 0;
     for (size_t i = 0; i < n && bytes + 4 <= sizeof code; i++) {
         struct plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
-        memcpy(code + bytes, qemu_plugin_insn_data(insn), 4);
+        uintptr_t told = qemu_plugin_insn_data(insn, code + bytes, 4);
+        if (interface < 3)
+            memcpy(code + bytes, (const void *)told, 4);
         bytes += 4;
     }
     if (!n)
@@ -293,7 +303,7 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int
 
 int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, char **argv)
 {
-    (void)info;
+    interface = info->version.current;
     pid_t parent = 0;
     for (int i = 0; i < argc; i++) {
         if (!strncmp(argv[i], "out=", 4))

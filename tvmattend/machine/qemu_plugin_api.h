@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * The part of QEMU's plugin interface, version 1, that a72_plugin.c uses: declarations written for
- * this project from the interface's documentation, so that no header of QEMU is needed.
+ * The part of QEMU's plugin interface that a72_plugin.c uses: declarations written for this project
+ * from the interface's documentation, so that no header of QEMU is needed.
+ *
+ * Version 1 is that of QEMU 6.0 to 8.2. QEMU 9.0 and later refuse it and take 2, by which they offer
+ * all that their own version has.
  */
 #ifndef QEMU_PLUGIN_API_H
 #define QEMU_PLUGIN_API_H
@@ -12,7 +15,12 @@
 
 typedef uint64_t plugin_id;
 typedef uint32_t meminfo;
-struct plugin_info;
+struct plugin_info {
+    const char *target;
+    struct {
+        int least, current;
+    } version;
+};
 struct plugin_tb;
 struct plugin_insn;
 enum { CB_NO_REGS = 0 };
@@ -33,11 +41,13 @@ void qemu_plugin_register_atexit_cb(plugin_id id, end_cb cb, void *data);
 size_t qemu_plugin_tb_n_insns(const struct plugin_tb *tb);
 uint64_t qemu_plugin_tb_vaddr(const struct plugin_tb *tb);
 struct plugin_insn *qemu_plugin_tb_get_insn(const struct plugin_tb *tb, size_t index);
-const void *qemu_plugin_insn_data(const struct plugin_insn *insn);
+/* Copies, and gives the size; before version 3 it takes the instruction alone, and gives a pointer. */
+uintptr_t qemu_plugin_insn_data(const struct plugin_insn *insn, void *copy, size_t size);
 size_t qemu_plugin_insn_size(const struct plugin_insn *insn);
 void *qemu_plugin_insn_haddr(const struct plugin_insn *insn);
 bool qemu_plugin_mem_is_store(meminfo info);
 unsigned qemu_plugin_mem_size_shift(meminfo info);
+int qemu_plugin_n_vcpus(void) __attribute__((weak)); /* of version 1 only */
 
 #define EXPORT __attribute__((visibility("default")))
 

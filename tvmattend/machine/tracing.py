@@ -178,12 +178,13 @@ def _judge(done: subprocess.CompletedProcess[str], name: str) -> None:
     if _NO_PLUGINS.search(text):
         raise ToolMissingError(
             "this `qemu-aarch64` was built without plugins",
-            "Debian's package `qemu-user` (7.2 or later) has them",
+            "Debian 12's package `qemu-user` has them, Debian 13's has not: README.md says how to "
+            "build one; the first on PATH is taken",
         )
     if "Could not load plugin" in text:
         raise ToolMissingError(
             f"QEMU does not load the plugin: {text.strip().splitlines()[0]}",
-            "QEMU 6.0 to 8.2 have plugin API version 1; Debian 12's package `qemu-user` does",
+            "QEMU 7.2 and 10.0 are known to load it; the first on PATH is taken",
         )
     sys.stderr.write(done.stdout + text)
     killed = done.returncode < 0 or "uncaught target signal" in text
