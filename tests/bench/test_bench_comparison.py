@@ -207,6 +207,7 @@ def test_board_is_not_this_machine() -> None:
         Options(rounds=0),
         Options(trials=-1),
         Options(cpus=(99_999,)),
+        Options(cpus=(0, 1)),
     ],
 )
 def test_numbers_out_of_range(options: Options) -> None:

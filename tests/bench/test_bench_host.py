@@ -4,6 +4,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 
 from tvmattend.bench.host import Load, choose_cpus, describe_machine, machine_line
@@ -59,3 +61,13 @@ def test_own_time_is_not_others() -> None:
 
 def test_load_of_a_process_that_is_gone_is_unknown() -> None:
     assert Load([0], [2**22 + 1]).others() is None
+
+
+def test_a_runtime_that_dies_does_not_hide_what_others_use() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as mine:
+        load = Load(sorted(os.sched_getaffinity(0)), [os.getpid(), mine.pid])
+        mine.kill()
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until:
+        pass
+    assert load.others() is not None

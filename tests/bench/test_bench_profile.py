@@ -2,8 +2,10 @@
 """Where the time goes: the kernels of a small bundle, timed and explained."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from sample_bundles import rewrite_manifest
 
 from tvmattend import errors
 from tvmattend.bench.kernel_report import Kernel, Profile
-from tvmattend.bench.profiling import profile
-from tvmattend.bench.roofline import Roofline
+from tvmattend.bench.profiled import Call, Inference, Seen
+from tvmattend.bench.profiled_here import ProfiledHere
+from tvmattend.bench.profiling import _profile, profile
+from tvmattend.bench.roofline import Roofline, measure
 from tvmattend.bundle.signing import create_key
 from tvmattend.cli.profile import command
 from tvmattend.codegen import build
@@ -23,10 +27,13 @@ from tvmattend.errors import BundleMismatchError, InputError
 from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.models import lookup, macs
 from tvmattend.runtime import load
+from tvmattend.runtime.executors import kernel_thread
 from tvmattend.runtime.network import BundleError
 from tvmattend.target import parse_target
 from tvmattend.transform import lower_with_report
 from tvmattend.transform.rules import all_rules
+
+HOST = parse_target("host", 1)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +188,32 @@ def test_the_virtual_machine_of_a_board_tells_nothing(bundle: Path, host_board: 
     with pytest.raises(BundleMismatchError, match="over RPC") as caught:
         profile(bundle, runs=1, board=host_board)
     assert "--format standalone" in caught.value.hint
+
+
+def test_the_limits_are_those_of_as_many_threads(standalone: Path) -> None:
+    """TVM's pool, which measures them, has half of an x86's CPUs unless it is told."""
+    import tvm_ffi
+
+    threads = len(os.sched_getaffinity(0))
+    here = ProfiledHere(load(standalone, threads))
+    measure(parse_target("host", threads), 1024, partial(here.least_seconds, target=HOST))
+    used = tvm_ffi.get_global_func("runtime.NumThreads")
+    assert kernel_thread(threads).submit(used).result() == threads
+
+
+def test_a_kernel_shorter_than_the_clock_has_a_rate(bundle: Path) -> None:
+    network = load(bundle, 1)
+    calls = [Call(launch["name"]) for launch in network.manifest["launches"]]
+    runs = [Inference(calls)] * 2
+
+    class Quick(ProfiledHere):
+        def look(self, *_: object) -> Seen:
+            return Seen(runs, runs, [1e-6, 1e-6])
+
+    found = _profile(bundle, network.manifest, Quick(network), 2, lambda _: None)
+    assert all(kernel.seconds == 1e-9 for kernel in found.kernels)
+    assert found.lines()
+    assert found.to_json()
 
 
 @pytest.mark.emulated

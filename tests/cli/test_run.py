@@ -142,6 +142,12 @@ def test_pickles_are_not_loaded(sound_bundle: Path, tmp_path: Path) -> None:
     run(sound_bundle, "--input", tmp_path / "x.npy", fails=InputError)
 
 
+@pytest.mark.parametrize("option", ["--repeat", "--warmup"])
+def test_more_runs_than_anyone_waits_for_are_out_of_range(sound_bundle: Path, option: str) -> None:
+    result = CliRunner().invoke(command, [str(sound_bundle), option, str(10**20)])
+    assert result.exit_code == 2
+
+
 def test_a_bundle_for_a_board_points_to_rpc(bundle: Path) -> None:
     target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "num-cores": 4}
     rewrite_manifest(bundle, target=target)

@@ -27,6 +27,7 @@ GUEST = r"""
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 static float data[64][4096];
 static pthread_barrier_t all;
@@ -43,6 +44,12 @@ static void *run(void *mine) {
 }
 int main(int argc, char **argv) {
     if (!strcmp(argv[1], "become")) execl(argv[2], argv[2], (char *)0);
+    if (!strcmp(argv[1], "half")) return write(1, "half a line", 11) == 11 ? 3 : 4;
+    if (!strcmp(argv[1], "parent")) {
+        if (!fork()) work(data[0]), _exit(0);
+        wait(0);
+        return 0;
+    }
     if (!strcmp(argv[1], "crash")) *(volatile int *)8 = 1;
     if (!strcmp(argv[1], "sleep")) for (;;) sleep(100);
     int count = atoi(argv[1]);
@@ -97,6 +104,26 @@ def test_json_says_what_is_rough(guest, threads, capsys):
     notes = json.loads(said.out)["notes"]
     assert [note for note in notes if note not in said.err] == []
     assert [note.split(":")[1].strip() for note in notes] == ["9 threads"] * (threads - 8)
+
+
+def test_what_a_child_does_is_not_counted_and_said_so(guest):
+    told = []
+    run, _ = trace([guest, "parent"], Settings(markers=False), None, told.append)
+    assert run.children == 1
+    assert [note for note in told if note.startswith("note: 1 processes that it started")]
+    assert run.instructions() < 4096 * 20, "the child's loop alone is more"
+    alone, _ = trace([guest, "1"], Settings(markers=False), None, told.append)
+    assert alone.children == 0
+    assert alone.instructions() > 4096 * 20
+
+
+def test_an_error_begins_a_line_of_its_own(guest, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["estimate", "--exec", "--", guest, "half"])
+    assert left.value.code == 3
+    lines = capsys.readouterr().err.splitlines()
+    place = lines.index("half a line")
+    assert lines[place + 1].startswith("error: ")
 
 
 def test_work_in_threads_without_a_record_is_refused(guest, place):

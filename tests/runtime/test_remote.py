@@ -4,14 +4,21 @@
 import math
 import os
 import shutil
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sample_bundles import INPUT, cortex_a72_bundle, reference, rewrite_manifest
+from tvm.rpc.tracker import Tracker
 
 from tvmattend.bundle import write_bundle
+from tvmattend.device.asking import boards_at
 from tvmattend.device.emulated import EmulatedPython
+from tvmattend.device.endpoint import tracker_endpoint
+from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.device.serving.wire import LONGEST_SECONDS
 from tvmattend.errors import (
     BoardMismatchError,
     BoardUnreachableError,
@@ -19,7 +26,7 @@ from tvmattend.errors import (
     BundleMismatchError,
     InputError,
 )
-from tvmattend.runtime import network
+from tvmattend.runtime import network, remote, remote_session
 from tvmattend.runtime.remote import load_remote
 
 
@@ -75,6 +82,54 @@ def test_the_board_is_free_again_after_an_error(sound_bundle: Path, host_board: 
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             fail()
+
+
+def test_the_board_that_is_looked_at_is_the_one_that_runs(
+    sound_bundle: Path, tmp_path: Path
+) -> None:
+    """Of two boards at a tracker, each session gets another."""
+    tracker = Tracker("127.0.0.1", port=29_190, port_end=29_400, silent=True)
+    place = tracker_endpoint(f"127.0.0.1:{tracker.port}", "pi")
+    with ExitStack() as stack:
+        stack.callback(tracker.terminate)
+        logs = {}
+        for core in ("core-a", "core-b"):
+            logs[core] = tmp_path / f"{core}.log"
+            options = ServerOptions(tracker=place, board={"core": core}, verbose=True)
+            stack.callback(serve_here(options, log=logs[core]).stop)
+        deadline = time.monotonic() + 30
+        while len(boards_at(place)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with load_remote(sound_bundle, place, threads=1) as net:
+            net.self_test()
+            said = net.board.core
+    ran = [core for core, log in logs.items() if "model-" in log.read_text()]
+    assert ran == [said]
+
+
+def test_a_time_beyond_all_waits_is_no_fault_of_ours(sound_bundle: Path, host_board: str) -> None:
+    with load_remote(sound_bundle, host_board, threads=1) as net:
+        asked = []
+        real = remote.ask_of
+
+        def ask(place: object, worker: object, seconds: float, *rest: object) -> object:
+            asked.append(seconds)
+            return real(place, worker, seconds, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(remote, "ask_of", ask)
+            patch.setattr(remote, "_PATIENCE", 1e12)
+            net.time(*net.golden()[0][0], repeat=1)
+        assert max(asked) == LONGEST_SECONDS
+
+
+def test_a_library_without_this_door_is_told_as_such() -> None:
+    old = object.__new__(remote_session._BoardLibrary)
+    old.__dict__.update(threads=1, _place="p:1", _inputs=[], _outputs=[], _machine=lambda *_: 2)
+    with pytest.raises(BundleMismatchError, match="too old to tell") as caught:
+        old._call("a report")
+    assert caught.value.hint == "build the bundle again"
 
 
 def test_a_damaged_bundle_is_refused_before_the_board_is_asked(bundle: Path) -> None:

@@ -172,6 +172,41 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
     assert issubclass(BundleError, DeviceError)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fork_while_it_runs_is_no_hang(bundle: Path, threads: int) -> None:
+    """The child has copies of the lock and of the flag that another thread had taken."""
+    program = """
+import os, signal, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from tvmattend_standalone import Library, LibraryError
+import numpy as np
+threads = int(sys.argv[2])
+net = Library(sys.argv[1] + "/libattendnext_tiny.so", threads)
+x = np.ones(net.inputs[0].shape, "float32")
+(expected,) = net.run([x])
+running = threading.Event()
+def go():
+    running.set()
+    net.time([x], 3000, 0)
+thread = threading.Thread(target=go)
+thread.start()
+running.wait()
+time.sleep(0.02)
+if os.fork() == 0:
+    signal.alarm(20)
+    try:
+        right = np.array_equal(net.run([x])[0], expected)
+    except LibraryError as error:
+        os._exit(3 if "before a fork" in str(error) else 2)
+    net.close()
+    os._exit(0 if right else 1)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+thread.join()
+"""
+    code = run([sys.executable, "-W", "ignore", "-c", program, bundle, str(threads)])
+    assert int(code) == (0 if threads == 1 else 3)
+
+
 @pytest.mark.emulated
 def test_the_bundle_on_the_emulated_board(
     device_python: EmulatedPython, emulated_board: str, tmp_path: Path

@@ -89,11 +89,14 @@ class Options:
                 f"--threads {self.threads}, but this process may use {len(available)} cores",
                 "give as many threads as there are cores, or fewer",
             )
-        if self.cpus and (not set(self.cpus) <= set(available) or len(self.cpus) != self.threads):
+        unusable = sorted(set(self.cpus) - set(available))
+        hint = f"name {self.threads} of {', '.join(map(str, sorted(available)))}"
+        if unusable:
+            named = ", ".join(map(str, unusable))
+            raise InputError(f"--cpus names {named}, which this process may not use", hint)
+        if self.cpus and len(set(self.cpus)) != self.threads:
             raise InputError(
-                f"--cpus names {len(self.cpus)} cores, some of them not usable, "
-                f"for {self.threads} threads",
-                f"name {self.threads} of {', '.join(map(str, sorted(available)))}",
+                f"--cpus names {len(set(self.cpus))} cores for --threads {self.threads}", hint
             )
 
 

@@ -94,7 +94,7 @@ class Load:
     """
 
     def __init__(self, cpus: Iterable[int], own: Iterable[int]) -> None:
-        self._cpus, self._own = list(cpus), list(own)
+        self._cpus, self._own = list(cpus), dict[int, float | None](dict.fromkeys(own))
         self._start = self._sample()
 
     def others(self) -> float | None:
@@ -119,9 +119,11 @@ class Load:
         for pid in self._own:
             # The name, in brackets, may hold spaces; utime and stime are 12th and 13th after it.
             fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-            if not fields:
+            used = float(fields[11]) + float(fields[12]) if fields else self._own[pid]
+            if used is None:
                 return None
-            own += float(fields[11]) + float(fields[12])
+            own += used
+            self._own[pid] = used  # of one that ends, what it had used when last looked at
         return busy, total, own
 
 

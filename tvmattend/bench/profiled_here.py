@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tvmattend.bench.host import Load, describe_machine, machine_line
 from tvmattend.bench.profiled import Call, Inference, Observer, Seen
 from tvmattend.errors import BenchmarkError
+from tvmattend.runtime.executors import kernel_thread, size_pool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,10 +60,17 @@ class ProfiledHere:
     ) -> float:
         """Compile a module, and give the least seconds of a call of its `main`."""
         import tvm
+        import tvm_ffi
 
         main = tvm.compile(module, target=target.to_tvm())["main"]
         tensors = [tvm.runtime.tensor(array) for array in arrays]
-        return self._in_pool(lambda: min(_seconds(main, tensors) for _ in range(_REPEATS)))
+
+        def least() -> float:
+            # A standalone library has threads of its own, and TVM's pool its default size.
+            size_pool(tvm_ffi, self.threads, os.sched_getaffinity(0))
+            return min(_seconds(main, tensors) for _ in range(_REPEATS))
+
+        return kernel_thread(self.threads).submit(least).result()
 
     def others(self) -> float | None:
         """Share of the cores' time that went to other processes so far; None if unknown."""

@@ -10,6 +10,9 @@ import click
 from tvmattend.cli.options import Seconds
 from tvmattend.device.killable import ANSWER_SECONDS
 
+# How often a network is run for a figure.
+RUNS = click.IntRange(1, 1_000_000)
+
 signature_option = click.option(
     "--require-signature",
     type=click.Path(path_type=Path),

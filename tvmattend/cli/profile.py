@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tvmattend.cli.board_options import board_given, key_option, tracker_option
-from tvmattend.cli.bundle_options import rpc_option, signature_option, timeout_option
+from tvmattend.cli.bundle_options import RUNS, rpc_option, signature_option, timeout_option
 
 
 @click.command("profile")
@@ -15,9 +15,7 @@ from tvmattend.cli.bundle_options import rpc_option, signature_option, timeout_o
 @click.option(
     "--threads", type=click.IntRange(1), help="Threads of the kernels; else the bundle's own."
 )
-@click.option(
-    "--runs", type=click.IntRange(1), default=50, show_default=True, help="Inferences to look into."
-)
+@click.option("--runs", type=RUNS, default=50, show_default=True, help="Inferences to look into.")
 @rpc_option("Profile on the board that serves there.")
 @tracker_option
 @key_option
@@ -42,7 +40,8 @@ def command(
     For each: its time and share, the same call run again at once (`again`, everything in the
     cache; with --format vm, here), GFLOP/s, the share of the fused multiply-add peak and of
     whichever bounds it - compute or memory - both measured there, and the PyTorch module that it
-    comes from. On a board, bundles of the standalone format are timed.
+    comes from. With several threads a standalone library's kernels last until all of them are
+    done. On a board, bundles of the standalone format are timed.
     """
     from tvmattend.bench.profiling import profile
 

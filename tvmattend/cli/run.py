@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvmattend.cli.board_options import board_given, key_option, tracker_option
-from tvmattend.cli.bundle_options import rpc_option, signature_option, timeout_option
+from tvmattend.cli.bundle_options import RUNS, rpc_option, signature_option, timeout_option
 from tvmattend.device.killable import ANSWER_SECONDS
 from tvmattend.errors import BundleError, InputError, StorageError
 
@@ -42,8 +42,10 @@ _ELSEWHERE = "free some space there, or choose another --output"
 @click.option(
     "--top", default=5, show_default=True, type=click.IntRange(1), help="Classes to name."
 )
-@click.option("--repeat", default=10, show_default=True, type=click.IntRange(1), help="Timed runs.")
-@click.option("--warmup", default=2, show_default=True, type=click.IntRange(0), help="Runs before.")
+@click.option("--repeat", default=10, show_default=True, type=RUNS, help="Timed runs.")
+@click.option(
+    "--warmup", default=2, show_default=True, type=click.IntRange(0, RUNS.max), help="Runs before."
+)
 @click.option(
     "--threads", type=click.IntRange(1), help="Threads. [default: what the bundle was built for]"
 )

@@ -7,7 +7,6 @@ import struct
 import tempfile
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,6 @@ def probe(
     target: TargetSpec,
     cross_compiler: str | None = None,
     timeout: float = LOOK_SECONDS,
-    worker: KillableWorker | None = None,
 ) -> BoardInfo:
     """Reach a board, run a tiny kernel built for the target there, and say what the board is.
 
@@ -129,7 +127,6 @@ def probe(
         target: What the board is meant to be.
         cross_compiler: See `link_shared`.
         timeout: Seconds for the board; building the kernel, on this machine, comes before.
-        worker: Process to talk to it in; None starts one and ends it.
 
     Raises:
         BoardUnreachableError: Nothing answers there, or it stopped answering.
@@ -140,9 +137,23 @@ def probe(
     """
     place = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
     check_reachable(place)  # before a process is even started
-    with ExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="tvmattend-probe-"))
-        worker = worker or stack.enter_context(KillableWorker(quiet=True))
+    with KillableWorker(quiet=True) as worker:
+        content = built_probe(target, worker, cross_compiler)
+        arguments = (place, content, target, timeout)
+        found: BoardInfo = ask_of(place, worker, timeout, _reach_and_examine, arguments)
+    return found
+
+
+def built_probe(
+    target: TargetSpec, worker: KillableWorker, cross_compiler: str | None = None
+) -> bytearray:
+    """Build what `examine` runs, in a worker process.
+
+    Raises:
+        ToolMissingError: There is no linker.
+        CompileError: TVM or the linker refused, or the process ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="tvmattend-probe-") as directory:
         library = Path(directory) / "probe.so"
         try:
             worker.call(_BUILD_SECONDS, build_probe, (target, library, cross_compiler))
@@ -151,10 +162,7 @@ def probe(
                 f"no probe could be built for {target.describe()}: {error}",
                 "is this machine out of memory, or very busy?",
             ) from error
-        content = bytearray(library.read_bytes())
-        arguments = (place, content, target, timeout)
-        found: BoardInfo = ask_of(place, worker, timeout, _reach_and_examine, arguments)
-    return found
+        return bytearray(library.read_bytes())
 
 
 def ask_of(

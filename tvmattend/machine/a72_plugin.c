@@ -68,7 +68,7 @@ static volatile int table_lock;
 static bool model_caches = true, markers = true;
 static char out_path[4096];
 static uint64_t guest_base;
-static uint64_t futexes[RECORDS], switches;
+static uint64_t futexes[RECORDS], switches, children;
 static pid_t owner;
 static uint32_t blocks; /* translated so far */
 
@@ -201,7 +201,8 @@ static void on_translate(plugin_id id, struct plugin_tb *tb)
                                              MEM_BOTH, block->sites[i]);
 }
 
-enum { AARCH64_CLOSE = 57, AARCH64_FUTEX = 98, MARKER = 0x0A720000 };
+enum { AARCH64_CLOSE = 57, AARCH64_FUTEX = 98, AARCH64_CLONE = 220, MARKER = 0x0A720000 };
+enum { CLONE_OF_THREAD = 0x10000 };
 
 static void on_syscall(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1, uint64_t a2,
                        uint64_t a3, uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8)
@@ -211,6 +212,8 @@ static void on_syscall(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1,
         leave_pace(vcpu);
     if (number == AARCH64_FUTEX && active)
         __atomic_fetch_add(&futexes[record_of(vcpu)], 1, __ATOMIC_RELAXED);
+    if (number == AARCH64_CLONE && !(a1 & CLONE_OF_THREAD) && active)
+        __atomic_fetch_add(&children, 1, __ATOMIC_RELAXED);
     if (number != AARCH64_CLOSE || (a1 & ~0xFull) != MARKER || !markers)
         return;
     switches++;
@@ -267,6 +270,8 @@ static bool write_trace(const char *name)
             (unsigned long long)switches);
     if (most_vcpu >= THREADS)
         fprintf(out, "crowd %u\n", most_vcpu + 1);
+    if (children)
+        fprintf(out, "children %llu\n", (unsigned long long)children);
     for (int t = 0; t < RECORDS; t++)
         fprintf(out, "futex %d %llu\n", t, (unsigned long long)futexes[t]);
     FILE *maps = fopen("/proc/self/maps", "r");

@@ -64,6 +64,7 @@ class Trace:
         caches: Whether data accesses went through the caches.
         crowd: How many threads there were, where those beyond `THREADS` share a record and an L1
             and have no samples; else 0.
+        children: Processes that the program started meanwhile; nothing of theirs is counted.
     """
 
     blocks: Mapping[int, Block]
@@ -72,6 +73,7 @@ class Trace:
     markers: int
     caches: bool
     crowd: int = 0
+    children: int = 0
 
     @property
     def threads(self) -> tuple[int, ...]:
@@ -122,7 +124,7 @@ def read_trace(path: Path, caches: bool = True) -> Trace:
     """
     blocks: dict[int, Block] = {}
     maps: list[Mapped] = []
-    base = markers = crowd = 0
+    base = markers = crowd = children = 0
     complete = False
     current = Block(0, b"", {})
     with path.open(encoding="utf-8", errors="surrogateescape") as lines:
@@ -146,6 +148,8 @@ def read_trace(path: Path, caches: bool = True) -> Trace:
                 base = int(rest, 16)
             elif kind == "crowd":
                 crowd = int(rest)
+            elif kind == "children":
+                children = int(rest)
             elif kind == "markers":
                 markers = int(rest)
             complete = line == "end\n"
@@ -153,7 +157,7 @@ def read_trace(path: Path, caches: bool = True) -> Trace:
         raise ToolMissingError(f"{path.name} ends early: the emulator was stopped", "run it again")
     samples = path.with_name(f"{path.name}.samples")
     return Trace(blocks, samples.read_bytes() if samples.is_file() else b"", tuple(maps), markers,
-                 caches, crowd)  # fmt: skip
+                 caches, crowd, children)  # fmt: skip
 
 
 def _mapped(text: str, base: int) -> Iterator[Mapped]:

@@ -133,6 +133,11 @@ def trace(
         run = read_trace(out, settings.caches)
     if run.crowd:
         _say_crowd(run, progress)
+    if run.children:
+        progress(
+            f"note: {run.children} processes that it started are not in the estimate, nor is the "
+            "time that it waits for them"
+        )
     return run, done.stdout
 
 
@@ -186,7 +191,8 @@ def _judge(done: subprocess.CompletedProcess[str], name: str) -> None:
             f"QEMU does not load the plugin: {text.strip().splitlines()[0]}",
             "QEMU 7.2 and 10.0 are known to load it; the first on PATH is taken",
         )
-    sys.stderr.write(done.stdout + text)
+    told = done.stdout + text
+    sys.stderr.write(told if told.endswith("\n") or not told else f"{told}\n")
     killed = done.returncode < 0 or "uncaught target signal" in text
     code = 128 - done.returncode if done.returncode < 0 else done.returncode
     if "Could not open" in text and "/lib/ld-" in text:

@@ -20,18 +20,23 @@ from tvmattend.runtime.tensors import aligned, tensor_specs
 _pool_lock = threading.Lock()
 
 
-@functools.cache
 def kernel_thread(threads: int) -> ThreadPoolExecutor:
-    """The one Python thread from which networks with that many threads run their kernels.
+    """The one Python thread of a process from which networks with that many threads run kernels.
 
     TVM's pool of workers belongs to the thread that calls it, gets its size on that thread's first
     call, binds its caller to cores and is never freed. A thread of our own gives the pool the
     size asked for, leaves the application's threads unbound, and serves all bundles.
     """
+    return _kernel_thread(threads, os.getpid())
+
+
+@functools.cache
+def _kernel_thread(threads: int, _process: int) -> ThreadPoolExecutor:
+    # A fork copies the cache, and no thread.
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"tvmattend-{threads}")
 
 
-def _size_pool(tvm_ffi: Any, threads: int, allowed: set[int]) -> None:
+def size_pool(tvm_ffi: Any, threads: int, allowed: set[int]) -> None:
     """Give the calling thread a pool of `threads` workers on the fastest of the allowed CPUs."""
 
     def speed(cpu: int) -> int:
@@ -88,7 +93,7 @@ class LocalVM:
         return kernel_thread(self.threads).submit(function, *args).result()
 
     def _start(self, tvm_ffi: Any, library: str, allowed: set[int]) -> None:
-        _size_pool(tvm_ffi, self.threads, allowed)
+        size_pool(tvm_ffi, self.threads, allowed)
         self._vm = _open_module(tvm_ffi, library)["vm_load_executable"]()
         self._vm["vm_initialization"](1, 0, 2)  # CPU, device 0, pooled allocator
         self._main = self._vm["main"]

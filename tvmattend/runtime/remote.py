@@ -2,7 +2,8 @@
 """The same network, executed on a board over TVM RPC.
 
 It stands beside `network.py`, and not in it, because this side needs TVM itself, which no device
-has. The board needs only its RPC server: `model.so` is uploaded, and lives as long as the session.
+has. The board needs only its RPC server: the library is uploaded, and lives as long as the session,
+which is one from the first look at the board on: a tracker would give another board to the next.
 
 TVM's client is in a process of its own (`device.killable`), which also has the session
 (`remote_session.py`): a board that is silent, or that answers nonsense, costs that process and not
@@ -19,8 +20,8 @@ import numpy as np
 
 from tvmattend.bundle.manifest import Manifest
 from tvmattend.bundle.verify import verify
-from tvmattend.device.board import BoardInfo, ask_of, probe
-from tvmattend.device.endpoint import Endpoint
+from tvmattend.device.board import BoardInfo, ask_of, built_probe
+from tvmattend.device.endpoint import Endpoint, check_reachable
 from tvmattend.device.killable import ANSWER_SECONDS, KillableWorker
 from tvmattend.device.serving.wire import LONGEST_SECONDS
 from tvmattend.device.tunnel import reached
@@ -123,11 +124,12 @@ def load_remote(
     with ExitStack() as stack:
         place = stack.enter_context(reached(endpoint)) if isinstance(endpoint, str) else endpoint
         worker = stack.enter_context(KillableWorker(quiet=True))
-        board = _probe(place, manifest.target, timeout, worker)
+        check_reachable(place)  # before a process is even started
+        asker = _Asker(worker, place, timeout)
+        stack.callback(asker.close)
+        board = _reach(asker, manifest.target, built_probe(manifest.target, worker))
         _check_fit(manifest, board, place)
-        code = _code(directory, manifest)
-        executor = _Executor(worker, place, timeout, code, manifest, threads)
-        stack.callback(executor.close)
+        executor = _Executor(asker, _code(directory, manifest), manifest, threads)
         yield RemoteNetwork(directory, manifest.to_json(), executor, board)
 
 
@@ -159,33 +161,51 @@ def _code(directory: Path, manifest: Manifest) -> bytes:
     return bytes(content)
 
 
-def _probe(
-    place: Endpoint, target: TargetSpec, timeout: float, worker: KillableWorker
-) -> BoardInfo:
+def _reach(asker: "_Asker", target: TargetSpec, probe: bytearray) -> BoardInfo:
+    board: BoardInfo
     try:
-        return probe(place, target, timeout=timeout, worker=worker)
+        board = asker.ask(remote_session.reach, (asker.place, probe, target))
     except BoardMismatchError as error:
         # Here the user gave a bundle, not a target.
         hint = f"the bundle is for {target.describe()}; build one for the board"
         raise BoardMismatchError(str(error), hint) from error
+    return board
+
+
+class _Asker:
+    """Has the worker, where the session is, do things with the board."""
+
+    def __init__(self, worker: KillableWorker, place: Endpoint, timeout: float) -> None:
+        self.place = place
+        self._worker = worker
+        self._timeout = timeout
+
+    def ask(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], more: float = 0.0
+    ) -> Any:
+        """Call a function of `remote_session`, which may take `more` seconds than an answer."""
+        if function is not remote_session.reach and not self._worker.is_alive():
+            raise BoardUnreachableError(
+                f"{self.place}: there is no session any more", "load the bundle there again"
+            )
+        seconds = min(self._timeout + more, LONGEST_SECONDS)
+        return ask_of(self.place, self._worker, seconds, function, arguments)
+
+    def close(self) -> None:
+        """End the session, if the worker is there; its process ends in any case."""
+        if self._worker.is_alive():
+            with suppress(TvmattendError, RuntimeError, OSError):
+                self._worker.call(_CLOSE_SECONDS, remote_session.close, ())
 
 
 class _Executor:
     """A network's executor whose work is done by `remote_session` in the worker."""
 
-    def __init__(
-        self,
-        worker: KillableWorker,
-        place: Endpoint,
-        timeout: float,
-        code: bytes,
-        manifest: Manifest,
-        threads: int | None,
-    ) -> None:
-        self._worker = worker
-        self._place = place
-        self._timeout = timeout
-        self.threads = int(self._ask(remote_session.open_network, (place, code, manifest, threads)))
+    def __init__(self, asker: _Asker, code: bytes, manifest: Manifest, threads: int | None) -> None:
+        self._ask = asker.ask
+        self.threads = int(
+            self._ask(remote_session.open_network, (asker.place, code, manifest, threads))
+        )
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         outputs: list[np.ndarray] = self._ask(remote_session.run, (inputs,))
@@ -209,21 +229,8 @@ class _Executor:
     def time_kernel(self, code: bytes, arrays: list[np.ndarray], repeat: int) -> float:
         return float(self._ask(remote_session.time_kernel, (code, arrays, repeat)))
 
-    def close(self) -> None:
-        with suppress(TvmattendError, RuntimeError, OSError):  # the process ends in any case
-            self._worker.call(_CLOSE_SECONDS, remote_session.close, ())
-
     def _once(self, inputs: list[np.ndarray]) -> float:
         """Seconds that one more inference may take."""
         begun = time.monotonic()
         self.run(inputs)
         return _PATIENCE * (time.monotonic() - begun)
-
-    def _ask(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], more: float = 0.0
-    ) -> Any:
-        if function is not remote_session.open_network and not self._worker.is_alive():
-            raise BoardUnreachableError(
-                f"{self._place}: there is no session any more", "load the bundle there again"
-            )
-        return ask_of(self._place, self._worker, self._timeout + more, function, arguments)

@@ -10,21 +10,31 @@ from typing import Any, cast
 import numpy as np
 
 from tvmattend.bundle.manifest import Manifest
+from tvmattend.device.board import BoardInfo, examine
 from tvmattend.device.endpoint import Endpoint, close_session, connect
 from tvmattend.device.sending import send
 from tvmattend.errors import BundleMismatchError, InputError
+from tvmattend.target import TargetSpec
 
-# A line for each step of a library: a name and nanoseconds.
+# For a line for each step of a library, its name and nanoseconds, before their length is known.
 _REPORT_BYTES = 1 << 16
+_WRONG_COUNT = 2  # <MODEL>_WRONG_COUNT
 
 # The worker's only session, and the network in it.
+_SESSIONS: list[Any] = []
 _HERE: list["_BoardVM"] = []
+
+
+def reach(place: Endpoint, probe: bytearray, target: TargetSpec) -> BoardInfo:
+    """Begin the session and say what the board is; see `examine`."""
+    _SESSIONS.append(connect(place))
+    return examine(_SESSIONS[0], probe, place, target)
 
 
 def open_network(place: Endpoint, code: bytes, manifest: Manifest, threads: int | None) -> int:
     """Load the network on the board; gives the threads that run its kernels."""
     make = _BoardVM if manifest.format == "vm" else _BoardLibrary
-    _HERE.append(make(connect(place), place, code, manifest, threads))
+    _HERE.append(make(_SESSIONS[0], place, code, manifest, threads))
     return _HERE[0].threads
 
 
@@ -50,7 +60,8 @@ def time_kernel(code: bytes, arrays: list[np.ndarray], repeat: int) -> float:
 
 def close() -> None:
     """End the session."""
-    close_session(_HERE[0].session)
+    for session in _SESSIONS:
+        close_session(session)
 
 
 class _BoardVM:
@@ -166,14 +177,16 @@ class _BoardLibrary(_BoardVM):
         from tvm.runtime import tensor
 
         self._set(inputs)
-        report = tensor(np.zeros(_REPORT_BYTES, "uint8"), self.session.cpu())
-        found = []
+        size, found = _REPORT_BYTES, []
         for _ in range(runs):
+            report = tensor(np.zeros(size, "uint8"), self.session.cpu())
             self._call(report)
-            lines = bytes(report.numpy()).split(b"\0")[0].decode().splitlines()
-            parts = [line.rsplit(" ", 1) for line in lines]
+            text = bytes(report.numpy()).split(b"\0")[0]
+            parts = [line.rsplit(" ", 1) for line in text.decode().splitlines()]
             steps = [(name, 1e-9 * int(nanoseconds)) for name, nanoseconds in parts]
             found.append((steps, self._whole(1)[0]))
+            # All of it comes over the link each time. Another run's times may have more digits.
+            size = len(text) + 10 * len(parts) + 1
         return found
 
     def _whole(self, repeat: int) -> list[float]:
@@ -186,6 +199,11 @@ class _BoardLibrary(_BoardVM):
 
     def _call(self, *report: Any) -> None:
         status = int(self._machine(self.threads, *self._inputs, *self._outputs, *report))
+        if report and status == _WRONG_COUNT:
+            raise BundleMismatchError(
+                f"{self._place}: the library is too old to tell its steps' times",
+                "build the bundle again",
+            )
         if status != 0:
             raise BundleMismatchError(
                 f"{self._place}: the library refused to run, with status {status}",

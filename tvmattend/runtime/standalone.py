@@ -143,6 +143,7 @@ class Library:
         self._arguments = (self._given, len(self._in), _buffers(self._out), len(self._out))
         # A call must have finished before the next one may start on the same instance.
         self._turn = threading.Lock()
+        self._process = os.getpid()
         place = [ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p)]
         self._instance = ctypes.c_void_p()
         self._check(
@@ -158,16 +159,16 @@ class Library:
         Raises:
             LibraryError: An array is of another shape or dtype, or the library refused the call.
         """
-        with self._turn:
+        with self._my_turn():
             self._feed(inputs)
             self._check(self._run_c(self._instance, *self._arguments))
             return [output.copy() for output in self._out]
 
     def profile(self, inputs: Sequence[np.ndarray]) -> list[tuple[str, float]]:
-        """Run once and give the seconds that the calling thread spent inside of each kernel."""
+        """Run once and give the seconds of each step, waits for its other threads included."""
         count = int(self.info["num_steps"])
         seconds = (ctypes.c_double * count)()
-        with self._turn:
+        with self._my_turn():
             self._feed(inputs)
             self._check(self._profile_c(self._instance, *self._arguments, seconds, count))
         name = self._function("step_name", ctypes.c_char_p, ctypes.c_size_t)
@@ -175,7 +176,7 @@ class Library:
 
     def time(self, inputs: Sequence[np.ndarray], repeat: int, warmup: int) -> list[float]:
         """Give the seconds of `repeat` runs after `warmup` others; copies are not timed."""
-        with self._turn:
+        with self._my_turn():
             self._feed(inputs)
             run, arguments = self._run_c, (self._instance, *self._arguments)
             self._check(run(*arguments))
@@ -190,13 +191,26 @@ class Library:
 
     def close(self) -> None:
         """End the instance's threads and free its memory; it cannot run any more."""
-        with self._turn:
+        if os.getpid() != self._process and self.threads > 1:
+            return  # its threads are the parent's
+        with self._my_turn():
             instance, self._instance = self._instance, ctypes.c_void_p()
             self._destroy(instance)
 
     def __del__(self) -> None:
         if getattr(self, "_instance", None):
             self.close()
+
+    def _my_turn(self) -> threading.Lock:
+        """The lock; a new one in a fork's child, where a thread that is not there may hold it."""
+        if os.getpid() != self._process:
+            if self.threads > 1:
+                raise LibraryError(
+                    f"the instance of lib{self._prefix}.so was created before a fork",
+                    "create one in the child process",
+                )
+            self._turn, self._process = threading.Lock(), os.getpid()
+        return self._turn
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         function = getattr(self._library, f"{self._prefix}_{name}")

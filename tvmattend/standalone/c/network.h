@@ -102,8 +102,8 @@ NETWORK_API unsigned network_threads(const network_instance *instance);
 NETWORK_API int network_run(network_instance *instance, const network_buffer *inputs,
                             size_t num_inputs, const network_buffer *outputs, size_t num_outputs);
 
-/* As network_run, and notes the seconds that the calling thread spends inside of each kernel:
- * `seconds` has room for `num_steps` numbers. */
+/* As network_run, and notes the seconds from the start of each step to that of the next, which may
+ * wait for the threads of the one before: `seconds` has room for `num_steps` numbers. */
 NETWORK_API int network_profile(network_instance *instance, const network_buffer *inputs,
                                 size_t num_inputs, const network_buffer *outputs,
                                 size_t num_outputs, double *seconds, size_t num_seconds);

@@ -57,7 +57,7 @@ static atomic_flag taken = ATOMIC_FLAG_INIT;
 enum { BUFFERS = NETWORK_NUM_INPUTS + NETWORK_NUM_OUTPUTS };
 
 /* Run again, with the caches as an inference leaves them, and write a line for each step into
- * `report`: its name, and the nanoseconds that the calling thread spent in it. A NUL ends them. */
+ * `report`: its name, and its nanoseconds. A NUL ends them. */
 static int profile(const network_buffer *buffers, const network_buffer *report) {
   double seconds[NETWORK_NUM_STEPS];
   const int status =

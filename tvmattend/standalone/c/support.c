@@ -140,11 +140,19 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
+/* Step `next` begins: the one before took until now, waiting for its other threads included. */
+static double lap(double *seconds, unsigned next, double begun) {
+  const double time = now();
+  if (next > 0) seconds[next - 1] = time - begun;
+  return time;
+}
+
 /* One thread's share of all steps. */
 static void execute(network_instance *net, unsigned thread) {
   unsigned char *const own = net->scratch + (size_t)thread * NETWORK_THREAD_BYTES;
   const int32_t threads = (int32_t)net->threads, me = (int32_t)thread;
   double *const seconds = thread == 0 ? net->seconds : NULL;
+  double begun = 0.0;
   for (unsigned number = 0; number < NETWORK_NUM_STEPS; ++number) {
     const struct step *const step = &STEPS[number];
     if (step->sync && threads > 1) tvmattend_barrier(net);
@@ -154,11 +162,11 @@ static void execute(network_instance *net, unsigned thread) {
       first = me * share + (me < rest ? me : rest);
       last = first + share + (me < rest);
     }
-    const double start = seconds ? now() : 0.0;
+    if (seconds) begun = lap(seconds, number, begun);
     if (first < last) run_step(number, net, own, first, last);
-    if (seconds) seconds[number] = now() - start;
   }
   if (threads > 1) tvmattend_barrier(net);
+  if (seconds) lap(seconds, NETWORK_NUM_STEPS, begun);
 }
 
 static void *work(void *argument) {
@@ -215,8 +223,13 @@ static int run(network_instance *net, const network_buffer *inputs, size_t num_i
     status = check_buffers("output", outputs, num_outputs, OUTPUTS, NETWORK_NUM_OUTPUTS);
   if (status == NETWORK_OK) status = check_overlap(inputs, outputs);
   if (status != NETWORK_OK) return status;
-  if (net->threads > 1 && net->process != getpid())
-    return fail(NETWORK_FORKED, "the instance was created before a fork; create one in the child");
+  if (net->process != getpid()) {
+    if (net->threads > 1)
+      return fail(NETWORK_FORKED, "the instance was created before a fork; create one in the child");
+    /* Whoever was running it is in the parent. */
+    net->process = getpid();
+    atomic_store(&net->running, 0);
+  }
   if (atomic_exchange_explicit(&net->running, 1, memory_order_acquire))
     return fail(NETWORK_BUSY, "another thread is running this instance");
 
