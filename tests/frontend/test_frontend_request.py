@@ -30,7 +30,7 @@ def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("mynets:Net.tiny", "factory", "mynets_Net_tiny"),
         ("some/dir/Best Net v2.pt2", "pt2", "Best_Net_v2"),
         ("../net.ONNX", "onnx", "net"),
-        ("/x/+++.onnx", "onnx", "model"),
+        ("/x/!!.onnx", "onnx", "model"),
     ],
 )
 def test_sources_and_directory_names(model: str, source: str, name: str) -> None:
