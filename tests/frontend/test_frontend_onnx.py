@@ -308,6 +308,7 @@ def test_operators_that_become_operators(
     [
         ("Resize", [None, SCALES], {"mode": "linear", "antialias": 1}, "`antialias`"),
         ("Resize", [None, np.float32([1, 1, 1.25, 1.7])], {}, "8 pixels times 1.7"),
+        ("Resize", [None, np.float32([1, 1 / 3, 1, 1])], {}, "3 pixels times 0.333"),
         (
             "Resize",
             [SCALES, SCALES],
