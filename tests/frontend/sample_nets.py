@@ -104,6 +104,22 @@ def upsampling() -> Net:
     )
 
 
+def rounded_upsampling() -> Net:
+    """To sizes, and by factors, where float32 makes PyTorch's nearest pixel another."""
+
+    def to(x: Tensor, extent: int, other: int) -> Tensor:
+        return functional.interpolate(x[:, :, :extent, :extent], size=(other, extent + 1))
+
+    return Net(
+        lambda _, x: (
+            *(to(x, *pair) for pair in ((2, 82), (12, 74), (14, 46), (14, 92))),
+            functional.interpolate(x[:, :, :2, :3], scale_factor=(41.0, 2.0)),
+            functional.interpolate(x, scale_factor=1.7),
+            functional.interpolate(x, size=(10, 23)),
+        )
+    )
+
+
 def indices() -> Net:
     """Negative ones: of an activation, of a weight, in a list, and computed from the input."""
     table = torch.arange(40.0).reshape(10, 4)
@@ -280,10 +296,6 @@ def small_table() -> Net:
 
 def exponential() -> Net:
     return Net(lambda _, x: x + torch.empty_like(x).exponential_())
-
-
-def fractional_nearest() -> Net:
-    return Net(lambda _, x: functional.interpolate(x, scale_factor=1.7))
 
 
 def fractional_bilinear() -> Net:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 from torch.export import ExportedProgram
 from torch.fx import Node
 from tvm import relax
@@ -137,19 +138,33 @@ class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         return self.block_builder.emit(relax.Tuple([pooled]))  # nothing says where they came from
 
     def _nearest(self, node: Node) -> Any:
-        """PyTorch's `nearest` takes floor(index * in / out); TVM's converter rounds half pixels.
+        """PyTorch takes pixel floor(i * step), all in float32; TVM's converter rounds half pixels.
 
-        The two agree for whole factors only: 3 -> 7 pixels differ.
+        Mostly that is i * in // out, which a resize computes; where rounding makes it another
+        pixel (2 -> 82), or a scale factor is not out / in, the pixels are taken by their indices.
         """
-        data, size, factors = (*node.args, None, None)[:3]
+        data, sizes, factors = cast("list[Any]", [*node.args, None, None][:3])
         source = self.env[data]
         extents = _shape(source)[2:]
-        if size is None:
-            size = _scaled(extents, [float(factor) for factor in cast("Any", factors)])
+        if sizes is None:
+            given = [float(factor) for factor in factors]
+            size = [int(extent * factor) for extent, factor in zip(extents, given, strict=True)]
+            steps = [np.float32(1 / factor) for factor in given]
+        else:
+            size = [int(extent) for extent in sizes]
+            steps = [np.float32(a) / np.float32(b) for a, b in zip(extents, size, strict=True)]
+        for axis, (extent, wanted, step) in enumerate(zip(extents, size, steps, strict=True), 2):
+            pixels = np.arange(wanted)
+            nearest = np.minimum((pixels.astype("float32") * step).astype("int64"), extent - 1)
+            if not np.array_equal(nearest, pixels * extent // wanted):
+                chosen = relax.op.take(source, relax.const(nearest, "int64"), axis)
+                source = self.block_builder.emit(chosen)
+        if _shape(source)[2:] == size and source is not self.env[data]:
+            return source
         return self.block_builder.emit(
             relax.op.image.resize2d(
                 source,
-                relax.ShapeExpr([int(extent) for extent in cast("Any", size)]),
+                relax.ShapeExpr(size),
                 layout="NCHW",
                 method="nearest_neighbor",
                 coordinate_transformation_mode="asymmetric",
@@ -245,17 +260,6 @@ def _is_grid(shapes: list[list[int]]) -> bool:
 
 def _shape(expression: Any) -> list[int]:
     return [int(extent) for extent in expression.ty.shape]
-
-
-def _scaled(extents: list[int], factors: list[float]) -> list[int]:
-    """Give the size that a scale factor makes, if it reads the pixels that the size would."""
-    size = [int(extent * factor) for extent, factor in zip(extents, factors, strict=True)]
-    for extent, factor, result in zip(extents, factors, size, strict=True):
-        if any(int(i / factor) != i * extent // result for i in range(result)):
-            raise ValueError(
-                f"scale factor {factor:g} reads other pixels than `size={result}` does"
-            )
-    return size
 
 
 def arguments(node: Node) -> list[tuple[str, Any]]:
