@@ -151,7 +151,8 @@ def compiling(what: str, hint: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ValueError) as error:  # TVM's own errors are RuntimeErrors
+    # TVM's own errors are RuntimeErrors, and what its C++ raises under the names of Python's.
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else type(error).__name__
         raise CompileError(f"TVM could not compile {what}: {reason}", hint) from error

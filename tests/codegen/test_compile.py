@@ -61,7 +61,10 @@ def test_a_build_that_is_interrupted_leaves_nothing(kind, place, monkeypatch, ca
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("error", [RuntimeError, tvm.error.InternalError, ValueError])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError, tvm.error.InternalError, ValueError, IndexError, TypeError],
+)
 def test_a_compiler_that_fails_is_an_error_of_ours(kind, error, place, monkeypatch, capsys):
     reached = break_compiler(monkeypatch, kind, error(f"in 40 frames of C++\n{REASON}\n\n"))
     with pytest.raises(SystemExit) as leave:
