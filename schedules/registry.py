@@ -59,7 +59,7 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
         return _plain()
     try:
         found, inlined = stages.cut(sch, machine)
-    except ValueError:  # two reductions that finish in one block: no family schedules them
+    except ValueError:  # reductions that no family schedules
         return _plain()
     parts = [_part(sch, stage, machine) for stage in found]
     if len(found) > 1:

@@ -80,8 +80,15 @@ def cut(sch: Any, machine: Machine) -> tuple[list[Stage], list[str]]:
         The stages, and the blocks that were inlined, for `inline` of another schedule.
 
     Raises:
-        ValueError: A stage finishes two reductions that are not a convolution and a softmax.
+        ValueError: A stage finishes two reductions that are not a convolution and a softmax, or a
+            reduction leaves one number, which has no loop to share or to vectorise.
     """
+    for name in blocks.names(sch):
+        kinds = {
+            int(var.iter_type) for var in sch.get(sch.get_sblock(name, func_name="main")).iter_vars
+        }
+        if kinds == {blocks.REDUCED}:
+            raise ValueError(f"block {name} leaves one number")
     inlined = _inline(sch, machine)
     found = []
     for name in blocks.names(sch):

@@ -157,6 +157,31 @@ def test_softmax(axis, shape):
     assert relative(found, wanted) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda x: relax.op.nn.softmax(x, 0), lambda x: torch.softmax(x, 0)),
+        (lambda x: relax.op.nn.log_softmax(x, 0), lambda x: torch.log_softmax(x, 0)),
+        (
+            lambda x: relax.op.nn.layer_norm(
+                x, relax.const(np.ones(37, "float32")), relax.const(np.zeros(37, "float32")), [0]
+            ),
+            lambda x: torch.nn.functional.layer_norm(x, (37,)),
+        ),
+    ],
+    ids=["softmax", "log_softmax", "layer_norm"],
+)
+def test_what_sums_up_the_only_axis_is_left_plain(ours, theirs):
+    """The sum is one number, which has no loop to schedule."""
+    x = np.random.default_rng(0).standard_normal(37).astype("float32") * 4
+    mod = lowered(lambda _, var: ours(var), [x])
+    (task,) = extract_tasks(mod, HOST)
+    assert task.space.kernel == "plain"
+    arrays = [x, *constants(mod), np.zeros_like(x)]
+    found = run_point(task, task.space.default, arrays)
+    assert relative(found, theirs(torch.from_numpy(x)).numpy()) < TOLERANCE
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize(("pool", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
 @pytest.mark.parametrize("kind", ["avg", "max"])

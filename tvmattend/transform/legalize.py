@@ -5,10 +5,12 @@
     relax.nn.conv2d (NHWC) -> schedules.winograd_tiles or conv2d_channels
     relax.nn.avg_pool2d (NCHW) -> schedules.average_pool
     relax.matmul(x, const) -> schedules.dense
+    relax.nn.softmax (float32, of two axes or more) -> schedules.softmax
     everything else        -> TVM's own
 
 A weight that is not a constant, a dilated convolution or another data layout has TVM's own
-computation, which runs, without a register block.
+computation, which runs, without a register block. A softmax over the only axis has nothing to
+share among threads.
 """
 
 from collections.abc import Callable
@@ -145,7 +147,7 @@ def _average_pool(builder: Any, call: Any) -> Any:
 def _softmax(builder: Any, call: Any) -> Any:
     (x,) = call.args
     shape = static_shape(x)
-    if shape is None or str(x.ty.dtype) != "float32":
+    if shape is None or len(shape) < 2 or str(x.ty.dtype) != "float32":
         return _default("relax.nn.softmax")(builder, call)
     axis = int(call.attrs.axis) % len(shape)
     return builder.call_te(lambda x: softmax.softmax(x, axis), x, primfunc_name_hint="softmax")
