@@ -85,6 +85,15 @@ def single(path: Path, kind: str, operands: list[Any], **attributes: Any) -> Pat
     return save(path, [helper.make_node(kind, ["x", *names], ["y"], **attributes)], arrays)
 
 
+def of_opset(version: int, path: Path) -> Path:
+    """Say that a model is written in older operators."""
+    file = onnx.load(path)
+    file.opset_import[0].version = version
+    onnx.checker.check_model(file)
+    onnx.save(file, path)
+    return path
+
+
 def test_a_file_is_the_network_it_was_made_from(tiny: Path) -> None:
     model, same = import_model(str(tiny)), import_model("attendnext_tiny")
     assert Counter(operators(model.ir_module["main"])) == Counter(operators(same.ir_module["main"]))
@@ -352,15 +361,34 @@ def test_operators_that_would_come_out_wrong(
 def test_the_reference_is_pytorchs(
     kind: str, attributes: dict[str, Any], opset: int, expected: Any, tmp_path: Path
 ) -> None:
-    path = single(tmp_path / "s.onnx", kind, [], **attributes)
-    file = onnx.load(path)
-    file.opset_import[0].version = opset
-    onnx.save(file, path)
+    path = of_opset(opset, single(tmp_path / "s.onnx", kind, [], **attributes))
     model = import_model(str(path))
     (inputs,) = model.sample_inputs(1)
     theirs = expected(torch.from_numpy(inputs[0])).numpy().reshape(inputs[0].shape)
     np.testing.assert_allclose(model.reference(inputs)[0], theirs, rtol=2e-6)
     assert relative_error(model) < 1e-5
+
+
+def test_operands_of_resize_that_are_empty_are_not_given(tmp_path: Path) -> None:
+    """As opset 11 demands."""
+    none = np.zeros(0, "float32")
+    path = single(tmp_path / "s.onnx", "Resize", [none, none, np.array([1, 3, 16, 24])])
+    assert relative_error(import_model(str(of_opset(11, path)))) < 1e-5
+
+
+def test_upsampling_by_an_operand_is_told(tmp_path: Path) -> None:
+    path = save(tmp_path / "s.onnx", [node("Upsample", "x s", "y")], {"s": SCALES}, check=False)
+    with pytest.raises(UnsupportedOperatorError, match="`Upsample` cannot be imported") as caught:
+        import_model(str(of_opset(9, path)))
+    assert "its scales are an input" in caught.value.hint
+
+
+def test_a_shape_that_depends_on_the_data_is_told(tmp_path: Path) -> None:
+    nodes = [node("Compress", "x chosen", "h", "some", axis=1), node("Relu", "h", "y")]
+    path = save(tmp_path / "s.onnx", nodes, {"chosen": np.array([True, False, True])})
+    with pytest.raises(UnsupportedOperatorError, match=r"`Compress`.*node `some`") as caught:
+        import_model(str(path))
+    assert "its shape depends on the data" in caught.value.hint
 
 
 def test_another_shape_than_onnx_says_is_refused_inside_a_graph_too(tmp_path: Path) -> None:

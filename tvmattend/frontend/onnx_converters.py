@@ -113,7 +113,7 @@ def _explicit_pads(node: Node) -> None:
 
 
 def _check_resize(node: Node) -> None:
-    """Refuse what TVM's converter of `Resize` leaves out.
+    """Refuse what TVM's converter of `Resize` leaves out, and leave out operands that are empty.
 
     Raises:
         ValueError: It, in words.
@@ -126,6 +126,10 @@ def _check_resize(node: Node) -> None:
     policy = node.text("keep_aspect_ratio_policy", "stretch")
     if policy != "stretch":
         raise ValueError(f"`keep_aspect_ratio_policy` is {policy}")
+    for place in (1, 2):  # `roi` and `scales`, which could not be left out before opset 13
+        given = node.inputs[place]
+        if given is not None and 0 in _shape(given):
+            node.inputs[place] = None
     extents = _shape(node.inputs[0])
     if list(node.attributes.get("axes", range(len(extents)))) != list(range(len(extents))):
         raise ValueError("`axes` are not all axes in order")
@@ -137,8 +141,22 @@ def _check_resize(node: Node) -> None:
             raise ValueError(f"{extent} pixels times {scale:g} are no whole number")
 
 
+def _check_upsample(node: Node) -> None:
+    """Refuse the form that TVM's converter of `Upsample` does not know.
+
+    Raises:
+        ValueError: The scales are an operand.
+    """
+    if "scales" not in node.attributes:
+        raise ValueError("its scales are an input, as in opset 9; from opset 10 on it is `Resize`")
+
+
 # What happens to a node before TVM's own converter sees it.
-PREPARATIONS: dict[str, Callable[[Node], None]] = {"Conv": _explicit_pads, "Resize": _check_resize}
+PREPARATIONS: dict[str, Callable[[Node], None]] = {
+    "Conv": _explicit_pads,
+    "Resize": _check_resize,
+    "Upsample": _check_upsample,
+}
 
 
 def _shape(expression: Any) -> list[int]:

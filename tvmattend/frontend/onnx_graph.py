@@ -11,7 +11,7 @@ from typing import Any, cast
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import IRModule
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
@@ -137,11 +137,15 @@ class _LocatingImporter(ONNXGraphImporter):  # type: ignore[misc]
         self._operators = OperatorCheck(self.bb.lookup_binding)
 
     def check(self, model: Any, declared: Mapping[str, Declared]) -> None:
-        """Refuse the first node whose result is not what ONNX says."""
+        """Refuse the first node whose result is not what ONNX says, or of no static shape."""
         for node in model.graph.node:
             for name in node.output:
                 found = getattr(self._nodes.get(name), "ty", None)
-                if name not in declared or not isinstance(found, relax.TensorType):
+                if not isinstance(found, relax.TensorType):
+                    continue
+                if not all(isinstance(extent, tirx.IntImm) for extent in found.shape or ()):
+                    raise _unsupported(node.op_type, node, "its shape depends on the data")
+                if name not in declared or found.shape is None:
                     continue
                 shape, kind = [int(extent) for extent in found.shape], str(found.dtype.dtype)
                 if not fits(shape, kind, declared[name]):
