@@ -93,6 +93,19 @@ def pools() -> Net:
     )
 
 
+def pools_of_no_stride() -> Net:
+    """Arguments follow the stride, which is then given as an empty list."""
+    return Net(
+        lambda _, x: (
+            functional.max_pool2d(x, 3, padding=1),
+            functional.max_pool2d(x, (2, 3), dilation=2),
+            functional.max_pool2d(x, 3, ceil_mode=True),
+            functional.max_pool3d(x, (1, 3, 5), ceil_mode=True),
+            functional.avg_pool2d(x, 3, padding=1),
+        )
+    )
+
+
 def upsampling() -> Net:
     """Nearest to 7 pixels from 3, which half-pixel rounding gets wrong; bilinear, and doubled."""
     return Net(

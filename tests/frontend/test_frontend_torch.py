@@ -151,6 +151,7 @@ FACTORIES = {
     "shared_convolution": ["relax.nn.conv2d"],
     "linear_norm": [],
     "pools": [],
+    "pools_of_no_stride": [],
     "upsampling": [],
     "rounded_upsampling": [],
     "indices": [],

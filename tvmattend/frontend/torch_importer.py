@@ -34,6 +34,9 @@ class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
         converters["elu.default"] = self._scaled_elu(converters["elu.default"])
         for pool in ("avg_pool2d.default", "avg_pool3d.default"):
             converters[pool] = _without_divisor(converters[pool])
+        for pool in ("max_pool2d", "max_pool3d"):
+            for name in (f"{pool}.default", f"{pool}_with_indices.default"):
+                converters[name] = _with_stride(converters[name])
         linear = "upsample_bilinear2d.vec"
         converters[linear] = self._whole_pixels(converters[linear])
         del converters["_upsample_bilinear2d_aa.default"]  # it leaves the filter out
@@ -244,6 +247,17 @@ def _without_divisor(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
         return convert(node)
 
     return checked
+
+
+def _with_stride(convert: Callable[[Node], Any]) -> Callable[[Node], Any]:
+    """A stride that is not given is the window's size; where more arguments follow it is empty."""
+
+    def strided(node: Node) -> Any:
+        if len(node.args) > 2 and not node.args[2]:
+            node.update_arg(2, node.args[1])
+        return convert(node)
+
+    return strided
 
 
 def _is_grid(shapes: list[list[int]]) -> bool:
