@@ -185,6 +185,18 @@ def integer_comparisons() -> Net:
     return Net(forward)
 
 
+def booleans() -> Net:
+    """Compared and added: TVM's code generation knows neither."""
+
+    def forward(_: Any, x: Tensor) -> Tensor:
+        b, c = x > 0, x > 0.3
+        found = [b > 0.5, b <= 1, b < 2, b == 0.5, b != 1, b == c, b != c, b < c, b >= c]
+        found += [b + c, b * ~c, torch.maximum(c, ~b), torch.minimum(~c, b)]
+        return torch.stack([one.float() for one in found], 1)
+
+    return Net(forward)
+
+
 def bounds() -> Net:
     """Integers, on one side only; a lower bound above the upper."""
     return Net(
@@ -290,6 +302,18 @@ def corners_of_one_pixel() -> Net:
 
 def integers_and_a_half() -> Net:
     return Net(lambda _, x: (x * 9).int() + 0.5)
+
+
+def boolean_maximum() -> Net:
+    return Net(lambda _, x: (x > 0).amax(1))
+
+
+def boolean_and_a_half() -> Net:
+    return Net(lambda _, x: (x > 0) + 0.5)
+
+
+def sigmoid_of_integers() -> Net:
+    return Net(lambda _, x: torch.sigmoid(x.long()))
 
 
 def indices_of_a_pool() -> Net:

@@ -383,6 +383,19 @@ def test_upsampling_by_an_operand_is_told(tmp_path: Path) -> None:
     assert "its scales are an input" in caught.value.hint
 
 
+def test_comparisons_of_booleans_are_refused(tmp_path: Path) -> None:
+    nodes = [
+        node("Greater", "x zero", "b"),
+        node("Not", "b", "c"),
+        node("Equal", "b c", "e", "both"),
+        node("Cast", "e", "y", to=FLOAT),
+    ]
+    path = save(tmp_path / "s.onnx", nodes, {"zero": np.array(0, "float32")})
+    with pytest.raises(UnsupportedOperatorError, match=r"`Equal`.*node `both`") as caught:
+        import_model(str(path))
+    assert "`relax.equal` takes no booleans" in caught.value.hint
+
+
 def test_a_shape_that_depends_on_the_data_is_told(tmp_path: Path) -> None:
     nodes = [node("Compress", "x chosen", "h", "some", axis=1), node("Relu", "h", "y")]
     path = save(tmp_path / "s.onnx", nodes, {"chosen": np.array([True, False, True])})

@@ -5,6 +5,8 @@ add(x, y, alpha=a), sub(x, y, alpha=a)  ->  add(x, a y), sub(x, a y)
 x < 2.5, x >= 2.5 for integers          ->  x < 3, x >= 3
 x > 2.5, x <= 2.5 for integers          ->  x > 2, x <= 2
 x == 2.5, x != 2.5 for integers         ->  false, true
+b < c, b == c, ... for booleans         ->  int(b) < int(c), int(b) == int(c), ...
+b + c, b * c for booleans               ->  b or c, b and c; maximum and minimum likewise
 """
 
 import math
@@ -28,8 +30,16 @@ def decompositions() -> Any:
         (aten.le, math.floor),
     ):
         table[operator.Scalar] = _rounded(operator, whole)
-    table[aten.eq.Scalar] = _of_integers(lambda x, _: torch.zeros_like(x, dtype=torch.bool))
-    table[aten.ne.Scalar] = _of_integers(lambda x, _: torch.ones_like(x, dtype=torch.bool))
+    table[aten.eq.Scalar] = _of_integers(
+        aten.eq, lambda x, _: torch.zeros_like(x, dtype=torch.bool)
+    )
+    table[aten.ne.Scalar] = _of_integers(aten.ne, lambda x, _: torch.ones_like(x, dtype=torch.bool))
+    for operator in (aten.lt, aten.ge, aten.gt, aten.le, aten.eq, aten.ne):
+        table[operator.Tensor] = _of_booleans(lambda x, y, op=operator: op(x.int(), y.int()))
+    table[aten.add.Tensor] = _of_booleans(aten.logical_or, table[aten.add.Tensor])
+    table[aten.mul.Tensor] = _of_booleans(aten.logical_and)
+    table[aten.maximum.default] = _of_booleans(aten.logical_or)
+    table[aten.minimum.default] = _of_booleans(aten.logical_and)
     return table
 
 
@@ -41,12 +51,26 @@ def _with_alpha(operator: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rounded(operator: Callable[..., Any], whole: Callable[[float], int]) -> Callable[..., Any]:
-    return _of_integers(lambda x, y: operator(x, whole(y)))
+    return _of_integers(operator, lambda x, y: operator(x, whole(y)))
 
 
-def _of_integers(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _of_integers(
+    operator: Callable[..., Any], compare: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
     def compared(x: Any, y: Any) -> Any:
+        if x.dtype == torch.bool:
+            return operator(x.int(), y)
         plain = x.is_floating_point() or not math.isfinite(y) or float(y).is_integer()
         return NotImplemented if plain else compare(x, y)
 
     return compared
+
+
+def _of_booleans(
+    compute: Callable[..., Any], otherwise: Callable[..., Any] = lambda *_, **__: NotImplemented
+) -> Callable[..., Any]:
+    def computed(x: Any, y: Any, **options: Any) -> Any:
+        both = all(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in (x, y))
+        return compute(x, y) if both else otherwise(x, y, **options)
+
+    return computed

@@ -23,7 +23,9 @@ OTHERWISE = "express it with convolutions, pools, element-wise or linear operato
 def first_line(error: BaseException) -> str:
     """Give the first line of an error that says something."""
     for line in str(error).splitlines():
-        text = line.strip()
+        # TVM prints all that it knows of an operator; its name says enough.
+        text = re.sub(r'ir\.Op\(.*?name="([\w.]+)".*support_level=\d+\)', r"`\1`", line.strip())
+        text = re.sub(r"\bT\.(?=(?:bool|u?int|float)\d*\b)", "", text)
         if text and not re.fullmatch(r"[-=*#\s]+", text):
             return text
     return type(error).__name__

@@ -48,10 +48,16 @@ _PASSING = _full_names("""
     tensor_to_shape
 """)
 _TO_A_NUMBER = _full_names(_REDUCTIONS)
+# Of what computes, all that takes booleans; the rest fails in code generation.
+_LOGICAL = _full_names("""
+    astype bitwise_and bitwise_not bitwise_or bitwise_xor logical_and logical_not logical_or
+    logical_xor where
+""")
+_NOT_OF_BOOLEANS = _full_names(_ELEMENTWISE + _REDUCTIONS + _LAYERS) - _LOGICAL
 
 
 class OperatorCheck:
-    """Finds the first unknown operator among what one node of a network was translated into.
+    """Finds what cannot be compiled of what one node of a network was translated into.
 
     Args:
         binding: Gives the expression behind a variable of the function that is being built, None
@@ -62,13 +68,17 @@ class OperatorCheck:
         self._binding = binding
         self._seen: set[Any] = set()
 
-    def unknown(self, result: Any) -> str | None:
-        """Give the name of an unknown operator that `result` needs and no result before it did."""
+    def fault(self, result: Any) -> str:
+        """Say what cannot be compiled of all that `result` needs and no result before it did."""
         for call in self._new_calls(result):
             name = op_name(call)
+            if name == "relax.call_tir":
+                return "TVM's importer makes a kernel of it, not an operator"
             if name and name not in KNOWN | _PASSING:
-                return name
-        return None
+                return f"it becomes `{name}`, which cannot be compiled"
+            if name in _NOT_OF_BOOLEANS and any(map(_is_boolean, call.args)):
+                return f"`{name}` takes no booleans: make numbers of them"
+        return ""
 
     def _new_calls(self, result: Any) -> Iterator[Any]:
         waiting = list(result) if isinstance(result, list | tuple) else [result]
@@ -89,3 +99,11 @@ def makes_a_number(call: Any) -> bool:
     if op_name(call) not in _TO_A_NUMBER or constant(call.args[0]) is not None:
         return False
     return len(call.ty.shape) == 0 and len(call.args[0].ty.shape) > 0
+
+
+def _is_boolean(argument: Any) -> bool:
+    """Whether an argument is a boolean tensor that is computed."""
+    kind = getattr(argument, "ty", None)
+    if constant(argument) is not None or not isinstance(kind, relax.TensorType):
+        return False
+    return str(kind.dtype.dtype) == "bool"

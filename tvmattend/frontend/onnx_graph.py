@@ -161,12 +161,8 @@ class _LocatingImporter(ONNXGraphImporter):  # type: ignore[misc]
             raise UnsupportedOperatorError(
                 message, f"{reason(error)}; express it with other operators"
             ) from error
-        unknown = self._operators.unknown(result)
-        if unknown is not None:
-            why = f"it becomes `{unknown}`, which cannot be compiled"
-            if unknown == "relax.call_tir":
-                why = "TVM's importer makes a kernel of it, not an operator"
-            raise UnsupportedOperatorError(message, f"{why}; {OTHERWISE}")
+        if fault := self._operators.fault(result):
+            raise UnsupportedOperatorError(message, f"{fault}; {OTHERWISE}")
         return result
 
     def _convert(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:

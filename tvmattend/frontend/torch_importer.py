@@ -62,9 +62,8 @@ class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
                 result = convert(node)
             except Exception as error:  # converters raise what they like
                 raise unsupported(node, reason(error)) from error
-            unknown = self._operators.unknown(result)
-            if unknown is not None:
-                raise unsupported(node, f"it becomes `{unknown}`, which cannot be compiled")
+            if fault := self._operators.fault(result):
+                raise unsupported(node, fault)
             if isinstance(result, relax.Var):
                 self._check_type(node, result)
                 if makes_a_number(self.block_builder.lookup_binding(result)):
