@@ -49,10 +49,19 @@ class Emitter:
             y = self.emit(relax.op.add(y, self.weight(*shape)), f"{name}_norm")
         return y
 
-    def pool(self, x: Any, kind: str, size: int = 2, stride: int | None = None, name: str = "pool"):
+    def pool(
+        self,
+        x: Any,
+        kind: str,
+        size: int = 2,
+        stride: int | None = None,
+        name: str = "pool",
+        dilation: int = 1,
+    ):
         operator = relax.op.nn.avg_pool2d if kind == "avg" else relax.op.nn.max_pool2d
-        strides = [stride or size] * 2
-        return self.emit(operator(x, [size, size], strides, layout=self.layout), name)
+        strides, steps = [stride or size] * 2, [dilation] * 2
+        pooled = operator(x, [size, size], strides, dilation=steps, layout=self.layout)
+        return self.emit(pooled, name)
 
     def act(self, x: Any, name: str = "") -> Any:
         return self.emit(relax.op.nn.silu(x), name)
@@ -102,6 +111,7 @@ class Block:
     axis: int | None = None
     feature_pool: tuple[str, int] | None = None
     pool_stride: int | None = None
+    pool_dilations: tuple[int, int] = (1, 1)
     second_user: str = ""
     stride: int = 1
     dilation: int = 1
@@ -128,11 +138,15 @@ class Block:
             own = seen["reduce"] = self._act(e, e.conv(x, self.width, 1, name="reduce"), "reduced")
         shared = x
         if self.condense:
-            own = seen["condense"] = e.pool(own, self.condense, stride=self.pool_stride)
+            own = seen["condense"] = e.pool(
+                own, self.condense, stride=self.pool_stride, dilation=self.pool_dilations[0]
+            )
             shared = own if own is not x and self.kind == "basic" else x
             if self.kind == "bottleneck" or self.feature_pool:
                 kind, size = self.feature_pool or (self.condense, 2)
-                shared = e.pool(x, kind, size, self.pool_stride, "pool_features")
+                shared = e.pool(
+                    x, kind, size, self.pool_stride, "pool_features", self.pool_dilations[1]
+                )
         attention = seen["embed"] = self._attention(e, own)
         if self.other_features:
             shared = e.emit(relax.op.tanh(e.emit(relax.op.exp(shared))), "elsewhere")

@@ -100,6 +100,14 @@ def test_a_classical_condenser_may_gate_what_it_reads(condense, scaled):
             ["pooled differently", "avg_pool2d 2x2 (attention)", "avg_pool2d 3x3 (features)"],
         ),
         (Block(feature_pool=("max", 2)), ["pooled differently", "max_pool2d 2x2 (features)"]),
+        (
+            Block(kind="bottleneck", condense="max", size=(9, 9), pool_dilations=(1, 2)),
+            ["pooled differently", "max_pool2d 2x2 (attention)", "2x2 dilated by 2x2 (features)"],
+        ),
+        (
+            Block(kind="bottleneck", condense="max", size=(9, 9), pool_dilations=(2, 2)),
+            ["windows are dilated"],
+        ),
         (Block(kind="bottleneck", pool_stride=1), ["windows overlap"]),
         (Block(kind="bottleneck", pool_stride=3), ["windows leave pixels out"]),
         (Block(expand_columns=2), ["unsupported groups", "columns are 2 and 4"]),

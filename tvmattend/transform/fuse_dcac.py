@@ -204,10 +204,12 @@ def _pooled_differently(attention: Sequence[Any], features: Sequence[Any]) -> st
 
 
 def _describe(pooling: tuple[Any, ...]) -> str:
-    operator, size, strides, padding, rounds_up, counts = pooling
+    operator, size, strides, padding, dilation, rounds_up, counts = pooling
     words = [str(operator).rpartition(".")[2], "x".join(map(str, size))]
     words += [f"by {'x'.join(map(str, strides))}"] if size != strides else []
     words += [f"padded by {','.join(map(str, padding))}"] if any(padding) else []
+    dilated = any(step != 1 for step in dilation)
+    words += [f"dilated by {'x'.join(map(str, dilation))}"] if dilated else []
     words += ["that counts no padding"] if counts is False else []
     return " ".join([*words, "rounded up"] if rounds_up else words)
 

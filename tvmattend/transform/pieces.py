@@ -57,7 +57,8 @@ def pooling(call: Any) -> tuple[Any, ...]:
     """All that two poolings must share to be one, e.g. to serve both branches of a block."""
     attrs = call.attrs
     numbers = tuple(
-        tuple(int(extent) for extent in attrs[key]) for key in ("pool_size", "strides", "padding")
+        tuple(int(extent) for extent in attrs[key])
+        for key in ("pool_size", "strides", "padding", "dilation")
     )
     # Whether padding counts is a matter of averages alone.
     counts = (
@@ -68,7 +69,9 @@ def pooling(call: Any) -> tuple[Any, ...]:
 
 def not_apart(call: Any) -> str:
     """Why the windows of a pooling do not take a map apart; empty if they do."""
-    _, size, strides, padding, *_ = pooling(call)
+    _, size, strides, padding, dilation, *_ = pooling(call)
+    if any(step != 1 for step in dilation):
+        return "the condensing windows are dilated"
     if any(padding) or any(step < extent for step, extent in zip(strides, size, strict=True)):
         return "the condensing windows overlap or are padded"
     return "" if size == strides else "the condensing windows leave pixels out"
