@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file, save_model
+from torch import Tensor, nn
 
 from tvmattend.errors import WeightsError
 from tvmattend.frontend import ModelRequest, import_model
@@ -65,6 +65,25 @@ def test_counters_of_training_may_be_missing_or_extra(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save(state, path)
     load_weights(create("attendnext_tiny"), path, "attendnext_tiny")
+
+
+def test_tied_weights_may_have_one_name_in_the_file(tmp_path: Path) -> None:
+    """As `safetensors.torch.save_model` writes them."""
+
+    def tied() -> nn.Sequential:
+        network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        network[1].weight = network[0].weight
+        return network
+
+    path, trained, network = tmp_path / "w.safetensors", tied(), tied()
+    save_model(trained, str(path))
+    assert len(load_file(path)) == 3
+    load_weights(network, path, "tied")
+    x = torch.ones(1, 4)
+    assert torch.equal(network(x), trained(x))
+    save_file({key: tensor for key, tensor in load_file(path).items() if "0" not in key}, path)
+    with pytest.raises(WeightsError, match=r"it lacks `0\."):
+        load_weights(network, path, "tied")
 
 
 def test_half_precision_weights_become_single(tmp_path: Path) -> None:

@@ -35,7 +35,10 @@ def load_weights(module: nn.Module, path: Path, network: str) -> None:
     wanted = {
         key: value for key, value in module.state_dict().items() if not key.endswith(_IGNORED)
     }
+    there = {_place(tensor) for key, tensor in wanted.items() if key in given}
     for key, tensor in wanted.items():
+        if key not in given and _place(tensor) in there:
+            continue  # tied to one that the file has; safetensors keeps one name of the two
         if key not in given:
             raise WeightsError(
                 f"`{path}` does not fit {network}: it lacks `{key}` {list(tensor.shape)}",
@@ -65,6 +68,12 @@ def sha256(*paths: Path) -> str:
             for piece in iter(lambda: file.read(1 << 20), b""):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def _place(tensor: Tensor) -> tuple[int, ...]:
+    """Tell a tensor from all that show other numbers, but not from those that are tied to it."""
+    storage = tensor.untyped_storage().data_ptr() or id(tensor)  # empty ones all lie at 0
+    return storage, tensor.storage_offset(), *tensor.shape, *tensor.stride()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
