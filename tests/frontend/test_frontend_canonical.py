@@ -135,8 +135,9 @@ class TestBatchNorm:
             )
             return b.emit(relax.TupleGetItem(result, 0))
 
-        with pytest.raises(ModelError, match="statistics of the batch"):
+        with pytest.raises(ModelError, match="BatchNorm are computed by the network") as caught:
             canonicalise(make(body), {})
+        assert ".eval()" not in caught.value.hint
 
     def test_whose_new_statistics_are_read_is_refused(self) -> None:
         def body(b: Any, x: Any) -> Any:
@@ -306,6 +307,11 @@ class TestWhole:
         with pytest.raises(ModelError, match="Divide by zero") as caught:
             canonicalise(make(lambda b, x: b.emit(op.divide(x, relax.const(0.0)))), {})
         assert "division by zero" in caught.value.hint
+
+    def test_what_else_tvm_cannot_fold_is_no_division(self) -> None:
+        with pytest.raises(ModelError, match=r"cannot be computed|min_value") as caught:
+            canonicalise(make(lambda b, x: b.emit(op.max(x, 1)), dtype="bool"), {})
+        assert "division" not in caught.value.hint
 
     def test_a_symbolic_shape_is_refused(self) -> None:
         extent = tvm.tirx.Var("n", "int64")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The canonical form of an imported network, the same whichever file it came from."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,9 +64,14 @@ def _simplified(module: IRModule, *passes: Any) -> IRModule:
     try:
         return tvm.transform.Sequential(list(passes))(module)
     except Exception as error:  # folding makes kernels, in which anything can be wrong
+        # Of an assertion, what it says of itself, if anything.
+        said = re.sub(r"^Check failed: .* is false:", "", first_line(error)).strip()
+        said = said or "a constant of it cannot be computed"
+        traceback = "run again with --debug for the traceback"
+        divides = re.search("divi[ds]", said, re.IGNORECASE)
         raise ModelError(
-            f"TVM cannot simplify the network: {first_line(error)}",
-            "look for a division by zero, or run again with --debug for the traceback",
+            f"TVM cannot simplify the network: {said}",
+            f"look for a division by zero, or {traceback}" if divides else traceback,
         ) from error
 
 

@@ -23,7 +23,8 @@ def fold_batch_norm(expression: Any, scope: Scope) -> Any:
     """Rule for `batch_norm(...)[0]`; see the module's equations.
 
     Raises:
-        ModelError: A BatchNorm that uses the statistics of the batch, as in training.
+        ModelError: A BatchNorm that uses the statistics of the batch, as in training, or computes
+            its own.
     """
     if not isinstance(expression, relax.TupleGetItem) or expression.index != 0:
         return None
@@ -32,10 +33,15 @@ def fold_batch_norm(expression: Any, scope: Scope) -> Any:
     if op_name(norm) != "relax.nn.batch_norm":
         return None
     statistics = [constant(argument) for argument in norm.args[1:5]]
-    if norm.attrs["training"] or any(part is None for part in statistics):
+    if norm.attrs["training"]:
         raise ModelError(
             "a BatchNorm uses the statistics of the batch, as in training",
             "call .eval() on the network before it is exported",
+        )
+    if any(part is None for part in statistics):
+        raise ModelError(
+            "the statistics or weights of a BatchNorm are computed by the network",
+            "keep them as buffers and parameters, or spell out the arithmetic",
         )
     gamma, beta, mean, variance = (np.asarray(part, "float64") for part in statistics)
     scale = gamma / np.sqrt(variance + float(norm.attrs["epsilon"]))
