@@ -231,6 +231,13 @@ def norms() -> Net:
     )
 
 
+def returned_parameter() -> Net:
+    def forward(net: Any, x: Tensor) -> Any:
+        return net.conv(x), net.conv.bias
+
+    return Net(forward, conv=nn.Conv2d(3, 4, 3))
+
+
 class Nested:
     """Holds a factory as an attribute."""
 
@@ -371,6 +378,18 @@ def no_statistics() -> Net:
     net = Net(lambda net, x: net.norm(x))
     net.norm = nn.BatchNorm2d(3, track_running_stats=False)
     return net
+
+
+def empty_slice() -> Net:
+    return Net(lambda _, x: torch.cat([x[:, :0] * 2, x], 1) + 1)
+
+
+def output_of_none() -> Net:
+    return Net(lambda _, x: (x + 1, None))
+
+
+def output_of_a_number() -> Net:
+    return Net(lambda _, x: (x + 1, x.shape[2]))
 
 
 def counter() -> Net:

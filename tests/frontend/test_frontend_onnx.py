@@ -396,6 +396,17 @@ def test_comparisons_of_booleans_are_refused(tmp_path: Path) -> None:
     assert "`relax.equal` takes no booleans" in caught.value.hint
 
 
+def test_empty_tensors_are_refused(tmp_path: Path) -> None:
+    nodes = [node("Slice", "x a a", "s", "none"), node("Concat", "x s", "y", axis=0)]
+    path = save(tmp_path / "s.onnx", nodes, {"a": np.array([0])})
+    with pytest.raises(UnsupportedOperatorError, match=r"`Slice`.*node `none`") as caught:
+        import_model(str(path))
+    assert "an extent of its result is 0" in caught.value.hint
+    path = save(tmp_path / "i.onnx", [node("Relu", "x", "y")], shape=(1, 0, 8), rank=3)
+    with pytest.raises(ModelError, match="extent 1 of input `x` is 0"):
+        import_model(str(path))
+
+
 def test_a_shape_that_depends_on_the_data_is_told(tmp_path: Path) -> None:
     nodes = [node("Compress", "x chosen", "h", "some", axis=1), node("Relu", "h", "y")]
     path = save(tmp_path / "s.onnx", nodes, {"chosen": np.array([True, False, True])})

@@ -71,6 +71,13 @@ def test_a_fixed_shape_cannot_be_changed(small: Path) -> None:
     assert import_model(ModelRequest(str(small), input_size=8)).inputs[0].shape == (1, 3, 8, 8)
 
 
+def test_an_empty_input_is_refused(tmp_path: Path) -> None:
+    path = save(nn.ReLU(), tmp_path / "e.pt2", torch.zeros(0, 3))
+    with pytest.raises(ModelError, match=r"extent 0 of input `.*` is 0") as caught:
+        import_model(str(path))
+    assert "hold numbers" in caught.value.hint
+
+
 def test_symbolic_extents_are_fixed_by_the_options(tmp_path: Path) -> None:
     net = sample_nets.depthwise_separable()
     extents = {"x": {0: Dim("batch"), 2: Dim("height", min=8), 3: Dim("width", min=8)}}

@@ -163,6 +163,7 @@ FACTORIES = {
     "extremes": [],
     "norms": ["relax.nn.conv2d"],
     "Nested.make": ["relax.nn.conv2d"],
+    "returned_parameter": ["relax.nn.conv2d"],
     "INSTANCE": ["relax.nn.conv2d"],
 }
 
@@ -264,7 +265,10 @@ def test_a_factory_of_the_current_directory(
         ("boolean_index", UnsupportedOperatorError, "aten::index", ""),
         ("data_dependent", ModelError, "data-dependent expression", "one path"),
         ("functional_dropout", ModelError, "`dropout` runs in training mode", ".eval()"),
-        ("no_statistics", ModelError, "`batch_norm` runs in training mode", ".eval()"),
+        ("no_statistics", ModelError, "`batch_norm` has no running stat", "track_running_stats"),
+        ("empty_slice", UnsupportedOperatorError, "`aten::slice.Tensor`", "its result is 0"),
+        ("output_of_none", ModelError, "output 1 of the network is `None`", "tensors only"),
+        ("output_of_a_number", ModelError, "output 1 of the network is `16`", "tensors only"),
         ("counter", ModelError, "changes `count` in place", ".eval()"),
         ("changes_input", ModelError, "changes `x` in place", ".eval()"),
         ("random", ModelError, "`randn_like`", "same output"),

@@ -18,8 +18,14 @@ def static_extent(request: ModelRequest, name: str, axis: int, rank: int, own: i
         own: The extent that the file fixes, or its symbol.
 
     Raises:
-        ModelError: A fixed extent that differs from what was asked, or one that nothing fixes.
+        ModelError: A fixed extent that differs from what was asked, or that is 0, or one that
+            nothing fixes.
     """
+    if own == 0:
+        raise ModelError(
+            f"`{request.model}`: extent {axis} of input `{name}` is 0",
+            "export it with inputs that hold numbers",
+        )
     image = rank == 4 and axis > 1
     option = "--batch" if axis == 0 else "--input-size"
     asked = request.batch if axis == 0 else request.input_size if image else None

@@ -18,6 +18,7 @@ from torch.fx import Node
 from tvmattend.errors import UnsupportedOperatorError
 
 OTHERWISE = "express it with convolutions, pools, element-wise or linear operators"
+EMPTY = "an extent of its result is 0, and nothing computes a tensor of no numbers"
 
 
 def first_line(error: BaseException) -> str:

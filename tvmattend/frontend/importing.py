@@ -122,7 +122,7 @@ def _from_program(
         with torch.no_grad():
             result = network(*(torch.from_numpy(np.array(array)) for array in inputs))
         flat = torch.utils._pytree.tree_leaves(result)  # noqa: SLF001  (torch.export's own order)
-        return [tensor.numpy() for tensor in flat]
+        return [tensor.detach().numpy() for tensor in flat]  # a parameter may be returned
 
     names = list(program.graph_signature.user_outputs)
     reference = f"torch {torch.__version__}"

@@ -17,12 +17,12 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_conver
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
 from tvmattend.frontend.extents import static_extent
-from tvmattend.frontend.faults import OTHERWISE, first_line, reason
+from tvmattend.frontend.faults import EMPTY, OTHERWISE, first_line, reason
 from tvmattend.frontend.known_operators import OperatorCheck
 from tvmattend.frontend.onnx_converters import CONVERTERS, PREPARATIONS, Node
 from tvmattend.frontend.outputs import Declared, fits, in_words
 from tvmattend.frontend.request import ModelRequest
-from tvmattend.frontend.rewriting import end_open_block
+from tvmattend.frontend.rewriting import constant, end_open_block
 
 _STANDARD = ("", "ai.onnx")
 # `If` has no converter: the importer treats it itself, and the canonical form refuses it.
@@ -137,7 +137,7 @@ class _LocatingImporter(ONNXGraphImporter):  # type: ignore[misc]
         self._operators = OperatorCheck(self.bb.lookup_binding)
 
     def check(self, model: Any, declared: Mapping[str, Declared]) -> None:
-        """Refuse the first node whose result is not what ONNX says, or of no static shape."""
+        """Refuse the first node whose result is not what ONNX says, not static, or empty."""
         for node in model.graph.node:
             for name in node.output:
                 found = getattr(self._nodes.get(name), "ty", None)
@@ -145,7 +145,13 @@ class _LocatingImporter(ONNXGraphImporter):  # type: ignore[misc]
                     continue
                 if not all(isinstance(extent, tirx.IntImm) for extent in found.shape or ()):
                     raise _unsupported(node.op_type, node, "its shape depends on the data")
-                if name not in declared or found.shape is None:
+                if found.shape is None:
+                    continue
+                # An empty constant may be an operand that is not given.
+                empty = any(int(extent) == 0 for extent in found.shape)
+                if empty and constant(self._nodes[name]) is None:
+                    raise _unsupported(node.op_type, node, EMPTY)
+                if name not in declared:
                     continue
                 shape, kind = [int(extent) for extent in found.shape], str(found.dtype.dtype)
                 if not fits(shape, kind, declared[name]):

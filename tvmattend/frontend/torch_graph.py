@@ -91,6 +91,15 @@ def to_relax(program: ExportedProgram) -> tuple[IRModule, dict[str, str]]:
 
 
 def _check_program(program: ExportedProgram) -> None:
+    tensors = {
+        node.name for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)
+    }
+    for place, output in enumerate(program.graph_signature.user_outputs):
+        if output not in tensors:
+            raise ModelError(
+                f"output {place} of the network is `{output}`, which is not a tensor",
+                "return tensors only",
+            )
     for spec in program.graph_signature.input_specs:
         if spec.kind in {InputKind.CUSTOM_OBJ, InputKind.TOKEN}:
             raise ModelError(
@@ -101,7 +110,13 @@ def _check_program(program: ExportedProgram) -> None:
         if node.op != "call_function":
             continue
         name = str(getattr(node.target, "__name__", node.target)).partition(".")[0].rstrip("_")
-        training = dict(arguments(node)).get("train" if "dropout" in name else "training")
+        given = dict(arguments(node))
+        training = given.get("train" if "dropout" in name else "training")
+        if training is True and "norm" in name and given.get("running_mean") is None:
+            raise ModelError(
+                f"`{name}` has no running statistics, at {source_line(node)}",
+                "a compiled network needs them: train it with track_running_stats=True",
+            )
         if training is True and ("dropout" in name or "norm" in name):
             raise ModelError(f"`{name}` runs in training mode, at {source_line(node)}", _EVAL_HINT)
         if name in _RANDOM or name.removesuffix("_like") in _RANDOM:

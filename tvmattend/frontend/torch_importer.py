@@ -14,7 +14,7 @@ from torch.fx import Node
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from tvmattend.frontend.faults import reason, unsupported
+from tvmattend.frontend.faults import EMPTY, reason, unsupported
 from tvmattend.frontend.known_operators import OperatorCheck, makes_a_number
 from tvmattend.frontend.outputs import in_words, of_value
 
@@ -66,6 +66,8 @@ class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
                 raise unsupported(node, fault)
             if isinstance(result, relax.Var):
                 self._check_type(node, result)
+                if isinstance(result.ty, relax.TensorType) and 0 in _shape(result):
+                    raise unsupported(node, EMPTY)
                 if makes_a_number(self.block_builder.lookup_binding(result)):
                     raise unsupported(node, "it reduces a whole tensor, batch and all, to a number")
                 # The first node wins: `getitem` of a tuple gives back the variable it names.
