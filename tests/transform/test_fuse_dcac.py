@@ -186,6 +186,16 @@ def test_an_activation_of_the_features_is_told():
     assert found == "the feature branch has an activation, `lit`"
 
 
+def test_an_activation_behind_expand_is_told():
+    def body(e, x):
+        attention = e.act(e.conv(e.act(e.conv(x, 12, 3, 4)), 12, 3, 4), "lit")
+        gate = e.emit(relax.op.nn.softmax(attention, 1))
+        return e.emit(relax.op.multiply(gate, e.conv(x, 12, 1)))
+
+    found = verdict(module(body, (1, 8, 8, 8))).reason
+    assert found == "the attention branch has an activation behind expand, `lit`"
+
+
 def test_a_sum_with_a_constant_is_no_bias_where_nothing_is_convolved():
     def body(e, x):
         moved = e.emit(relax.op.add(x, e.weight(1, 8, 1, 1)), "moved")
@@ -224,8 +234,8 @@ def test_a_gate_without_a_convolution_is_no_candidate(gate, of_features):
 
 def test_an_order_that_nobody_knows_is_a_reason():
     def body(e, x):
-        attention = e.conv(e.act(e.conv(x, 12, 3, 4)), 12, 3, 4)
-        gate = e.emit(relax.op.nn.softmax(e.act(attention), 1))
+        attention = e.conv(e.act(e.act(e.conv(x, 12, 3, 4))), 12, 3, 4)
+        gate = e.emit(relax.op.nn.softmax(attention, 1))
         return e.act(e.emit(relax.op.multiply(gate, e.conv(x, 12, 1))))
 
     assert "are in no order that is known" in verdict(module(body, (1, 8, 8, 8))).reason

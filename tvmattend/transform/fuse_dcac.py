@@ -8,9 +8,10 @@
     y = act(gate(A) * B [* S] [+ B])      ->  y = dcac(x, weights)
 
 with gate = softmax over the channels or sigmoid, condense = average or maximum pooling or nothing,
-every convolution with or without a bias and an activation, S with gate(A), with B or with their
-product, and the operands of `*` and `+` in either order. Where nothing is condensed the sum may be
-with x, not B. A classical condenser may also gate what it reads, B = C (the published form).
+every convolution with or without a bias, every act there or not, S with gate(A), with B or with
+their product, and the operands of `*` and `+` in either order. Where nothing is condensed the sum
+may be with x, not B. A classical condenser may also gate what it reads, B = C (the published form).
+A block with an activation behind expand or project is not fused.
 The left side is 8 to 13 operators and, through TVM's FuseOps, four to seven kernels, because it
 never joins two convolutions: the condensed input is read twice, and A and softmax(A) go through
 memory. On the right the stages share their tiles while these are in cache.
@@ -110,6 +111,9 @@ class FuseDCAC(FusionRule):
         activation = _first(flow, feature, meeting, pieces.ACTIVATIONS)
         if activation is not None:
             return f"the feature branch has an activation, `{activation.name}`"
+        activation = _ahead_of_convolutions(flow, attention)
+        if activation is not None:
+            return f"the attention branch has an activation behind expand, `{activation.name}`"
         if feature[meeting] != 1:
             return f"the feature branch has {feature[meeting]} convolutions, not one"
         if attention[meeting] > len(_ATTENTION):
@@ -264,6 +268,12 @@ def _first(flow: Dataflow, chain: dict[Any, int], end: Any, operators: Sequence[
     """The first variable of a chain, up to another of it, that one of some operators computes."""
     before = list(chain)[: list(chain).index(end)]
     return next((here for here in before if op_name(flow.value(here)) in operators), None)
+
+
+def _ahead_of_convolutions(flow: Dataflow, chain: dict[Any, int]) -> Any:
+    """The activation between a gate and the convolution that it gates with, if any."""
+    last = [here for here, convolutions in chain.items() if convolutions == 0]
+    return next((here for here in last if op_name(flow.value(here)) in pieces.ACTIVATIONS), None)
 
 
 def _no_meeting(flow: Dataflow, attention: dict[Any, int], feature: dict[Any, int]) -> str:
