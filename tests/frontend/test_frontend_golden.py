@@ -4,7 +4,9 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from tvmattend.codegen.building import build
 from tvmattend.errors import ModelError
@@ -47,3 +49,23 @@ def test_networks_that_do_not_take_them_are_refused_before_the_work(
     assert hint in caught.value.hint
     assert steps == [f"importing sample_nets:{name}"]
     assert not (tmp_path / "bundle").exists()
+
+
+def test_what_onnx_reference_cannot_compute_is_no_fault_of_the_inputs(tmp_path: Path) -> None:
+    float32 = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["h"]),
+            helper.make_node("Pad", ["h", "pads"], ["y"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", float32, (1, 4, 4))],
+        [helper.make_tensor_value_info("y", float32, (1, 4, 4))],
+        [numpy_helper.from_array(np.array([0, 1, -1, 0, -1, 1]), "pads")],
+    )
+    path = tmp_path / "pad.onnx"
+    onnx.save(helper.make_model(graph, ir_version=9), path)
+    with pytest.raises(ModelError, match=r"ONNX's own reference fails in `Pad` of `pad`") as caught:
+        golden_vectors(import_model(str(path)), 1)
+    assert "_arraypad" not in str(caught.value)
+    assert "express `Pad`" in caught.value.hint

@@ -6,6 +6,7 @@ import numpy as np
 from tvmattend.errors import ModelError
 from tvmattend.frontend.faults import first_line, user_line
 from tvmattend.frontend.imported import Arrays, ImportedModel
+from tvmattend.frontend.onnx_reference import failed_operator
 
 
 def golden_vectors(model: ImportedModel, count: int) -> list[tuple[Arrays, Arrays]]:
@@ -16,7 +17,8 @@ def golden_vectors(model: ImportedModel, count: int) -> list[tuple[Arrays, Array
         `model.outputs`.
 
     Raises:
-        ModelError: The network does not take such inputs, or its outputs are not finite.
+        ModelError: The network does not take such inputs, ONNX's reference does not take the
+            network, or its outputs are not finite.
     """
     return [(inputs, _outputs(model, inputs)) for inputs in model.sample_inputs(count)]
 
@@ -25,6 +27,12 @@ def _outputs(model: ImportedModel, inputs: Arrays) -> Arrays:
     try:
         outputs = model.reference(inputs)
     except Exception as error:  # the network fails as it likes
+        if operator := failed_operator(error):
+            raise ModelError(
+                f"ONNX's own reference fails in `{operator}` of `{model.name}` "
+                f"({model.reference_name}): {type(error).__name__}: {first_line(error)}",
+                f"nothing could be compared with it: express `{operator}` with other operators",
+            ) from error
         raise ModelError(
             f"`{model.name}` fails on drawn inputs ({model.reference_name}): "
             f"{type(error).__name__}: {first_line(error)}{user_line(error)}",

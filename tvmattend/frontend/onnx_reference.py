@@ -5,6 +5,7 @@ LRN(x)             =  x / (bias + alpha / size * sum of x^2 over the window of c
 Softmax(x, axis)   =  over all axes from `axis` on together, before opset 13; likewise LogSoftmax
 """
 
+import traceback
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,18 @@ def evaluator(model: Any, opset: int) -> ReferenceEvaluator:
     """Make what runs a model with NumPy."""
     replaced = [LRN, LogSoftmax, Softmax] if opset < _ONE_AXIS else [LRN]
     return ReferenceEvaluator(model, new_ops=replaced)
+
+
+def failed_operator(error: BaseException) -> str:
+    """Name the operator that ONNX's reference failed in; empty if an input may be at fault.
+
+    An index beyond its table is the input's.
+    """
+    if isinstance(error, LookupError):
+        return ""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        operator = frame.f_locals.get("self")
+        if isinstance(operator, OpRun):
+            found = str(operator.onnx_node.op_type)
+    return found
