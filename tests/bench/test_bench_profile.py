@@ -256,8 +256,10 @@ def test_command_prints_a_table_or_one_object(bundle: Path) -> None:
     assert table.exit_code == 0, table.output
     assert "GFLOP/s" in table.stdout
     assert "explained" in table.stdout
-    printed = runner.invoke(command, [str(bundle), "--runs", "2", "--json"])
-    assert json.loads(printed.stdout)["model"] == "attendnext_tiny"
+    printed = runner.invoke(command, [str(bundle), "--runs", "2", "--top", "2", "--json"])
+    data = json.loads(printed.stdout)
+    assert data["model"] == "attendnext_tiny"
+    assert len(data["kernels"]) == 2
 
 
 def test_no_kernel_is_no_table(bundle: Path) -> None:

@@ -73,6 +73,15 @@ def test_threads_are_set_or_refused(sound_bundle: Path, host_board: str) -> None
         pytest.fail("there is no such board")
 
 
+def test_fewer_threads_than_a_bundle_is_compiled_for_are_said(
+    bundle: Path, host_board: str
+) -> None:
+    rewrite_manifest(bundle, threads=64)
+    with load_remote(bundle, host_board) as net:
+        assert net.threads < 64
+        assert f"offers {net.threads}: TVM_NUM_THREADS" in net.board.notes[-1]
+
+
 def test_the_board_is_free_again_after_an_error(sound_bundle: Path, host_board: str) -> None:
     def fail() -> None:
         with load_remote(sound_bundle, host_board) as net:
@@ -104,6 +113,8 @@ def test_the_board_that_is_looked_at_is_the_one_that_runs(
         with load_remote(sound_bundle, place, threads=1) as net:
             net.self_test()
             said = net.board.core
+            assert net.board.endpoint.endswith(f" ({place})")
+            assert net.board.endpoint.startswith("127.0.0.1:")
     ran = [core for core, log in logs.items() if "model-" in log.read_text()]
     assert ran == [said]
 

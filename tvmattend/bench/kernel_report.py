@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a profile found: plain data and a table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +81,8 @@ class Profile:
         kind, least = self.roofline.bound(kernel.flops, kernel.moved)
         return kind, least / kernel.seconds
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
+    def to_json(self, top: int | None = None) -> dict[str, Any]:
+        """Plain data for `--json`; of the kernels the `top` longest if so many are wanted."""
         return {
             "model": self.model,
             "target": self.target.to_json(),
@@ -98,7 +99,7 @@ class Profile:
             "best_inference_ms": round(self.best_inference * 1e3, 4),
             "best_kernels_ms": round(self.best_kernels * 1e3, 4),
             "explained": round(self.best_kernels / self.best_inference, 4),
-            "kernels": [self._kernel_json(kernel) for kernel in self.kernels],
+            "kernels": [self._kernel_json(kernel) for kernel in self._longest(top)],
             "modules": [
                 {"module": module, "ms": round(seconds * 1e3, 4), "share": round(share, 4)}
                 for module, seconds, share in self.by_module()
@@ -156,10 +157,7 @@ class Profile:
 
     def lines(self, top: int | None = None) -> list[str]:
         """Give the table for a terminal, the longest first if only the `top` are wanted."""
-        kernels = list(self.kernels)
-        if top is not None:
-            kernels = sorted(kernels, key=lambda kernel: -kernel.seconds)[:top]
-        rows = [_HEADINGS, *(self._row(kernel) for kernel in kernels)]
+        rows = [_HEADINGS, *(self._row(kernel) for kernel in self._longest(top))]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
         table = [
             "  ".join(
@@ -177,6 +175,12 @@ class Profile:
             "",
             *self._account(),
         ]
+
+    def _longest(self, top: int | None) -> Sequence[Kernel]:
+        """All kernels in the order of the calls, or the `top` longest, the longest first."""
+        if top is None:
+            return self.kernels
+        return sorted(self.kernels, key=lambda kernel: -kernel.seconds)[:top]
 
     def _limits(self) -> str:
         limit = self.roofline

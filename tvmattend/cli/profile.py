@@ -13,7 +13,7 @@ from tvmattend.cli.bundle_options import RUNS, rpc_option, signature_option, tim
 @click.command("profile")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--threads", type=click.IntRange(1), help="Threads of the kernels; else the bundle's own."
+    "--threads", type=click.IntRange(1), help="Threads. [default: what the bundle was built for]"
 )
 @click.option("--runs", type=RUNS, default=50, show_default=True, help="Inferences to look into.")
 @rpc_option("Profile on the board that serves there.")
@@ -58,6 +58,6 @@ def command(
     for note in found.notes():
         click.echo(f"note: {note}", err=True)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        click.echo(json.dumps(found.to_json(top), indent=2))
     else:
         click.echo("\n".join(found.lines(top)))

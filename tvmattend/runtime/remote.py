@@ -13,6 +13,7 @@ this one.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,19 @@ def load_remote(
         board = _reach(asker, manifest.target, built_probe(manifest.target, worker))
         _check_fit(manifest, board, place)
         executor = _Executor(asker, _code(directory, manifest), manifest, threads)
+        if threads is None:
+            board = _with_threads_noted(board, executor.threads, manifest.threads)
         yield RemoteNetwork(directory, manifest.to_json(), executor, board)
+
+
+def _with_threads_noted(board: BoardInfo, offered: int, wanted: int) -> BoardInfo:
+    if offered >= wanted:
+        return board
+    note = (
+        f"the bundle is compiled for {wanted} threads and the board's server offers {offered}: "
+        "TVM_NUM_THREADS, set where it starts, raises that"
+    )
+    return replace(board, notes=(*board.notes, note))
 
 
 def _check_fit(manifest: Manifest, board: BoardInfo, place: Endpoint) -> None:

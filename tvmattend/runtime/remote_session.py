@@ -11,7 +11,7 @@ import numpy as np
 
 from tvmattend.bundle.manifest import Manifest
 from tvmattend.device.board import BoardInfo, examine
-from tvmattend.device.endpoint import Endpoint, close_session, connect
+from tvmattend.device.endpoint import Endpoint, close_session, open_session, request_board
 from tvmattend.device.sending import send
 from tvmattend.errors import BundleMismatchError, InputError
 from tvmattend.target import TargetSpec
@@ -26,9 +26,13 @@ _HERE: list["_BoardVM"] = []
 
 
 def reach(place: Endpoint, probe: bytearray, target: TargetSpec) -> BoardInfo:
-    """Begin the session and say what the board is; see `examine`."""
-    _SESSIONS.append(connect(place))
-    return examine(_SESSIONS[0], probe, place, target)
+    """Begin the session and say what the board is; see `examine`. A tracker's has its address."""
+    board, match_key = place, ""
+    if place.key:
+        host, port, match_key = request_board(place)
+        board = Endpoint(host, port, name=f"{Endpoint(host, port)} ({place})")
+    _SESSIONS.append(open_session(board, match_key))
+    return examine(_SESSIONS[0], probe, board, target)
 
 
 def open_network(place: Endpoint, code: bytes, manifest: Manifest, threads: int | None) -> int:

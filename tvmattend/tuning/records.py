@@ -80,7 +80,8 @@ class RecordSet:
 
     def describe(self) -> str:
         """One line for a person."""
-        parts = [f"{len(self.records)} records in {len(self.files)} files"]
+        files = "1 file" if len(self.files) == 1 else f"{len(self.files)} files"
+        parts = [f"{len(self.records)} records in {files}"]
         if self.faults:
             parts.append(f"{len(self.faults)} unreadable lines skipped (first: {self.faults[0]})")
         if self.lent:
