@@ -25,8 +25,6 @@ class _Here(KillableWorker):
         return function(*arguments)
 
 
-HERE = _Here()
-
 # Of a Raspberry Pi 4B, four times, and of an RK3399 (shortened: Linux writes more lines for each).
 _PI4 = "".join(
     f"processor\t: {number}\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd evtstrm crc32 cpuid\n"
@@ -115,9 +113,10 @@ def test_a_library_that_does_not_load_for_another_reason(
         build_probe(target, output, cross_compiler)
         output.write_bytes(output.read_bytes()[:600])
 
+    monkeypatch.setattr("tvmattend.device.board.KillableWorker", _Here)
     monkeypatch.setattr("tvmattend.device.board.build_probe", damaged)
     with pytest.raises(BoardMismatchError, match="the board cannot load a library") as caught:
-        probe(host_board, host_target(), worker=HERE)
+        probe(host_board, host_target())
     assert "glibc 2.28" in caught.value.hint
 
 
@@ -128,6 +127,7 @@ def test_a_kernel_that_crashes_there(
 ) -> None:
     target = host_target()
     library = misbehaving(target)
+    monkeypatch.setattr("tvmattend.device.board.KillableWorker", _Here)
     monkeypatch.setattr(
         "tvmattend.device.board.build_probe",
         lambda _target, output, _compiler: output.write_bytes(library.read_bytes()),
@@ -136,20 +136,21 @@ def test_a_kernel_that_crashes_there(
         "tvmattend.device.probe_kernel.ProbeModule.add", lambda self: self._module["crash"]()
     )
     with pytest.raises(BoardMismatchError, match=f"{target.name} crashed there .*process died"):
-        probe(host_board, target, worker=HERE)
+        probe(host_board, target)
     monkeypatch.setattr(
         "tvmattend.device.probe_kernel.ProbeModule.add", lambda self: self._module["forever"]()
     )
     with pytest.raises(BoardUnreachableError, match="stopped answering"):
-        probe(host_board, target, timeout=0.5, worker=HERE)
+        probe(host_board, target, timeout=0.5)
     monkeypatch.undo()
     probe(host_board, target)
 
 
 def test_wrong_sums_are_a_mismatch(host_board: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvmattend.device.board.KillableWorker", _Here)
     monkeypatch.setattr("tvmattend.device.probe_kernel.ProbeModule.add", lambda _self: False)
     with pytest.raises(BoardMismatchError, match="wrong sums"):
-        probe(host_board, host_target(), worker=HERE)
+        probe(host_board, host_target())
 
 
 def test_an_unreachable_board_is_found_out_before_anything_is_compiled(
