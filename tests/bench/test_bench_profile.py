@@ -36,12 +36,20 @@ from tvmattend.transform.rules import all_rules
 HOST = parse_target("host", 1)
 
 
+def built(place: pytest.TempPathFactory, form: str) -> Path:
+    directory = place.mktemp("profile") / form
+    build("attendnext_tiny", HOST, output=directory, use_records=False, format=form)
+    return directory
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("profile") / "tiny"
-    target = parse_target("host", 1)
-    build("attendnext_tiny", target, output=directory, use_records=False, format="vm")
-    return directory
+    return built(tmp_path_factory, "vm")
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory, "standalone")
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +167,6 @@ def test_standalone_library_has_the_same_kernels(found: Profile, standalone: Pat
     assert [kernel.modules for kernel in other.kernels] == [k.modules for k in found.kernels]
     assert all(kernel.seconds > 0 and kernel.again is None for kernel in other.kernels)
     assert other.lines()
-
-
-@pytest.fixture(scope="module")
-def standalone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("profile") / "standalone"
-    target = parse_target("host", 1)
-    build("attendnext_tiny", target, output=directory, use_records=False, format="standalone")
-    return directory
 
 
 def test_on_a_board(found: Profile, standalone: Path, host_board: str) -> None:

@@ -8,8 +8,8 @@ thread that calls it.
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tvmattend.bench.host import Load, describe_machine, machine_line
 from tvmattend.bench.profiled import Call, Inference, Observer, Seen
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from tvmattend.runtime import Network
     from tvmattend.target import TargetSpec
-
-_Result = TypeVar("_Result")
 
 _BUILTIN = "vm.builtin."
 _AGAIN = 5
@@ -105,7 +103,7 @@ class ProfiledHere:
                 set_instrument(None)
             return seen[1:], whole[1:]  # the first ones warm up
 
-        seen, whole = self._in_pool(work)
+        seen, whole = executor._call(work)  # noqa: SLF001
         names = {tuple(call.name for call in run.calls) for run in seen}
         if len(names) != 1:
             raise BenchmarkError("two inferences called other kernels", "profile a fixed network")
@@ -125,11 +123,6 @@ class ProfiledHere:
             seen.append(Inference([Call(*step) for step in library.profile(inputs)]))
             whole += self._network.time(*inputs, repeat=1, warmup=0)
         return seen[1:], whole[1:]
-
-    def _in_pool(self, work: Callable[[], _Result]) -> _Result:
-        """Run a function in the thread that the network's kernels run in."""
-        result: _Result = self._network._executor._call(work)  # noqa: SLF001
-        return result
 
 
 class _Instrument:

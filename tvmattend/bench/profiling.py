@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from tvmattend.bundle.manifest import Manifest
     from tvmattend.device.endpoint import Endpoint
 
-_TICK = 1e-9  # of the coarsest clock that a kernel's time comes by
+# Seconds; a library's door tells whole nanoseconds, and a clock may be coarser than a kernel.
+_LEAST = 1e-9
 
 
 def profile(
@@ -129,8 +130,7 @@ def _kernels(
         kernels.append(
             Kernel(
                 name=launch.name,
-                # A clock may be coarser than a kernel.
-                seconds=max(_TICK, statistics.median(run[place].seconds for run in calls)),
+                seconds=max(_LEAST, statistics.median(run[place].seconds for run in calls)),
                 again=None if None in again else statistics.median(filter(None, again)),
                 moved=kernel.moved,
                 flops=kernel.flops,

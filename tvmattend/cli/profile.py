@@ -38,7 +38,7 @@ def command(
     """Time every kernel of a bundle inside real inferences, here or on a board.
 
     For each: its time and share, the same call run again at once (`again`, everything in the
-    cache; with --format vm, here), GFLOP/s, the share of the fused multiply-add peak and of
+    cache; of a vm bundle, here), GFLOP/s, the share of the fused multiply-add peak and of
     whichever bounds it - compute or memory - both measured there, and the PyTorch module that it
     comes from. With several threads a standalone library's kernels last until all of them are
     done. On a board, bundles of the standalone format are timed.
