@@ -11,8 +11,8 @@ from relax_runner import run_relax
 from tvm import relax
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.expressions import constant
 from tvmattend.frontend.canonical import canonicalise, operators
-from tvmattend.frontend.rewriting import constant
 
 op = relax.op
 Body = Callable[[relax.BlockBuilder, relax.Var], Any]

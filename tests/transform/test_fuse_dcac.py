@@ -7,8 +7,9 @@ import tvm
 from relax_blocks import CLASSICAL, HOST, Block, Emitter, module, relative, run, sample
 from tvm import relax
 
+from tvmattend.expressions import op_name
 from tvmattend.transform import lower, lower_with_report
-from tvmattend.transform.dataflow import Dataflow, op_name
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.fuse_dcac import FuseDCAC
 from tvmattend.transform.grouping import group
 from tvmattend.transform.ledger import keep_account, lower_by_default

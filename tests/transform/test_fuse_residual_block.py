@@ -6,8 +6,9 @@ import tvm
 from relax_blocks import HOST, Emitter, module, relative, run, sample
 from tvm import relax
 
+from tvmattend.expressions import op_name
 from tvmattend.transform import lower
-from tvmattend.transform.dataflow import Dataflow, op_name
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.fuse_residual_block import FuseResidualBlock
 from tvmattend.transform.grouping import group
 from tvmattend.transform.ledger import keep_account, lower_by_default

@@ -8,7 +8,8 @@ from relax_blocks import HOST, Block, Emitter, relative, run, sample
 from tvm import relax
 
 from schedules.machines import CORTEX_A72
-from tvmattend.transform.dataflow import Dataflow, is_constant, op_name
+from tvmattend.expressions import is_constant, op_name
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.fuse_dcac import FuseDCAC
 from tvmattend.transform.layout import (
     CHANNELS,

@@ -25,23 +25,7 @@ Copy this directory there and go into it.
 {photo}
 ## In an application
 
-    import sys
-    sys.path.insert(0, "path/of/this/directory")
-    from tvmattend_runtime import load
-
-    net = load("path/of/this/directory")     # threads=N for another number than {threads}
-    y = net(x)                               # numpy arrays
-{classify}    net.self_test()                          # relative errors, at most {tolerance:.0e}
-
-| | name | type | shape | layout |
-|---|---|---|---|---|
-{tensors}
-
-`load` checks the SHA-256 of every file first; `manifest.json` lists them, with all that is known
-about how the library came about. Any thread may call `net`; calls wait for one another. An error
-says in its `hint` what to do.
-{signature}
-## Licences
+{application}## Licences
 `lib/` is Apache TVM and its ffi, unchanged from their wheels, under the Apache License 2.0 (texts
 in `lib/licenses/`). `tvmattend_runtime.py` is under the Apache License 2.0 as well. The weights
 have the licence of where they come from: {weights}.
@@ -72,6 +56,12 @@ itself:
 {photo}
 In an application:
 
+{application}## Licences
+The library, its headers and the Python files are under the Apache License 2.0. The weights have the
+licence of where they come from: {weights}.
+"""
+
+_APPLICATION = """\
     import sys
     sys.path.insert(0, "path/of/this/directory")
     from tvmattend_runtime import load
@@ -88,11 +78,7 @@ In an application:
 about how the library came about. Any thread may call `net`; calls wait for one another. An error
 says in its `hint` what to do.
 {signature}
-## Licences
-The library, its headers and the Python files are under the Apache License 2.0. The weights have the
-licence of where they come from: {weights}.
 """
-
 
 # The wrapper of a bundle cannot vouch for that bundle: whoever changes one changes the other.
 _SIGNATURE = """
@@ -111,7 +97,15 @@ def device_guide(manifest: Manifest) -> str:
         "    python3 tvmattend_runtime.py photo.jpg   # names what the photograph shows\n"
     )
     call = '    net.classify("photo.jpg", top=5)         # with Pillow; or a uint8 array of RGB\n'
+    application = _APPLICATION.format(
+        signature=_SIGNATURE,
+        classify=call if image else "",
+        threads=manifest.threads,
+        tolerance=manifest.tolerance,
+        tensors="\n".join([*_rows("input", manifest.inputs), *_rows("output", manifest.outputs)]),
+    )
     return text.format(
+        application=application,
         library=manifest.library,
         libc="glibc 2.28 or later" if manifest.libc == "glibc" else manifest.libc,
         prefix=manifest.library.removeprefix("lib").removesuffix(".so"),
@@ -123,12 +117,7 @@ def device_guide(manifest: Manifest) -> str:
         tvm=manifest.versions.tvm,
         ffi=manifest.versions.tvm_ffi,
         photo=show if image else "",
-        signature=_SIGNATURE,
-        classify=call if image else "",
-        threads=manifest.threads,
-        tolerance=manifest.tolerance,
         weights=manifest.weights.source,
-        tensors="\n".join([*_rows("input", manifest.inputs), *_rows("output", manifest.outputs)]),
     )
 
 

@@ -143,7 +143,7 @@ def build(
     Raises:
         TvmattendError: Any of its kinds; nothing is left half written.
     """
-    request = ModelRequest(request) if isinstance(request, str) else request
+    request = ModelRequest.of(request)
     # Everything that can fail in a moment comes before the minutes of work.
     request.check()
     directory = bundle_directory(request, target) if output is None else Path(output)

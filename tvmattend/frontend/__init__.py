@@ -25,8 +25,7 @@ def import_model(request: "ModelRequest | str") -> "ImportedModel":
         UnsupportedOperatorError: The importer does not know one of its operators.
         WeightsError: The weights cannot be read or belong to another network.
     """
-    if isinstance(request, str):
-        request = ModelRequest(request)
+    request = ModelRequest.of(request)
     request.check()
     from tvmattend.frontend.importing import import_checked
 

@@ -10,11 +10,12 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.expressions import op_name, static_shape
 from tvmattend.frontend.faults import OTHERWISE, first_line
 from tvmattend.frontend.fold_batch_norm import fold_batch_norm
 from tvmattend.frontend.known_operators import KNOWN, makes_a_number
 from tvmattend.frontend.one_form import FIRST, RULES
-from tvmattend.frontend.rewriting import op_name, parts, rewrite
+from tvmattend.frontend.rewriting import parts, rewrite
 
 # What a network in inference does not hold; its presence after folding is our fault or a model's.
 _TRAINING = ("batch_norm", "dropout", "_grad", "cross_entropy", "nll_loss", "ccl.")
@@ -110,8 +111,7 @@ def _complete(function: Any, paths: Mapping[str, str]) -> dict[str, str]:
 
 def _check_static(function: Any) -> None:
     for parameter in function.params:
-        shape = parameter.ty.shape
-        if shape is None or not all(isinstance(extent, tvm.tirx.IntImm) for extent in shape):
+        if static_shape(parameter) is None:
             raise ModelError(
                 f"input `{parameter.name}` has a symbolic shape",
                 "export the network with a fixed shape, or give --batch and --input-size",

@@ -16,7 +16,8 @@ import numpy as np
 from tvm import relax
 
 from tvmattend.errors import ModelError
-from tvmattend.frontend.rewriting import Scope, constant, op_name
+from tvmattend.expressions import constant, op_name
+from tvmattend.frontend.rewriting import Scope
 
 
 def fold_batch_norm(expression: Any, scope: Scope) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tvm import relax
 
-from tvmattend.frontend.rewriting import constant, op_name, parts
+from tvmattend.expressions import constant, op_name
+from tvmattend.frontend.rewriting import parts
 
 _ELEMENTWISE = """
     abs acos acosh add asin asinh astype atan atanh bitwise_and bitwise_not bitwise_or bitwise_xor

@@ -19,7 +19,8 @@ from typing import Any
 
 from tvm import relax
 
-from tvmattend.frontend.rewriting import Scope, constant, op_name
+from tvmattend.expressions import constant, op_name
+from tvmattend.frontend.rewriting import Scope
 
 
 def wrapped_take(call: Any, scope: Scope) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import get_constant
 
-from tvmattend.frontend.rewriting import constant
+from tvmattend.expressions import constant
 
 # ONNX's name of a mode -> TVM's.
 _PADDING = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}

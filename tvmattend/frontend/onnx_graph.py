@@ -16,13 +16,14 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from tvmattend.errors import ModelError, UnsupportedOperatorError
+from tvmattend.expressions import constant
 from tvmattend.frontend.extents import static_extent
 from tvmattend.frontend.faults import EMPTY, OTHERWISE, first_line, reason
 from tvmattend.frontend.known_operators import OperatorCheck
 from tvmattend.frontend.onnx_converters import CONVERTERS, PREPARATIONS, Node
 from tvmattend.frontend.outputs import Declared, fits, in_words
 from tvmattend.frontend.request import ModelRequest
-from tvmattend.frontend.rewriting import constant, end_open_block
+from tvmattend.frontend.rewriting import end_open_block
 
 _STANDARD = ("", "ai.onnx")
 # `If` has no converter: the importer treats it itself, and the canonical form refuses it.

@@ -44,6 +44,11 @@ class ModelRequest:
     batch: int | None = None
     seed: int = 0
 
+    @classmethod
+    def of(cls, request: "ModelRequest | str") -> "ModelRequest":
+        """Take a request as it is, and a string for the request of the model that it names."""
+        return cls(request) if isinstance(request, str) else request
+
     @property
     def source(self) -> Source:
         """Which kind of thing `model` is.

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from tvmattend.errors import ModelError
+from tvmattend.expressions import op_name
 
 Rule = Callable[[Any, "Scope"], Any]
 
@@ -108,20 +107,6 @@ def rewrite(
 def end_open_block(builder: Any) -> None:
     """End the block that an error has left open; TVM would warn of it on the user's terminal."""
     builder._end_block()  # noqa: SLF001
-
-
-def op_name(expression: Any) -> str:
-    """Give `relax.nn.conv2d` for a call of an operator, the empty string for all else."""
-    if not isinstance(expression, relax.Call):
-        return ""
-    return str(getattr(expression.op, "name", ""))
-
-
-def constant(expression: Any) -> "np.ndarray[Any, Any] | None":
-    """Give the array of a constant, None for all else."""
-    if not isinstance(expression, GenericConst):
-        return None
-    return np.asarray(expression.value.numpy())
 
 
 def parts(expression: Any) -> list[Any]:

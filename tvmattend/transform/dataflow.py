@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who computes and who reads what in a straight-line Relax function; what rules ask about it."""
+"""Who computes and who reads what in a straight-line Relax function."""
 
 from collections.abc import Iterator
 from typing import Any
+
+from tvmattend.expressions import op_name
 
 
 class Dataflow:
@@ -62,29 +64,3 @@ class Dataflow:
         for variable, value in self.values.items():
             if op_name(value) in names:
                 yield variable, value
-
-
-def op_name(expression: Any) -> str:
-    """Give `relax.nn.conv2d` for a call of an operator, the empty string for all else."""
-    from tvm import relax
-
-    if not isinstance(expression, relax.Call):
-        return ""
-    return str(getattr(expression.op, "name", ""))
-
-
-def static_shape(expression: Any) -> tuple[int, ...] | None:
-    """Extents of a tensor, or None if one of them is not known at compile time."""
-    from tvm import tirx
-
-    shape = getattr(expression.ty, "shape", None)
-    if shape is None or not all(isinstance(extent, tirx.IntImm) for extent in shape):
-        return None
-    return tuple(int(extent) for extent in shape)
-
-
-def is_constant(expression: Any) -> bool:
-    """Whether the expression is a constant tensor."""
-    from tvm.ir import GenericConst
-
-    return isinstance(expression, GenericConst) and hasattr(expression.value, "numpy")

@@ -11,8 +11,9 @@ Overlapping windows make neighbouring tiles compute their common rows twice.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tvmattend.expressions import is_constant, op_name
 from tvmattend.transform import pieces
-from tvmattend.transform.dataflow import Dataflow, is_constant, op_name
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.rule import FusionRule, Match, Variant
 
 

@@ -22,8 +22,9 @@ Sources: Wong et al., arXiv 2208.06980 (DC-AC) and arXiv 2008.04245 (the classic
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tvmattend.expressions import is_constant, op_name
 from tvmattend.transform import pieces
-from tvmattend.transform.dataflow import Dataflow, is_constant, op_name
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.rule import FusionRule, Match, Variant
 
 _ATTENTION = ("reduce", "embed", "mix", "expand")

@@ -9,7 +9,8 @@ The pooled vector is a few kilobytes; a launch of its own costs more than to com
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tvmattend.transform.dataflow import Dataflow, is_constant, op_name, static_shape
+from tvmattend.expressions import is_constant, op_name, static_shape
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.rule import FusionRule, Match, Variant
 
 _MEAN, _LINEAR = "relax.mean", "relax.matmul"

@@ -9,8 +9,9 @@ The pooled tile is a few rows of all channels, which the convolution reads while
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tvmattend.expressions import is_constant, op_name
 from tvmattend.transform import pieces
-from tvmattend.transform.dataflow import Dataflow, is_constant, op_name
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.rule import FusionRule, Match, Variant
 
 

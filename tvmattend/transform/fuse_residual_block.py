@@ -13,8 +13,9 @@ of a few rows. TVM's FuseOps makes a kernel of each convolution.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tvmattend.expressions import is_constant, op_name
 from tvmattend.transform import pieces
-from tvmattend.transform.dataflow import Dataflow, is_constant, op_name
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.rule import FusionRule, Match, Variant
 
 _CONVS = ("reduce", "embed", "expand")

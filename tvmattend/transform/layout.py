@@ -19,7 +19,8 @@ from typing import Any
 
 from schedules import conv2d_channels, conv2d_pixels, winograd, winograd_pixels, winograd_tiles
 from schedules.machines import Machine
-from tvmattend.transform.dataflow import Dataflow, op_name
+from tvmattend.expressions import op_name
+from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.pieces import POOLS
 
 PIXELS, CHANNELS = "NCHW", "NHWC"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tvmattend.transform.dataflow import Dataflow, op_name, static_shape
+from tvmattend.expressions import op_name, static_shape
+from tvmattend.transform.dataflow import Dataflow
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from schedules import (
     winograd_tiles,
 )
 from schedules.machines import Machine
-from tvmattend.transform.dataflow import static_shape
+from tvmattend.expressions import static_shape
 
 Legalization = Callable[[Any, Any], Any]
 Computation = Callable[[Any, Any], Any]

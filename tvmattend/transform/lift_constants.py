@@ -10,7 +10,7 @@ only a constant can be packed at compile time. The functions also get short name
 from collections.abc import Mapping
 from typing import Any
 
-from tvmattend.transform.dataflow import is_constant
+from tvmattend.expressions import is_constant
 
 COMPOSITE = "Composite"
 

@@ -8,7 +8,7 @@ demands one expression in both. Hence these are functions, which make a new patt
 from collections.abc import Sequence
 from typing import Any
 
-from tvmattend.transform.dataflow import is_constant, op_name
+from tvmattend.expressions import is_constant, op_name
 
 CONV, ADD, MULTIPLY = "relax.nn.conv2d", "relax.add", "relax.multiply"
 POOLS = ("relax.nn.avg_pool2d", "relax.nn.max_pool2d")

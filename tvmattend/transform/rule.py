@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvmattend.transform.dataflow import Dataflow, static_shape
+from tvmattend.expressions import static_shape
+from tvmattend.transform.dataflow import Dataflow
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ its kernels. As a tensor it becomes an argument, like every other weight.
 
 from typing import Any
 
-from tvmattend.transform.dataflow import is_constant, op_name
+from tvmattend.expressions import is_constant, op_name
 from tvmattend.transform.lift_constants import COMPOSITE
 from tvmattend.transform.pieces import MULTIPLY
 

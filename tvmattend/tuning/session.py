@@ -124,11 +124,11 @@ def tune(
             another run writes to the same records.
         KeyboardInterrupt: Ctrl-C; every finished trial is recorded and the workers are gone.
     """
-    order = _order(
-        request,
+    order = _Order(
+        ModelRequest.of(request),
         target,
         endpoint,
-        options,
+        options or TuneOptions(),
         output,
         tuning_records,
         cross_compiler,
@@ -159,36 +159,8 @@ def plan_tuning(
 
     The arguments and errors are those of `tune`; a target that is not this machine needs no board.
     """
-    order = _order(
-        request,
-        target,
-        endpoint,
-        options,
-        output,
-        tuning_records,
-        cross_compiler,
-        fusion,
-        strict_fusion,
-        model,
-    )
-    with chatter_to(log):
-        return _plan(_start(order, observer, None))
-
-
-def _order(
-    request: ModelRequest | str,
-    target: TargetSpec,
-    endpoint: Endpoint | None,
-    options: TuneOptions | None,
-    output: Path | None,
-    tuning_records: Sequence[Path],
-    cross_compiler: str | None,
-    fusion: bool,
-    strict_fusion: bool,
-    model: "Model | None",
-) -> _Order:
-    return _Order(
-        ModelRequest(request) if isinstance(request, str) else request,
+    order = _Order(
+        ModelRequest.of(request),
         target,
         endpoint,
         options or TuneOptions(),
@@ -199,6 +171,8 @@ def _order(
         strict_fusion,
         model,
     )
+    with chatter_to(log):
+        return _plan(_start(order, observer, None))
 
 
 def _start(order: _Order, observer: Observer, claims: ExitStack | None) -> _Start:
