@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tvm.rpc.tracker import Tracker
 
 from tvmattend.bundle.signing import create_key, sign_bundle
 from tvmattend.codegen import build
 from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, prepare
+from tvmattend.device.endpoint import Endpoint, tracker_endpoint
 from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.target import host_target
 
@@ -77,6 +79,14 @@ def host_board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("host-board") / "server.log"
     with serve_here(ServerOptions(), log) as server:
         yield server.address
+
+
+@pytest.fixture
+def tracker() -> Iterator[Endpoint]:
+    """A tracker of TVM's, which boards may join under the key `pi4`."""
+    running = Tracker("127.0.0.1", port=19190, port_end=19390, silent=True)
+    yield tracker_endpoint(f"127.0.0.1:{running.port}", "pi4")
+    running.terminate()
 
 
 @pytest.fixture(scope="session")

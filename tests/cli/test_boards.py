@@ -9,7 +9,6 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from tvm.rpc.tracker import Tracker
 
 from tvmattend.cli.boards import command
 from tvmattend.cli.run import command as run_command
@@ -25,23 +24,15 @@ def no_tracker_in_the_environment(monkeypatch):
         monkeypatch.delenv(f"TVM_TRACKER_{name}", raising=False)
 
 
-@pytest.fixture
-def tracker():
-    running = Tracker("127.0.0.1", port=19190, port_end=19390, silent=True)
-    yield f"127.0.0.1:{running.port}"
-    running.terminate()
-
-
 def test_the_table_and_the_json(tracker, tmp_path, monkeypatch):
     cpu = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq"
     cpu.mkdir(parents=True)
     (cpu / "scaling_governor").write_text("ondemand")
     (cpu / "scaling_cur_freq").write_text("600000")
-    entry = tracker_endpoint(tracker, "pi4")
     board = {"core": "cortex-a72"}
-    options = ServerOptions(tracker=entry, sysfs=tmp_path, board=board)
+    options = ServerOptions(tracker=tracker, sysfs=tmp_path, board=board)
     with serve_here(options) as server:
-        result = CliRunner().invoke(command, ["--rpc-tracker", tracker])
+        result = CliRunner().invoke(command, ["--rpc-tracker", tracker.address])
         header, row = result.stdout.splitlines()
         expected = ["key", "address", "core", "clock", "governor", "temperature", "state"]
         assert header.split() == expected
@@ -49,9 +40,9 @@ def test_the_table_and_the_json(tracker, tmp_path, monkeypatch):
             *("pi4", server.address, "cortex-a72", "600", "MHz", "ondemand", "-", "free")
         ]
         monkeypatch.setenv("TVM_TRACKER_HOST", "127.0.0.1")
-        monkeypatch.setenv("TVM_TRACKER_PORT", tracker.rpartition(":")[2])
+        monkeypatch.setenv("TVM_TRACKER_PORT", str(tracker.port))
         told = json.loads(CliRunner().invoke(command, ["--key", "pi4", "--json"]).stdout)
-        assert told["tracker"] == tracker
+        assert told["tracker"] == tracker.address
         (mine,) = told["boards"]
         assert (mine["core"], mine["busy"], mine["clock_mhz"]) == ("cortex-a72", False, 600.0)
         assert mine["temperature_c"] is None
@@ -63,11 +54,11 @@ def test_the_table_and_the_json(tracker, tmp_path, monkeypatch):
 
 
 def test_a_board_that_says_nothing_is_not_called_free(tracker):
-    with serve_here(ServerOptions(tracker=tracker_endpoint(tracker, "pi4"))) as server:
+    with serve_here(ServerOptions(tracker=tracker)) as server:
         os.kill(server.pid, signal.SIGSTOP)
         try:
-            result = CliRunner().invoke(command, ["--rpc-tracker", tracker])
-            told = CliRunner().invoke(command, ["--rpc-tracker", tracker, "--json"])
+            result = CliRunner().invoke(command, ["--rpc-tracker", tracker.address])
+            told = CliRunner().invoke(command, ["--rpc-tracker", tracker.address, "--json"])
         finally:
             os.kill(server.pid, signal.SIGCONT)
     assert result.stdout.splitlines()[1].endswith("  no answer")

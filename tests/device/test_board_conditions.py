@@ -13,7 +13,7 @@ import pytest
 
 from tvmattend.device.asking import BoardStatus, ask_board, boards_at
 from tvmattend.device.conditions import Conditions, conditions_from, disturbance
-from tvmattend.device.endpoint import Endpoint, close_session, connect, tracker_endpoint
+from tvmattend.device.endpoint import Endpoint, close_session, connect
 from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.device.serving.conditions import file_reader, read_conditions, vcgencmd
 from tvmattend.errors import BoardUnreachableError
@@ -181,15 +181,6 @@ def test_what_is_no_server_of_ours(ssh_port: str, closed_port: str, silent_port:
     assert ask(closed_port) is None
     assert ask(ssh_port) == BoardStatus()
     assert ask(silent_port) == BoardStatus(silent=True)
-
-
-@pytest.fixture
-def tracker() -> Iterator[Endpoint]:
-    from tvm.rpc.tracker import Tracker
-
-    running = Tracker("127.0.0.1", port=19190, port_end=19390, silent=True)
-    yield tracker_endpoint(f"127.0.0.1:{running.port}", "pi4")
-    running.terminate()
 
 
 def test_the_boards_of_a_tracker(tmp_path: Path, tracker: Endpoint) -> None:

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses, and everything that can be wrong with what is there."""
 
-import contextlib
 import pickle
 import socket
 import time
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
@@ -139,35 +137,21 @@ def test_a_busy_board_is_not_waited_for_for_ever(host_board: str) -> None:
     close_session(connect(parse_endpoint(host_board), timeout=5))
 
 
-@contextlib.contextmanager
-def tracker() -> Iterator[Any]:
-    from tvm.rpc.tracker import Tracker
+def test_boards_from_a_tracker(tracker: Endpoint) -> None:
+    with pytest.raises(NoFreeBoardError, match="has no board `pi4`") as caught:
+        connect(tracker, timeout=2)
+    assert "no board is registered" in caught.value.hint
 
-    running = Tracker(host="127.0.0.1", port=19190, port_end=19290, silent=True)
-    try:
-        yield running
-    finally:
-        running.terminate()
-
-
-def test_boards_from_a_tracker() -> None:
-    with tracker() as running:
-        address = f"127.0.0.1:{running.port}"
-        wanted = tracker_endpoint(address, "pi4")
-        with pytest.raises(NoFreeBoardError, match="has no board `pi4`") as caught:
-            connect(wanted, timeout=2)
-        assert "no board is registered" in caught.value.hint
-
-        with serve_here(ServerOptions(tracker=wanted)):
-            for _ in range(2):  # a board comes back after each session
-                session = connect(wanted, timeout=5)
-                assert "machine" in str(session.get_function("tvmattend.board")())
-                with pytest.raises(NoFreeBoardError, match=r"no `pi4` became free .*1 registered"):
-                    connect(wanted, timeout=0.5)
-                close_session(session)
-            with pytest.raises(NoFreeBoardError) as caught:
-                connect(tracker_endpoint(address, "pi5"), timeout=2)
-            assert "pi4" in caught.value.hint
+    with serve_here(ServerOptions(tracker=tracker)):
+        for _ in range(2):  # a board comes back after each session
+            session = connect(tracker, timeout=5)
+            assert "machine" in str(session.get_function("tvmattend.board")())
+            with pytest.raises(NoFreeBoardError, match=r"no `pi4` became free .*1 registered"):
+                connect(tracker, timeout=0.5)
+            close_session(session)
+        with pytest.raises(NoFreeBoardError) as caught:
+            connect(replace(tracker, key="pi5"), timeout=2)
+        assert "pi4" in caught.value.hint
 
 
 @pytest.mark.parametrize(

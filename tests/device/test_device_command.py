@@ -16,6 +16,7 @@ import pytest
 
 from tvmattend.device.board import probe
 from tvmattend.device.emulated import EmulatedBoard
+from tvmattend.device.endpoint import Endpoint
 from tvmattend.target import host_target, parse_target
 
 
@@ -87,6 +88,13 @@ def test_it_serves_this_machine_until_told_to_stop(number: signal.Signals) -> No
         assert "warning" not in err
         assert closed(address)
         assert not [child for child in family if child.is_running()]
+
+
+def test_a_board_of_a_tracker_says_how_it_is_asked_for(tracker: Endpoint) -> None:
+    with serving("--port", "0", "--tracker", tracker.address, "--key", "a&b") as (process, _):
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert f"use it with `--rpc-tracker {tracker.address} --key 'a&b'`" in err
 
 
 def test_the_server_ends_with_a_command_that_is_killed() -> None:

@@ -110,7 +110,7 @@ def test_what_a_child_does_is_not_counted_and_said_so(guest):
     told = []
     run, _ = trace([guest, "parent"], Settings(markers=False), None, told.append)
     assert run.children == 1
-    assert [note for note in told if note.startswith("note: 1 processes that it started")]
+    assert [note for note in told if note.startswith("note: what it started (1 process) is not")]
     assert run.instructions() < 4096 * 20, "the child's loop alone is more"
     alone, _ = trace([guest, "1"], Settings(markers=False), None, told.append)
     assert alone.children == 0

@@ -13,10 +13,9 @@ from types import MappingProxyType
 import pytest
 from fault_proxy import Fault, FaultProxy
 from sample_tasks import FakeRanker, matmul, seconds_of
-from tvm.rpc.tracker import Tracker
 
 from tvmattend.device.board import BoardInfo
-from tvmattend.device.endpoint import Endpoint, tracker_endpoint
+from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.errors import NoFreeBoardError
 from tvmattend.target import parse_target
@@ -34,13 +33,6 @@ from tvmattend.tuning.tally import Tally
 
 HOST = parse_target("host", 1)
 KEY = "pi4"
-
-
-@pytest.fixture
-def tracker():
-    running = Tracker("127.0.0.1", port=19190, port_end=19390, silent=True)
-    yield tracker_endpoint(f"127.0.0.1:{running.port}", KEY)
-    running.terminate()
 
 
 class SlowBoards:

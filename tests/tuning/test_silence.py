@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 from fault_proxy import FaultProxy
 from sample_tasks import FakeRanker, matmul
-from tvm.rpc.tracker import Tracker
 
-from tvmattend.device.endpoint import Endpoint, tracker_endpoint
+from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.process import ServerOptions, serve_here
 from tvmattend.errors import NoFreeBoardError, TuningError
 from tvmattend.target import parse_target
@@ -110,13 +109,6 @@ def test_a_run_ends_when_it_was_promised(tmp_path: Path, where: str) -> None:
     else:  # a record only if the next kernel was on its way by then
         assert last.ok or last.error.startswith(BOARD_LOST)
     assert (tally.incidents.lost, tally.incidents.back) == (1, 0)
-
-
-@pytest.fixture
-def tracker() -> Iterator[Endpoint]:
-    running = Tracker("127.0.0.1", port=19190, port_end=19390, silent=True)
-    yield tracker_endpoint(f"127.0.0.1:{running.port}", "pi4")
-    running.terminate()
 
 
 @contextmanager

@@ -2,14 +2,11 @@
 """`tvmattend device`: serve a board over TVM RPC until told to stop."""
 
 import json
-from typing import TYPE_CHECKING
+import shlex
 
 import click
 
 from tvmattend.errors import BoardUnreachableError, PortError
-
-if TYPE_CHECKING:
-    from tvmattend.device.process import ServerProcess
 
 _OPEN_PORT = (
     "{host} is not loopback: TVM RPC has no password and no encryption, and whoever can "
@@ -60,8 +57,8 @@ def command(
 ) -> None:
     """Serve TVM RPC on this machine, or as an emulated Cortex-A72, until Ctrl-C.
 
-    Give the address printed to `--rpc` of tune, run, validate and profile. One client is served at
-    a time.
+    What is printed are the options of tune, run, validate and profile that reach it. One client is
+    served at a time.
     """
     if (tracker is None) != (key is None):
         raise click.UsageError("--tracker and --key go together")
@@ -90,7 +87,16 @@ def command(
         name, server = f"an emulated {emulate}", board.start(options)
     with server:
         try:
-            _announce(server, name, emulate, as_json)
+            if as_json:
+                facts = {"host": server.host, "port": server.port, "rpc": server.address}
+                facts |= {"emulated": emulate is not None, "core": emulate}
+                click.echo(json.dumps(facts))
+            else:
+                use = f"--rpc {server.address}"
+                if entry is not None:
+                    use = f"--rpc-tracker {entry.address} --key {shlex.quote(entry.key)}"
+                click.echo(f"serving {name} on {server.address}")
+                click.echo(f"use it with `{use}`; Ctrl-C stops it", err=True)
             code = server.wait()
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
@@ -99,12 +105,3 @@ def command(
         f"the server on {server.address} ended by itself with {code}",
         "start it again; --verbose shows its sessions",
     )
-
-
-def _announce(server: "ServerProcess", name: str, core: str | None, as_json: bool) -> None:
-    if as_json:
-        facts = {"host": server.host, "port": server.port, "rpc": server.address}
-        click.echo(json.dumps({**facts, "emulated": core is not None, "core": core}))
-    else:
-        click.echo(f"serving {name} on {server.address}")
-        click.echo(f"use it with `--rpc {server.address}`; Ctrl-C stops it", err=True)

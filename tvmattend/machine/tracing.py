@@ -134,9 +134,10 @@ def trace(
     if run.crowd:
         _say_crowd(run, progress)
     if run.children:
+        started = f"{run.children} process{'es' * (run.children > 1)}"
         progress(
-            f"note: {run.children} processes that it started are not in the estimate, nor is the "
-            "time that it waits for them"
+            f"note: what it started ({started}) is not in the estimate, nor is the time that it "
+            "waits for it"
         )
     return run, done.stdout
 
