@@ -23,7 +23,7 @@ from tvmattend.frontend.known_operators import OperatorCheck
 from tvmattend.frontend.onnx_converters import CONVERTERS, PREPARATIONS, Node
 from tvmattend.frontend.outputs import Declared, fits, in_words
 from tvmattend.frontend.request import ModelRequest
-from tvmattend.frontend.rewriting import end_open_block
+from tvmattend.frontend.rewriting import end_open_blocks
 
 _STANDARD = ("", "ai.onnx")
 # `If` has no converter: the importer treats it itself, and the canonical form refuses it.
@@ -118,10 +118,10 @@ def to_relax(model: Any, declared: Mapping[str, Declared]) -> IRModule:
         warnings.simplefilter("ignore")
         try:
             module = importer.from_onnx(model.graph, opset(model))
-        except UnsupportedOperatorError:
-            end_open_block(importer.bb)
-            raise
         except Exception as error:  # the importer fails in many ways, none of them its own class
+            end_open_blocks(importer.bb)
+            if isinstance(error, UnsupportedOperatorError):
+                raise
             raise ModelError(
                 f"TVM cannot import the network: {first_line(error)}",
                 "run again with --debug for the traceback",

@@ -9,9 +9,11 @@ a kernel for every shape.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from tvm import relax
+from tvm.error import InternalError
 
 from tvmattend.errors import ModelError
 from tvmattend.expressions import op_name
@@ -98,15 +100,17 @@ def rewrite(
                     renamed[binding.var] = value if named else scope.emit(value, binding.var)
                 output = scope.builder.emit_output(_rename(function.body.body, renamed))
             scope.builder.emit_func_output(output)
-    except ModelError:
-        end_open_block(scope.builder)
+    except Exception:
+        end_open_blocks(scope.builder)
         raise
     return scope.builder.get()["main"], scope.paths
 
 
-def end_open_block(builder: Any) -> None:
-    """End the block that an error has left open; TVM would warn of it on the user's terminal."""
-    builder._end_block()  # noqa: SLF001
+def end_open_blocks(builder: Any) -> None:
+    """End the blocks that an error has left open; TVM would warn of them on the user's terminal."""
+    with suppress(InternalError):  # raised when none is open, which cannot be asked
+        while True:
+            builder._end_block()  # noqa: SLF001
 
 
 def parts(expression: Any) -> list[Any]:

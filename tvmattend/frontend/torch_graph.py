@@ -18,7 +18,7 @@ from tvmattend.frontend.faults import (
     unsupported,
     user_line,
 )
-from tvmattend.frontend.rewriting import end_open_block
+from tvmattend.frontend.rewriting import end_open_blocks
 from tvmattend.frontend.torch_importer import LocatingImporter, arguments
 
 _EVAL_HINT = "call .eval() on the network before it is exported"
@@ -79,10 +79,10 @@ def to_relax(program: ExportedProgram) -> tuple[IRModule, dict[str, str]]:
             no_bind_return_tuple=False,
             custom_convert_map=None,
         )
-    except (ModelError, UnsupportedOperatorError):
-        end_open_block(importer.block_builder)
-        raise
     except Exception as error:  # the importer fails in many ways, none of them its own class
+        end_open_blocks(importer.block_builder)
+        if isinstance(error, ModelError | UnsupportedOperatorError):
+            raise
         raise ModelError(
             f"TVM cannot import the network: {first_line(error)}",
             "run again with --debug for the traceback",
