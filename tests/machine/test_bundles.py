@@ -3,6 +3,7 @@
 
 import json
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sample_bundles import cortex_a72_bundle, rewrite_manifest
 from tvmattend.cli.main import main
 from tvmattend.codegen import build
 from tvmattend.codegen.link import Linker
-from tvmattend.errors import BundleMismatchError
+from tvmattend.errors import BundleError, BundleMismatchError
 from tvmattend.machine.board_files import write_board_files
 from tvmattend.machine.bundles import RUNTIME, estimate_bundle
 from tvmattend.machine.elf import read_library
@@ -242,6 +243,23 @@ def test_local_functions_belong_to_the_entry_that_refers_to_them(matmul):
     mine = [function for function in library.functions if function.name == "main"]
     assert len(mine) > 1  # the entry, and the body of the parallel loop
     assert sum(function.start in library.entries for function in mine) == 1
+
+
+def test_a_symbol_without_an_end_is_a_broken_file(matmul, tmp_path):
+    data = bytearray(matmul.read_bytes())
+    (sections_at,) = struct.unpack_from("<Q", data, 40)
+    size, count = struct.unpack_from("<2H", data, 58)
+    for at in range(sections_at, sections_at + size * count, size):
+        kind, where, length = struct.unpack_from("<4xI16xQQ", data, at)
+        if kind in {2, 11}:  # symbols: their names begin where the file's last byte is
+            strings = sections_at + size * struct.unpack_from("<I", data, at + 40)[0]
+            struct.pack_into("<Q", data, strings + 24, len(data) - 1)
+            for entry in range(where, where + length, 24):
+                struct.pack_into("<I", data, entry, 0)
+    data[-1] = ord("x")
+    (tmp_path / "broken.so").write_bytes(data)
+    with pytest.raises(BundleError, match="not a sound ELF file"):
+        read_library(tmp_path / "broken.so")
 
 
 def test_dtypes_as_the_guest_reads_them():

@@ -156,6 +156,13 @@ def test_what_llvm_has_no_numbers_for_costs_a_slot_and_spoils_nothing():
     assert found[add].latency == 4
 
 
+@pytest.mark.parametrize("wrong", [{"misses": 0}, {"misses": 33}, {"stores": 0.5}, {"stores": 65}])
+def test_buffers_that_the_core_does_not_have_are_refused(wrong):
+    block = Block(0x10000, struct.pack("<I", 0x91000400), {0: 1})
+    with pytest.raises(ValueError, match="buffers that the core does not have"):
+        seconds(Program(Trace({0: block}, b"", (), 1, True)), SHIPPED.but(**wrong))
+
+
 def test_replays_at_the_same_time_do_not_share_a_predictor():
     """Two of them once had one between them: estimates depended on what ran beside."""
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tuner gets of a kernel that fails or hangs."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from guest_sources import DYNAMIC, compiled
 
 from tvmattend.codegen.link import BareLinker, Linker
 from tvmattend.errors import CompileError
+from tvmattend.machine import kernels
 from tvmattend.machine.kernels import Argument, KernelTrial, kernel_estimator
 from tvmattend.machine.tracing import ProgramError
+from tvmattend.storage import says_full
 from tvmattend.target import parse_target
 
 
@@ -37,6 +40,42 @@ def test_a_crash_is_an_error_without_the_names_of_files_that_will_be_gone():
     assert seconds is None
     assert "exit code 139" in error
     assert "gone" not in error
+
+
+def test_a_full_disk_is_no_verdict_on_a_kernel():
+    estimator = Failing(ProgramError("/gone/x failed", "", 68))
+    seconds, error = KernelTrial(estimator, 3.0, 1)(Path("k.so"), [], Path("out"))
+    assert seconds is None
+    assert says_full(error)
+
+
+@pytest.mark.emulated
+def test_tensors_that_cannot_be_written_end_the_guest(tmp_path):
+    library = compiled(tmp_path, KERNEL, *DYNAMIC, "-fPIC", "-shared", name="kernel.so")
+    with pytest.raises(ProgramError) as caught:
+        kernel_estimator()(Path(library), [Argument((4,))], outputs=tmp_path / "none" / "out")
+    assert caught.value.exit_code == 68
+    with pytest.raises(ProgramError) as caught:
+        kernel_estimator()(Path(library), [Argument((1,))], outputs=Path("/dev/full"))
+    assert caught.value.exit_code == 68
+
+
+def test_the_digest_is_of_all_files_but_those_that_no_kernel_meets(tmp_path, monkeypatch):
+    own = Path(kernels.__file__).parent
+    place = shutil.copytree(own, tmp_path / "machine", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(kernels, "__file__", str(place / "kernels.py"))
+
+    def digest():
+        return kernels.KernelModel().describe(1)["digest"]
+
+    first = digest()
+    for name in kernels._OTHERS:
+        (place / name).write_text("", encoding="utf-8")
+    assert digest() == first
+    (place / "parameters.py").write_text("", encoding="utf-8")
+    second = digest()
+    (place / "new.py").write_text("", encoding="utf-8")
+    assert len({first, second, digest()}) == 3
 
 
 KERNEL = """

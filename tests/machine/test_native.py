@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from tvmattend.errors import CompileError
 from tvmattend.machine import native
 
 STRICT = ("-Wall", "-Wextra", "-Werror")
 PLACE = Path(native.__file__).parent
+
+
+def test_a_compiler_that_refuses_is_quoted_whatever_it_says(tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_bytes(b"#!/bin/sh\nprintf 'x.c:1: error: \377 expected\\n' >&2; exit 1\n")
+    compiler.chmod(0o755)
+    with pytest.raises(CompileError, match=r"cannot compile x\.c: x\.c:1: error: . expected"):
+        native.compile_c([str(compiler)], "x.c")
 
 
 @pytest.mark.parametrize("file", list(native._SOURCES.values()))

@@ -92,6 +92,7 @@ def test_however_long_a_program_is_it_leaves_as_many_samples(passes):
     assert 32 <= len(long) <= 64
     assert all(blocks == 32 for blocks in long[:-1])
     assert not counted(passes, 64, Settings(most=0)).samples
+    assert windows(counted(passes, 64, Settings(window=32, most=1)))
 
 
 def test_only_what_is_marked_counts(passes):

@@ -87,7 +87,7 @@ def test_a_missing_tool_is_known_before_the_import(no_import, monkeypatch, missi
 
 
 def test_records_say_the_error_of_their_threads():
-    described = {threads: MODEL.describe(threads) for threads in MODEL.threads}
+    described = {threads: MODEL.describe(threads) for threads in MODEL_ERROR}
     assert {threads: each["model_error"] for threads, each in described.items()} == MODEL_ERROR
     assert len({each["digest"] for each in described.values()}) == 1, "comparable all the same"
 

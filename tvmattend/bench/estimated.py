@@ -23,7 +23,7 @@ from tvmattend.bench.report import Absent
 from tvmattend.bench.runtime import Setup
 from tvmattend.errors import BenchmarkError, BundleMismatchError, InputError, TvmattendError
 from tvmattend.frontend.request import ModelRequest
-from tvmattend.machine.parameters import CORE
+from tvmattend.machine.parameters import CORE, OTHER_CORE
 from tvmattend.target import TargetSpec
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ def compare_estimates(
     wanted = [catalogue.find(name) for name in dict.fromkeys((OURS, *options.against))]
     if target.cpu != CORE:
         raise BundleMismatchError(
-            f"the target's core is {target.cpu}; the port model and the caches are those of a "
-            f"{CORE}",
-            f"give --target {CORE}",
+            f"the target's core is {target.cpu}; {OTHER_CORE}", f"give --target {CORE}"
         )
     if options.threads not in {1, 4}:
         raise InputError(

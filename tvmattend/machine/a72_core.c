@@ -19,6 +19,7 @@
 enum port { B, I, L, M, S, F0, F1, V, PORTS };
 enum kind { ALU, LOAD, STORE, BRANCH, PREFETCH };
 enum { REGISTERS = 65, REORDER = 128, QUEUE = 8, WIDTH = 3, CALENDAR = 4096, UNITS = 8 };
+enum { MISSES = 32, STORES = 64 }; /* at most */
 enum { FATE_STREAM = 1, FATE_DRAM = 2, FATE_STORE = 4, FATE_MISS = 8,
        FATE_WRITEBACK_L2 = 16, FATE_WRITEBACK_DRAM = 32, FATE_SHARED = 64, FATE_SPLIT = 128 };
 #define BLOCK_WORD 0x80000000u
@@ -69,8 +70,8 @@ struct core {
     int64_t dispatch, retired, fetch;
     int used;
     double l2_free, dram_free;
-    double missing[32];
-    double draining[64];
+    double missing[MISSES];
+    double draining[STORES];
     uint32_t missing_at, draining_at;
     double drain;
     uint32_t history;
@@ -325,12 +326,15 @@ static void decode(const struct instruction *is, struct operation *operation)
     }
 }
 
-/* words: the plugin's sample file. Gives, per block, the sum of its cycles and its visits. */
+/* words: the plugin's sample file. Gives, per block, the sum of its cycles and its visits; returns
+ * the instructions replayed, -1 without memory, -2 for buffers that are none or too many. */
 __attribute__((visibility("default"))) long a72_replay(
     const struct instruction *code, const struct block *blocks, size_t n_blocks,
     const uint32_t *words, size_t n_words, unsigned thread, const struct parameters *p,
     double *cycles, double *visits)
 {
+    if (p->misses < 1 || p->misses > MISSES || p->stores < 1 || p->stores > STORES)
+        return -2;
     size_t length = 0;
     for (size_t i = 0; i < n_blocks; i++)
         if (blocks[i].first + blocks[i].length > length)

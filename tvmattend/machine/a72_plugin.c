@@ -30,6 +30,12 @@
 static volatile bool active = true; /* counting */
 static volatile bool warm = true;   /* the cache model runs, and threads are kept in step */
 
+static void out_of_memory(void)
+{
+    fputs("a72_plugin: out of memory\n", stderr);
+    _exit(70);
+}
+
 #include "a72_caches.h"
 #include "a72_pace.h"
 #include "a72_samples.h"
@@ -143,10 +149,8 @@ static struct block *find(uint64_t address, uint32_t instructions, const uint8_t
     struct block *block = calloc(1, sizeof *block);
     uint8_t *copy = malloc(bytes);
     struct site **sites = calloc(instructions, sizeof *sites);
-    if (!block || !copy || !sites) {
-        fputs("a72_plugin: out of memory\n", stderr);
-        _exit(70);
-    }
+    if (!block || !copy || !sites)
+        out_of_memory();
     memcpy(copy, code, bytes);
     block->address = address;
     block->id = blocks++;
@@ -190,7 +194,7 @@ static void on_translate(plugin_id id, struct plugin_tb *tb)
         if (may_access(code + 4 * i) && !block->sites[i]) {
             block->sites[i] = calloc(1, sizeof **block->sites);
             if (!block->sites[i])
-                _exit(70);
+                out_of_memory();
             block->sites[i]->index = (uint32_t)i;
         }
     unlock(&table_lock);
@@ -322,7 +326,7 @@ int qemu_plugin_install(plugin_id id, const struct plugin_info *info, int argc, 
         else if (!strncmp(argv[i], "window=", 7))
             window = strtoull(argv[i] + 7, NULL, 10);
         else if (!strncmp(argv[i], "most=", 5))
-            most = strtoull(argv[i] + 5, NULL, 10) & ~1ull;
+            most = (strtoull(argv[i] + 5, NULL, 10) + 1) & ~1ull; /* they are thinned by pairs */
         else if (!strncmp(argv[i], "parent=", 7))
             parent = (pid_t)strtol(argv[i] + 7, NULL, 10);
         else {

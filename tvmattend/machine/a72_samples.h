@@ -41,7 +41,7 @@ static void push(struct sample *sample, uint32_t word)
         last->size = last->size ? 2 * last->size : window + window / 4 + 16;
         last->words = realloc(last->words, last->size * sizeof *last->words);
         if (!last->words)
-            _exit(70);
+            out_of_memory();
     }
     last->words[last->used++] = word;
 }
@@ -84,7 +84,7 @@ static void sample_block(struct sample *sample, uint32_t id)
             sample->windows = calloc(most, sizeof *sample->windows);
             sample->period = window;
             if (!sample->windows)
-                _exit(70);
+                out_of_memory();
         }
         if (sample->open)
             close_window(sample);

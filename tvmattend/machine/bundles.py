@@ -12,7 +12,7 @@ from tvmattend.errors import BundleMismatchError
 from tvmattend.machine.estimate import Estimate
 from tvmattend.machine.guests import Script, estimate_script
 from tvmattend.machine.libraries import estimate_library
-from tvmattend.machine.parameters import CORE, SHIPPED, Parameters
+from tvmattend.machine.parameters import CORE, OTHER_CORE, SHIPPED, Parameters
 from tvmattend.runtime.network import check_files, read_manifest
 
 RUNTIME = "(runtime)"
@@ -46,7 +46,7 @@ def estimate_bundle(
     core = manifest["target"].get("mcpu")
     if core != CORE:
         raise BundleMismatchError(
-            f"the bundle is for {core}; the port model and the caches are those of a {CORE}",
+            f"the bundle is for {core}; {OTHER_CORE}",
             f"build it with --target {CORE}",
         )
     library = bundle.resolve() / manifest["library"]  # as the guest's map of memory has it

@@ -80,7 +80,7 @@ def read_library(path: Path, own: str = "") -> Library:
     data = path.read_bytes()
     try:
         return _read(data, own)
-    except (struct.error, IndexError) as error:
+    except (struct.error, ValueError, IndexError) as error:
         raise BundleError(f"{path} is not a sound ELF file: {error}", "build it again") from error
 
 

@@ -2,15 +2,13 @@
 """What the C guests run on: themselves, compiled once, and a board without Python."""
 
 import hashlib
-import subprocess
 import sys
 from pathlib import Path
 
 from tvmattend.cache import Progress, prepared
 from tvmattend.device.emulated import prepare
-from tvmattend.errors import CompileError
 from tvmattend.machine.board_files import board_files_version, write_board_files
-from tvmattend.storage import compiler_fault
+from tvmattend.machine.native import compile_c
 
 _TARGET = "aarch64-linux-gnu.2.28"
 _FLAGS = ("-O2", "-rdynamic")
@@ -30,7 +28,10 @@ def guest_program(source: Path, progress: Progress = lambda _: None) -> Path:
     }
 
     def build(place: Path) -> None:
-        _compile(source, place / source.stem)
+        compiler = [sys.executable, "-m", "ziglang", "cc", "-target", _TARGET, *_FLAGS]
+        compile_c(
+            [*compiler, "-o", str(place / source.stem), str(source), *_LIBRARIES], source.name
+        )
 
     return prepared(f"machine-{source.stem}", stamp, build, progress) / source.stem
 
@@ -51,20 +52,3 @@ def guest_board(clock_hz: float, progress: Progress = lambda _: None) -> Path:
     return prepared(
         "machine-board", stamp, lambda into: write_board_files(into, root, clock_hz), progress
     )
-
-
-def _compile(source: Path, output: Path) -> None:
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", _TARGET, *_FLAGS]
-    done = subprocess.run(
-        [*command, "-o", str(output), str(source), *_LIBRARIES],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode != 0:
-        fault = compiler_fault(source.name, done.stderr)
-        if fault is not None:
-            raise fault
-        lines = [line for line in done.stderr.splitlines() if "error" in line]
-        raise CompileError(
-            f"Zig cannot compile {source.name}: {(lines or ['no message'])[0]}",
-            "`pip install ziglang` brings a version that is known to work",
-        )

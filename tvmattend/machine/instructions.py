@@ -303,7 +303,7 @@ _PLAIN = {
 }
 _SHIFT = re.compile(r"\b([al]sl|[al]sr|ror|msl|[su]xt[bhwx])\b")
 
-# (pattern of the mnemonic, of the operands, what silicon does). `.` in the second: any.
+# A register of 128 bits, as an operand.
 _Q = re.compile(r"v\d+\.(16b|8h|4s|2d)|\bq\d+")
 
 

@@ -12,7 +12,8 @@
  * the tensors both. The caches are warmed beforehand by reading the tensors, the last first: L2 then
  * holds the input whole, as after the kernel before it, and of the weights what still fits.
  *
- * Tensors are seeded noise in [-1, 1); after the run all are written to OUTPUT ("-": no).
+ * Tensors of float32 and float64 are seeded noise in [-1, 1), those of 8 bits random bytes, all else
+ * zeros; after the run all are written to OUTPUT ("-": no).
  */
 #include <dlfcn.h>
 #include <stdint.h>
@@ -162,6 +163,17 @@ static int run(kernel function, const value *arguments, int count)
     return failed;
 }
 
+static int write_all(const char *path, const tensor *tensors, int count)
+{
+    FILE *out = fopen(path, "wb");
+    size_t failed = !out;
+    for (int i = 0; !failed && i < count; i++)
+        failed = fwrite(tensors[i].data, 1, bytes_of(&tensors[i]), out) != bytes_of(&tensors[i]);
+    if (out && fclose(out))
+        failed = 1;
+    return failed ? 68 : 0;
+}
+
 int main(int argc, char **argv)
 {
     static tensor tensors[MOST];
@@ -192,8 +204,5 @@ int main(int argc, char **argv)
     if (run(function, arguments, count))
         return 67;
     phase(3);
-    FILE *out = strcmp(argv[3], "-") ? fopen(argv[3], "wb") : NULL;
-    for (int i = 0; out && i < count; i++)
-        fwrite(tensors[i].data, 1, bytes_of(&tensors[i]), out);
-    return out && fclose(out) ? 68 : 0;
+    return strcmp(argv[3], "-") ? write_all(argv[3], tensors, count) : 0;
 }

@@ -4,31 +4,33 @@
 import hashlib
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tvmattend
 from tvmattend.cache import Progress
 from tvmattend.device.emulated import find_qemu
+from tvmattend.errors import TargetError, TuningError
 from tvmattend.machine.board_files import CORES
 from tvmattend.machine.estimate import Estimate, estimate, seconds
 from tvmattend.machine.guest_programs import guest_board, guest_program
 from tvmattend.machine.instructions import llvm_version, require_llvm
-from tvmattend.machine.parameters import CORE, MODEL_ERROR, SHIPPED, Parameters
+from tvmattend.machine.parameters import CORE, MODEL_ERROR, OTHER_CORE, SHIPPED, Parameters
 from tvmattend.machine.replay import Program
 from tvmattend.machine.trace import Trace
 from tvmattend.machine.tracing import ProgramError, Settings, trace
+from tvmattend.target import TargetSpec
 
 _SOURCE = Path(__file__).with_name("kernel_guest.c")
 # What is replayed: so many windows of so many blocks. A kernel repeats itself.
 _WINDOWS, _WINDOW = 256, 256
-# Of this room's files, those that decide what a kernel's estimate is.
-_DECISIVE = (
-    "a72_caches.h", "a72_core.c", "a72_pace.h", "a72_plugin.c", "a72_samples.h", "kernel_guest.c",
-    "qemu_plugin_api.h", "elf.py", "estimate.py", "guest_programs.py", "instructions.py",
-    "kernels.py", "operands.py", "replay.py", "trace.py",
-)  # fmt: skip
+# Of this room's files, those that do not decide what a kernel's estimate is.
+_OTHERS = {
+    "__init__.py", "answers.py", "bundle_guest.c", "bundle_guest.py", "bundles.py", "fitting.py",
+    "guests.py", "libraries.py", "programs.py",
+}  # fmt: skip
+_UNWRITTEN = 68  # how kernel_guest.c ends that could not write its output
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}
 
 
@@ -165,6 +167,8 @@ class KernelTrial:
         except subprocess.TimeoutExpired as late:
             raise TimeoutError(str(late)) from None
         except ProgramError as error:  # its message names files that will be gone
+            if error.exit_code == _UNWRITTEN:
+                return None, "no space left for the tensors of a kernel"
             return None, f"CrashError: the kernel failed under QEMU (exit code {error.exit_code})"
         return found, ""
 
@@ -172,24 +176,34 @@ class KernelTrial:
 class KernelModel:
     """The Cortex-A72 model as the tuner's machine (`tvmattend.tuning.estimated.Model`)."""
 
-    core = CORE
-    threads = tuple(sorted(MODEL_ERROR))  # those that were validated
-
-    def check(self) -> None:
-        """Find the tools, which takes a moment.
+    def check(self, target: TargetSpec) -> None:
+        """See that the target can be estimated, then find the tools, which takes a moment.
 
         Raises:
+            TargetError: It is another core.
+            TuningError: Nobody validated the model with so many threads.
             ToolMissingError: QEMU or LLVM's tools are missing.
         """
+        if target.cpu != CORE:
+            raise TargetError(
+                f"the target's core is {target.cpu}; {OTHER_CORE}",
+                f"estimate for --target {CORE}, or measure on a board with --rpc HOST:PORT",
+            )
+        if target.num_cores not in MODEL_ERROR:
+            known = " or ".join(map(str, sorted(MODEL_ERROR)))
+            raise TuningError(
+                f"kernels are estimated for {known} threads, not for {target.num_cores}",
+                f"give --threads {known}; `build` takes records of the nearest number of threads",
+            )
         find_qemu()
         require_llvm()
 
     def describe(self, threads: int) -> dict[str, Any]:
         """Describe the machine for tuning records; another `digest` or `llvm`: other estimates."""
-        numbers = (sorted(asdict(SHIPPED).items()), _WINDOWS, _WINDOW)
-        digest = hashlib.sha256(repr(numbers).encode())
-        for name in _DECISIVE:
-            digest.update(Path(__file__).with_name(name).read_bytes())
+        digest = hashlib.sha256()
+        for path in sorted(Path(__file__).parent.iterdir()):
+            if path.suffix in {".c", ".h", ".py"} and path.name not in _OTHERS:
+                digest.update(path.name.encode() + path.read_bytes())
         return {
             "core": CORE,
             "model": f"tvmattend.machine {tvmattend.__version__}",

@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ _SOURCES = {"plugin": "a72_plugin.c", "core": "a72_core.c"}
 _HEADERS = ("a72_caches.h", "a72_pace.h", "a72_samples.h", "qemu_plugin_api.h")
 # The plugin's undefined names are QEMU's own, found when QEMU loads it.
 _FLAGS = ("-O2", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden")
+# Zig builds its C library for a target first.
+_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,39 @@ def _compiler() -> list[str]:
 def _build(here: Path, place: Path) -> None:
     compiler = _compiler()
     for name, file in _SOURCES.items():
-        command = [*compiler, *_FLAGS, "-o", str(place / f"{name}.so"), str(here / file)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode != 0:
-            fault = compiler_fault(file, done.stderr)
-            if fault is not None:
-                raise fault
-            lines = [line for line in done.stderr.splitlines() if "error" in line]
-            raise CompileError(
-                f"{compiler[0]} cannot compile {file}: {(lines or ['no message'])[0]}",
-                "`pip install ziglang` brings a compiler that is known to work",
-            )
+        compile_c([*compiler, *_FLAGS, "-o", str(place / f"{name}.so"), str(here / file)], file)
+
+
+def compile_c(command: Sequence[str], file: str) -> None:
+    """Run a C compiler.
+
+    Args:
+        command: The compiler and its arguments.
+        file: What it compiles.
+
+    Raises:
+        CompileError: It refuses the file, or does not end.
+        StorageError: It met a full disk.
+    """
+    hint = "`pip install ziglang` brings a compiler that is known to work"
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        told = f"compiling {file} took more than {_TIMEOUT_SECONDS} s"
+        raise CompileError(told, hint) from error
+    if done.returncode == 0:
+        return
+    fault = compiler_fault(file, done.stderr)
+    if fault is not None:
+        raise fault
+    lines = [line for line in done.stderr.splitlines() if "error" in line]
+    compiler = "Zig" if "ziglang" in command else command[0]
+    raise CompileError(f"{compiler} cannot compile {file}: {(lines or ['no message'])[0]}", hint)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 CORE = "cortex-a72"  # LLVM's name of what is modelled
+OTHER_CORE = f"the port model and the caches are those of a {CORE}"
 CLOCK_HZ = 1.8e9  # of the published measurements; a Raspberry Pi 4 that is not overclocked: 1.5e9
 LINE_BYTES = 64
 

@@ -111,11 +111,14 @@ class Program:
             code, table, ctypes.c_size_t(size), samples, ctypes.c_size_t(len(samples) // 4),
             ctypes.c_uint(thread), (ctypes.c_double * len(numbers))(*numbers), sums, visits,
         )  # fmt: skip
+        if done == -2:
+            raise ValueError(f"{parameters}: buffers that the core does not have")
         if done < 0:
             raise MemoryError
         return list(sums), list(visits)
 
 
+@cache
 def _core() -> ctypes.CDLL:
     library = ctypes.CDLL(str(native().core))
     library.a72_replay.restype = ctypes.c_long

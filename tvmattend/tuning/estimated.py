@@ -64,11 +64,8 @@ class Trial(Protocol):
 class Model(Protocol):
     """A core without a board: `tvmattend.machine.kernels.KernelModel`, given by the caller."""
 
-    core: str
-    threads: tuple[int, ...]
-
-    def check(self) -> None:
-        """Refuse early if a tool is missing."""
+    def check(self, target: TargetSpec) -> None:
+        """Refuse early what it has no estimates for, and if a tool is missing."""
 
     def describe(self, threads: int) -> Mapping[str, Any]:
         """Describe it for the records; `digest` and `llvm` tell its versions apart."""

@@ -190,7 +190,10 @@ def _start(order: _Order, observer: Observer, claims: ExitStack | None) -> _Star
     if order.cross_compiler is not None:
         link_command(target, order.cross_compiler)
     if order.model is not None:
-        _check_estimate(order, order.model)
+        if order.endpoint is not None:
+            told = "an estimate needs no board, but one was given"
+            raise TuningError(told, "leave one of them out")
+        order.model.check(target)
     elif order.endpoint is None and need_board and not target.is_host:
         hint = "give --rpc HOST:PORT of a board that runs `tvmattend device`"
         if target.cpu == _EMULATED:
@@ -227,25 +230,6 @@ def _claim(file: RecordFile, claims: ExitStack) -> str:
     require_room(temporary_directory(), _TRIAL_BYTES, "free some space there, or set TMPDIR")
     claims.enter_context(file.claimed())
     return file.repair()
-
-
-def _check_estimate(order: _Order, model: "Model") -> None:
-    target = order.target
-    if order.endpoint is not None:
-        raise TuningError("an estimate needs no board, but one was given", "leave one of them out")
-    if target.cpu != model.core:
-        raise TargetError(
-            f"the target's core is {target.cpu}; the port model and the caches are those of a "
-            f"{model.core}",
-            f"estimate for --target {model.core}, or measure on a board with --rpc HOST:PORT",
-        )
-    if target.num_cores not in model.threads:
-        known = " or ".join(map(str, model.threads))
-        raise TuningError(
-            f"kernels are estimated for {known} threads, not for {target.num_cores}",
-            f"give --threads {known}; `build` takes the records of the nearest number of threads",
-        )
-    model.check()
 
 
 def _reach(order: _Order, observer: Observer) -> _Board | None:
