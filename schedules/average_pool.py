@@ -55,7 +55,7 @@ def average_pool(
         inside = tirx.all(q >= left, q < width + left)
         return tirx.if_then_else(inside, total, zero) if left or right else total
 
-    line = te.compute((batch, channels, out_h, width + left + right), summed, name="slab")
+    line = te.compute((batch, channels, out_h, width + left + right), summed, name=blocks.SLAB)
     rx = te.reduce_axis((0, kw), "rx")
     share = tirx.const(1.0 / (kh * kw), x.dtype)
     return te.compute(

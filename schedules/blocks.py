@@ -10,6 +10,13 @@ REGISTERS = "global"
 # Registers of an element-wise block that are computed in one round of its loop.
 _SIDE_BY_SIDE = 8
 
+# Names by which `stages` tells what a family's block is for; TVM makes them unique with digits.
+SLAB = "slab"  # the input, padded or transformed, as a reduction reads it
+TILE_OUTPUTS = "tile_outputs"  # stands between a reduction and what finishes it
+TILE_WEIGHTS = "tile_weights"  # weights that the kernel transforms
+SOFTMAX = "softmax"  # begins the names of a softmax's parts
+CONV2D_CHANNELS = "conv2d_channels"  # a sum over channels that may read a map where it lies
+
 # tvm.tirx.IterVar kinds.
 SPATIAL, REDUCED = 0, 2
 

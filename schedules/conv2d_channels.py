@@ -26,7 +26,7 @@ from schedules.softmax import place_rows
 from schedules.space import Choose, Knob, Part
 from schedules.stages import Stage
 
-NAME = "conv2d_channels"
+NAME = blocks.CONV2D_CHANNELS
 
 _AVX2_LANES = 8
 # Pixels of a register block, in the maps of 7, 14 and 28 pixels where channels are innermost.
@@ -131,14 +131,14 @@ def conv2d(
 
         reach = (columns - 1) * across + kw
         shape = (batch, (out_h - 1) * down + kh, out_w // columns, channels, reach)
-        padded = te.compute(shape, panel, name="slab")
+        padded = te.compute(shape, panel, name=blocks.SLAB)
     elif any(padding):
 
         def pad(n: Any, y: Any, xx: Any, c: Any) -> Any:
             return tirx.if_then_else(inside(y, xx), x[n, y - top, xx - left, c], zero)
 
         area = (height + top + bottom, width + left + right)
-        padded = te.compute((batch, *area, channels), pad, name="slab")
+        padded = te.compute((batch, *area, channels), pad, name=blocks.SLAB)
     ry = te.reduce_axis((0, kh), "ry")
     rx = te.reduce_axis((0, kw), "rx")
     rc = te.reduce_axis((0, per_group), "rc")

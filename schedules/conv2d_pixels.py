@@ -164,7 +164,7 @@ def conv2d(
     line = x
     if not direct or 4 * lanes < _LINE_BYTES:
         shape = (batch, channels, *phases, total_rows, pitch)
-        line = te.compute(shape, (lambda *at: x[at]) if direct else padded, name="slab")
+        line = te.compute(shape, (lambda *at: x[at]) if direct else padded, name=blocks.SLAB)
     rc = te.reduce_axis((0, per_group), "rc")
     ry = te.reduce_axis((0, kh), "ry")
     rx = te.reduce_axis((0, kw), "rx")

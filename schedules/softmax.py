@@ -19,7 +19,7 @@ from schedules.machines import Machine
 from schedules.space import Choose, Part
 from schedules.stages import Softmax, Stage
 
-NAME = "softmax"
+NAME = blocks.SOFTMAX
 
 # Registers of a tile: as many sums run side by side as hide the latency of an addition.
 _SIDE_BY_SIDE = 8

@@ -21,17 +21,12 @@ from typing import Any
 from schedules import blocks
 from schedules.machines import Machine
 
-# Blocks that copy their input into a padded buffer.
-_PADS = ("slab", "pad_temp")
+_PADS = (blocks.SLAB, "pad_temp")  # the second are TVM's own
 # Blocks of `softmax.softmax`, which belong to the stage that finishes it.
-_SOFTMAX = ("softmax_max", "softmax_exp", "softmax_sum", "softmax_inverse")
-# Blocks between a reduction and what finishes it, which the reduction's family schedules.
-_BETWEEN = ("tile_outputs",)
-# Weights that a kernel transforms, likewise.
-_WEIGHTS = ("tile_weights",)
-_OWNED = (*_PADS, *_SOFTMAX, *_BETWEEN, *_WEIGHTS)
-# Sums over channels that may read a map where it lies.
-_DIRECT = ("conv2d_channels",)
+_SOFTMAX = tuple(f"{blocks.SOFTMAX}_{part}" for part in ("max", "exp", "sum", "inverse"))
+_MAX, *_, _INVERSE = _SOFTMAX
+# What the family of the reduction beside it schedules; no stages of their own.
+_OWNED = (*_PADS, *_SOFTMAX, blocks.TILE_OUTPUTS, blocks.TILE_WEIGHTS)
 _LINE_BYTES = 64
 
 
@@ -144,7 +139,7 @@ def _is_kept(sch: Any, name: str) -> bool:
     if not _reduces(sch, name):
         return True
     consumers = _consumers(sch, name)
-    if any(user.startswith(_BETWEEN) for user in consumers):
+    if any(user.startswith(blocks.TILE_OUTPUTS) for user in consumers):
         return False
     # A job of a reduction is a row or a map in its layout; a change of layout cuts across it.
     return not consumers or any(not _is_map(sch, user) or _moves(sch, user) for user in consumers)
@@ -152,11 +147,11 @@ def _is_kept(sch: Any, name: str) -> bool:
 
 def _softmax(sch: Any, producers: list[str]) -> Softmax | None:
     for name in producers:
-        if not name.startswith("softmax_inverse"):
+        if not name.startswith(_INVERSE):
             continue
         (total,) = _producers(sch, name)
         (exponential,) = _producers(sch, total)
-        (maximum,) = [p for p in _producers(sch, exponential) if p.startswith("softmax_max")]
+        (maximum,) = [p for p in _producers(sch, exponential) if p.startswith(_MAX)]
         sources = _producers(sch, maximum)
         return Softmax(maximum, exponential, total, name, sources[0] if sources else None)
     return None
@@ -182,7 +177,7 @@ def _crosses_maps(sch: Any, name: str, machine: Machine) -> bool:
     Its block of a few pixels needs one line of each map, and so does the next block: of 352 maps
     the sums waited longer than a copy takes, of 84 they did not.
     """
-    if not name.startswith(_DIRECT):
+    if not name.startswith(blocks.CONV2D_CHANNELS):
         return False
     maps = int(sch.get(sch.get_sblock(name, func_name="main")).iter_vars[-1].dom.extent)
     return maps * _LINE_BYTES > machine.l1_bytes // 2
@@ -212,7 +207,7 @@ def _read_by(sch: Any, name: str) -> list[str]:
     found = []
     for producer in _producers(sch, name):
         found.append(producer)
-        if producer.startswith(_BETWEEN):
+        if producer.startswith(blocks.TILE_OUTPUTS):
             found += _producers(sch, producer)
     return found
 

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TAPS = 3
+from schedules import blocks
 
-# The block of a kernel that transforms its weights.
-WEIGHTS = "tile_weights"
+TAPS = 3
 
 _G2 = ((1.0, 0.0, 0.0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0.0, 0.0, 1.0))
 _G4 = (
@@ -133,7 +132,8 @@ def transform_tile_weights(rows: Winograd, cols: Winograd, weight: Any) -> Any:
 def weight_transforms(sch: Any, conv: Any) -> list[Any]:
     """The block that transforms a convolution's weights, if its kernel does."""
     producers = sch.get_producers(conv)
-    return [block for block in producers if str(sch.get(block).name_hint).startswith(WEIGHTS)]
+    names = {block: str(sch.get(block).name_hint) for block in producers}
+    return [block for block, name in names.items() if name.startswith(blocks.TILE_WEIGHTS)]
 
 
 # Fewer channels a column do not pay for the transforms.

@@ -95,7 +95,7 @@ def conv2d(x: Any, weight: Any, machine: Machine) -> Any:
         return tirx.if_then_else(tirx.all(*inside), winograd.pick(k, values), zero)
 
     shape = (batch, groups, chunks, points, per_group, stored, pitch)
-    line = te.compute(shape, transformed, name="slab")
+    line = te.compute(shape, transformed, name=blocks.SLAB)
     rc = te.reduce_axis((0, per_group), "rc")
     rx = te.reduce_axis((0, kw), "rx")
 
@@ -127,7 +127,7 @@ def _transformed_weights(weight: Any, algorithm: winograd.Winograd) -> Any:
         column = [weight[(g, tap, *at)] for tap in range(taps)]
         return winograd.pick(k, algorithm.transform_taps(column))
 
-    return te.compute((groups, algorithm.inputs, *rest), transformed, name=winograd.WEIGHTS)
+    return te.compute((groups, algorithm.inputs, *rest), transformed, name=blocks.TILE_WEIGHTS)
 
 
 def pack(weight: Any, groups: int) -> Any:

@@ -28,7 +28,7 @@ from schedules.machines import Machine
 from schedules.softmax import place_rows
 from schedules.space import Choose, Knob, Part
 from schedules.stages import Stage
-from schedules.winograd import TAPS, WEIGHTS, Winograd
+from schedules.winograd import TAPS, Winograd
 
 NAME = "winograd_tiles"
 
@@ -180,7 +180,7 @@ def conv2d(x: Any, weight: Any, features: int, tiling: Tiling, machine: Machine)
 
     reach = across * cols.outputs + TAPS - 1
     strip = te.compute(
-        (batch, down, rows.inputs, reach, channels), transformed_rows, name="slab_rows"
+        (batch, down, rows.inputs, reach, channels), transformed_rows, name=f"{blocks.SLAB}_rows"
     )
 
     def transformed(n: Any, p: Any, t: Any, c: Any) -> Any:
@@ -189,7 +189,7 @@ def conv2d(x: Any, weight: Any, features: int, tiling: Tiling, machine: Machine)
         line = [strip[n, t // across, i, first + k, c] for k in range(cols.inputs)]
         return winograd.pick(j, cols.transform_inputs(line))
 
-    slab = te.compute((batch, points, down * across, channels), transformed, name="slab")
+    slab = te.compute((batch, points, down * across, channels), transformed, name=blocks.SLAB)
     rc = te.reduce_axis((0, per_group), "rc")
 
     def product(n: Any, g: Any, p: Any, t: Any, o: Any, lane: Any) -> Any:
@@ -216,7 +216,7 @@ def conv2d(x: Any, weight: Any, features: int, tiling: Tiling, machine: Machine)
 
     area = (down * rows.outputs, across * cols.outputs)
     untiled = te.compute(
-        (batch, groups, *area, panels * vectors, lanes), outputs, name="tile_outputs"
+        (batch, groups, *area, panels * vectors, lanes), outputs, name=blocks.TILE_OUTPUTS
     )
 
     def pick(n: Any, y: Any, xx: Any, c: Any) -> Any:
@@ -247,7 +247,7 @@ def _transformed_weights(weight: Any, tiling: Tiling) -> Any:
         return winograd.pick(p, points)
 
     shape = (groups, tiling.points, panels, per_group, vectors, lanes)
-    return te.compute(shape, transformed, name=WEIGHTS)
+    return te.compute(shape, transformed, name=blocks.TILE_WEIGHTS)
 
 
 def pack(weight: Any, groups: int, tiling: Tiling, machine: Machine) -> Any:
