@@ -67,7 +67,7 @@ def space_for(mod: Any, target: Any) -> DesignSpace:
     counts = Counter(_family(stage) for stage in found)
     names = [name if count == 1 else f"{count}*{name}" for name, count in counts.items()]
 
-    label = _label if len(found) > 1 else _plain_label
+    label = _label if len(found) > 1 else _alone
     knobs = tuple(
         Knob(label(index, knob.name), knob.choices, knob.default)
         for index, part in enumerate(parts)
@@ -94,7 +94,7 @@ def _label(index: int, name: str) -> str:
     return f"{index}.{name}"
 
 
-def _plain_label(index: int, name: str) -> str:
+def _alone(index: int, name: str) -> str:
     del index
     return name
 

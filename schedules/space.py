@@ -90,7 +90,7 @@ class DesignSpace:
     """All the ways in which one PrimFunc may be scheduled.
 
     Attributes:
-        kernel: The family, e.g. `conv2d`.
+        kernel: The family, e.g. `conv2d_pixels`.
         knobs: The decisions, in the order in which the trace records them.
         schedule: Called with a schedule and a function that gives a knob's value; transforms the
             schedule in place. The same point always gives the same schedule.

@@ -59,12 +59,12 @@ struct network_instance {
   /* Fixed at creation. */
   unsigned threads;
   int spin;
-  pid_t process;
+  int process; /* that created it */
   unsigned char *arena;
   unsigned char *scratch;
   struct worker *workers;
   /* Each on its own lines: what spinners read and what others write. */
-  _Alignas(LINE_BYTES) atomic_uint running;
+  _Alignas(LINE_BYTES) atomic_int running; /* by which process; 0 by none */
   _Alignas(LINE_BYTES) atomic_uint generation; /* counts the runs */
   atomic_uint idle;                            /* workers asleep until it changes */
   _Alignas(LINE_BYTES) atomic_uint phase;      /* counts the barriers */
@@ -223,14 +223,14 @@ static int run(network_instance *net, const network_buffer *inputs, size_t num_i
     status = check_buffers("output", outputs, num_outputs, OUTPUTS, NETWORK_NUM_OUTPUTS);
   if (status == NETWORK_OK) status = check_overlap(inputs, outputs);
   if (status != NETWORK_OK) return status;
-  if (net->process != getpid()) {
-    if (net->threads > 1)
-      return fail(NETWORK_FORKED, "the instance was created before a fork; create one in the child");
-    /* Whoever was running it is in the parent. */
-    net->process = getpid();
-    atomic_store(&net->running, 0);
-  }
-  if (atomic_exchange_explicit(&net->running, 1, memory_order_acquire))
+  const int process = (int)getpid();
+  if (net->threads > 1 && net->process != process)
+    return fail(NETWORK_FORKED, "the instance was created before a fork; create one in the child");
+  /* Another process that was running it is the parent, whose instance is another since the fork. */
+  int runner = atomic_load_explicit(&net->running, memory_order_relaxed);
+  if (runner == process ||
+      !atomic_compare_exchange_strong_explicit(&net->running, &runner, process, memory_order_acquire,
+                                               memory_order_relaxed))
     return fail(NETWORK_BUSY, "another thread is running this instance");
 
   for (size_t i = 0; i < NETWORK_NUM_INPUTS; ++i) net->inputs[i] = inputs[i].data;
@@ -301,7 +301,7 @@ int network_create(unsigned threads, network_instance **instance) {
   net->threads = threads;
   /* Spinning helps only who has a CPU to spin on. */
   net->spin = threads <= cpus;
-  net->process = getpid();
+  net->process = (int)getpid();
   net->workers = (struct worker *)(block + head);
   net->arena = block + head + team;
   net->scratch = net->arena + shared;
@@ -321,7 +321,7 @@ int network_create(unsigned threads, network_instance **instance) {
 void network_destroy(network_instance *instance) {
   if (!instance) return;
   /* After a fork there is nobody to wait for. */
-  if (instance->process == getpid()) stop(instance, instance->threads - 1);
+  if (instance->process == (int)getpid()) stop(instance, instance->threads - 1);
   free(instance);
 }
 
