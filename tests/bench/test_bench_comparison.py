@@ -127,10 +127,15 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Ent
     return made
 
 
-def run(entries: Mapping[str, Entry], *against: str, rounds: int = 2) -> Comparison:
+def run(
+    entries: Mapping[str, Entry],
+    *against: str,
+    rounds: int = 2,
+    observer: Callable[[str], None] = lambda _: None,
+) -> Comparison:
     options = Options(against=against, rounds=rounds, burst=0.01, settle=0.0, least=2)
     request = ModelRequest("toy_network:make")
-    return compare(request, parse_target("host", 1), options, entries=entries)
+    return compare(request, parse_target("host", 1), options, observer, entries)
 
 
 def absent(comparison: Comparison, name: str) -> Absent:
@@ -178,6 +183,15 @@ def test_without_ours_there_is_no_comparison(entries: Mapping[str, Entry], broke
     mine = {**entries, OURS: Entry(OURS, f"toy_{broken}", peer=False)}
     with pytest.raises(BenchmarkError):
         run(mine, "flat")
+
+
+def test_a_wrong_answer_of_ours_ends_it_before_a_peer_is_converted(
+    entries: Mapping[str, Entry],
+) -> None:
+    mine, said = {**entries, OURS: Entry(OURS, "toy_wrong", peer=False)}, []
+    with pytest.raises(BenchmarkError, match=r"tvmattend's own output is off by 2\.0e-03"):
+        run(mine, "flat", observer=said.append)
+    assert said[-1] == f"loading {OURS}"
 
 
 def test_unknown_runtime_stops_it_before_anything_starts(entries: Mapping[str, Entry]) -> None:

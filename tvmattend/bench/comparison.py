@@ -269,7 +269,16 @@ def relative_error(results: "Arrays", references: "Arrays") -> float:
 
 
 def wrong(runtime: str, version: str, error: float) -> Absent:
-    """Say that a runtime computes something else."""
+    """Say that a runtime computes something else.
+
+    Raises:
+        BenchmarkError: It is ours: there is nothing to compare with.
+    """
+    if runtime == OURS:
+        raise BenchmarkError(
+            f"tvmattend's own output is off by {error:.1e} of the greatest value",
+            "build with --no-records, and report it",
+        )
     reason = f"its output is off by {error:.1e} of the greatest value; at most {TOLERANCE:.0e} is"
     return Absent(runtime, "wrong", f"{reason} accepted", version, error)
 

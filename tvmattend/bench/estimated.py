@@ -21,7 +21,7 @@ from tvmattend.bench.comparison import TOLERANCE, relative_error, setup_for, wro
 from tvmattend.bench.estimate_report import Estimated, EstimatedComparison
 from tvmattend.bench.report import Absent
 from tvmattend.bench.runtime import Setup
-from tvmattend.errors import BenchmarkError, BundleMismatchError, InputError, TvmattendError
+from tvmattend.errors import BundleMismatchError, InputError, TvmattendError
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.machine.parameters import CORE, OTHER_CORE
 from tvmattend.target import TargetSpec
@@ -114,12 +114,6 @@ def compare_estimates(
                 absent.append(Absent.failed(entry.name, failure))
                 continue
             if result.max_rel_error > TOLERANCE:
-                if entry.name == OURS:
-                    raise BenchmarkError(
-                        f"tvmattend's own output is off by {result.max_rel_error:.1e} of the "
-                        "greatest value",
-                        "build with --no-records, and report it",
-                    )
                 absent.append(wrong(result.runtime, result.version, result.max_rel_error))
             else:
                 found.append(result)
