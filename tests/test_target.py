@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ FORMS_OF_A72: list[str | Mapping[str, Any]] = [
     {"kind": "llvm", "mcpu": "cortex-a72"},
     {"mcpu": "cortex-a72", "mtriple": "aarch64-unknown-linux-gnu", "mattr": ["+neon"]},
     {"tag": "raspberry-pi/4b-aarch64"},
+    {"tag": "raspberry-pi/4b-aarch64", "mattr": ["+crc"], "num-cores": 4},
     '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "num-cores": 4}',
     "raspberry-pi/4b-aarch64",
     "arm/rasp4b64",
@@ -173,6 +175,8 @@ def test_any_object_is_a_target_or_a_target_error(fields: dict[str, Any]) -> Non
         ('{"kind": "llvm"', "not valid JSON", ""),
         ("{" + '"a":{' * 100_000, "not valid JSON", ""),
         ('{"kind": "cuda"}', "kind `cuda`", "llvm"),
+        ('{"tag": "raspberry-pi/4b-aarch64", "bogus": 2}', "unknown option `bogus`", "num-cores"),
+        ({"tag": "raspberry-pi/4c", "mcpu": "cortex-a72"}, "unknown target", "4b-aarch64"),
         ("nvidia/nvidia-a100", "kind `cuda`", "llvm"),
         ("arm/rasp3b", "armv7l-linux-gnueabihf", "aarch64-linux-gnu"),
         (None, "None", "preset"),
@@ -197,6 +201,13 @@ def test_threads_change_the_cores_and_not_the_name() -> None:
     assert (spec.num_cores, spec.name) == (2, "cortex-a72")
     assert spec.describe() == "llvm aarch64-linux-gnu cortex-a72, 2 threads"
     assert int(spec.to_tvm().attrs["num-cores"]) == 2
+
+
+def test_fields_beside_a_tag_go_before_its_own() -> None:
+    spec = parse_target({"tag": "raspberry-pi/4b-aarch64", "num-cores": 2})
+    assert spec == replace(A72, num_cores=2)
+    older = parse_target('{"tag": "raspberry-pi/4b-aarch64", "mcpu": "cortex-a53"}')
+    assert older == replace(A72, cpu="cortex-a53")
 
 
 def test_a_feature_that_the_core_lacks_is_another_machine() -> None:
@@ -301,11 +312,23 @@ class TestHost:
 
     def test_a_raspberry_pi_4_is_a_cortex_a72(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pretend(monkeypatch, "aarch64", "processor\t: 0\nCPU part\t: 0xd08\n")
-        assert host_target().name == "cortex-a72"
+        assert (host_target().name, host_target().num_cores) == ("cortex-a72", 6)
         assert A72.is_host
         assert parse_target("cortex-a53").is_host
         assert not parse_target("cortex-a76").is_host, "it lacks the dot product"
         assert not parse_target("llvm -mtriple=x86_64-linux-gnu").is_host
+
+    @pytest.mark.parametrize("threads", [6, 200])
+    def test_only_this_machine_and_its_levels_have_its_cores(
+        self, monkeypatch: pytest.MonkeyPatch, threads: int
+    ) -> None:
+        self.pretend(monkeypatch, "x86_64", f"flags\t\t: {OF_LEVEL_3}\n")
+        monkeypatch.setattr(target_module.os, "cpu_count", lambda: threads)
+        for own in ("host", "x86-64-v3", "llvm -mcpu=x86-64-v2", '{"mcpu": "x86-64"}'):
+            assert parse_target(own).num_cores == min(threads, 64), own
+        for other in ("x86-64-v4", "skylake", "arm/rk3399", "neoverse-n1", "cortex-a53"):
+            assert parse_target(other).num_cores == 4, other
+        assert parse_target("host", 100).num_cores == 100
 
     def test_an_unknown_machine_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pretend(monkeypatch, "riscv64", "")

@@ -111,10 +111,16 @@ class TargetSpec:
         return f"llvm {self.triple} {self.cpu}{flags}, {cores}"
 
 
-# Cores of boards that people own. Core counts: Raspberry Pi 3/4/5 have four; a Cortex-A76 or A55
-# cluster of the common SoCs (BCM2712, RK3566) likewise.
+# Of a machine that is not here and whose number nobody gave: Raspberry Pi 3/4/5 have four cores; a
+# Cortex-A76 or A55 cluster of the common SoCs (BCM2712, RK3566) likewise.
+BOARD_CORES = 4
+# That an instance of a standalone library can have (<MODEL>_MAX_THREADS of its header).
+MOST_THREADS = 64
+
+# Cores of boards that people own. A new one has a name here and no limits of its own until
+# schedules/machines.py gives it some: there every Arm core but the Cortex-A72 is `AARCH64`.
 _PRESETS: Mapping[str, TargetSpec] = {
-    cpu: TargetSpec("aarch64-linux-gnu", cpu, (), 4)
+    cpu: TargetSpec("aarch64-linux-gnu", cpu, (), BOARD_CORES)
     for cpu in ("cortex-a72", "cortex-a53", "cortex-a55", "cortex-a73", "cortex-a76")
 }
 
@@ -147,10 +153,13 @@ _OPTIONS = frozenset((
 def parse_target(text: str | Mapping[str, Any], threads: int | None = None) -> TargetSpec:
     """Understand a target in any of its forms.
 
+    Without a number of cores in it a target has this machine's (64 at most) if it is this machine
+    or an x86-64 level of it, else 4.
+
     Args:
         text: A preset (`cortex-a72`, `host`), another core of LLVM's (`skylake`),
             `llvm -mtriple=... -mcpu=...`, a dict or its JSON, or a TVM tag
-            (`raspberry-pi/4b-aarch64`).
+            (`raspberry-pi/4b-aarch64`). Fields beside a dict's `tag` go before the tag's own.
         threads: Overrides the number of cores.
 
     Raises:
@@ -219,23 +228,27 @@ def _from_command_line(text: str) -> TargetSpec:
 
 def _from_name(word: str) -> TargetSpec:
     """Of a core that LLVM knows (`skylake`), or a tag."""
-    from tvm.target import Target, list_tags
-
     if any(word.lower() in _known_cpus(f"{arch}-linux-gnu") for arch in _KNOWN_ARCHES):
         return _from_mapping({"mcpu": word}, word)
+    return _from_mapping(_fields_of_tag(word), word)
+
+
+def _fields_of_tag(word: str) -> dict[str, Any]:
+    from tvm.target import Target, list_tags
+
     tags = [str(tag) for tag in list_tags() or ()]
     if word not in tags:
         near = difflib.get_close_matches(word.lower(), [*PRESETS, *tags], n=2)
         hint = f"did you mean {' or '.join(near)}? Else use {_FORMS}" if near else f"use {_FORMS}"
         raise TargetError(f"unknown target `{word}`", hint)
-    return _from_mapping(dict(Target(word).export()), word)
+    return dict(Target(word).export())
 
 
 def _from_mapping(fields: Mapping[str, Any], text: str) -> TargetSpec:
     if not isinstance(fields, Mapping):
         raise TargetError(f"target `{text}` is not an object", 'e.g. {"kind": "llvm"}')
-    if "tag" in fields and fields["tag"] and "mcpu" not in fields:
-        return _from_name(str(fields["tag"]))
+    if fields.get("tag"):  # as TVM reads it
+        fields = {**_fields_of_tag(str(fields["tag"])), **fields}
     kind = fields.get("kind", "llvm")
     if kind != "llvm":
         raise TargetError(
@@ -252,7 +265,7 @@ def _from_mapping(fields: Mapping[str, Any], text: str) -> TargetSpec:
         cpu = "generic" if triple.startswith("aarch64") else "x86-64"
     _check_cpu(triple, cpu, text)
     features = _normalise_features(fields.get("mattr"), triple, cpu, text)
-    return TargetSpec(triple, cpu, features, _cores(fields, cpu, text))
+    return TargetSpec(triple, cpu, features, _cores(fields, triple, cpu, text))
 
 
 def _word(fields: Mapping[str, Any], key: str, text: str) -> str:
@@ -310,10 +323,12 @@ def _normalise_features(raw: Any, triple: str, cpu: str, text: str) -> tuple[str
     return tuple(sorted(wanted | set(_implied_features(triple, cpu))))
 
 
-def _cores(fields: Mapping[str, Any], cpu: str, text: str) -> int:
+def _cores(fields: Mapping[str, Any], triple: str, cpu: str, text: str) -> int:
     raw = fields.get("num-cores")
     if raw is None:
-        return _PRESETS[cpu].num_cores if cpu in _PRESETS else (os.cpu_count() or 1)
+        if cpu in _PRESETS:
+            return _PRESETS[cpu].num_cores
+        return _host_cores() if _is_this_machine(triple, cpu) else BOARD_CORES
     if not re.fullmatch(r"[1-9][0-9]{0,3}", str(raw)) or isinstance(raw, bool):
         raise TargetError(f"target `{text}`: num-cores `{raw}` is not a count", "give 1 or more")
     return int(raw)
@@ -417,6 +432,18 @@ def _host_cpu() -> str:
     return "x86-64-v2" if {"sse4_2", "popcnt", "ssse3"} <= flags else "x86-64"
 
 
+def _is_this_machine(triple: str, cpu: str) -> bool:
+    """Whether a core is this machine's by name, or an x86-64 level that this machine has."""
+    if triple != f"{_host_arch()}-linux-gnu":
+        return False
+    own = _host_cpu()
+    return cpu == own or (own in _LEVELS and cpu in _LEVELS[: _LEVELS.index(own)])
+
+
+def _host_cores() -> int:
+    return min(os.cpu_count() or 1, MOST_THREADS)
+
+
 def _host_flags() -> frozenset[str]:
     """What /proc/cpuinfo of an x86-64 machine lists."""
     line = re.search(r"^flags\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
@@ -499,5 +526,5 @@ def _host() -> TargetSpec:
             "use x86-64 or aarch64 Linux",
         )
     cpu = _host_cpu()
-    triple, cores = f"{_host_arch()}-linux-gnu", os.cpu_count() or 1
-    return TargetSpec(triple, cpu, _implied_features(triple, cpu), cores)
+    triple = f"{_host_arch()}-linux-gnu"
+    return TargetSpec(triple, cpu, _implied_features(triple, cpu), _host_cores())

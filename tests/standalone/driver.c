@@ -275,6 +275,15 @@ static void busy(void) {
   network_destroy(net);
 }
 
+/* Linked with a `sched_getaffinity` that tells of more CPUs than an instance can have threads. */
+static void many_cpus(void) {
+  network_instance *net;
+  CHECK(network_get_info()->threads > NETWORK_MAX_THREADS);
+  CHECK(network_create(0, &net) == NETWORK_OK);
+  CHECK(network_threads(net) == NETWORK_MAX_THREADS);
+  network_destroy(net);
+}
+
 int main(int count, char **words) {
   const char *const what = count > 1 ? words[1] : "";
   const char *const from = count > 2 ? words[2] : "";
@@ -288,6 +297,7 @@ int main(int count, char **words) {
   else if (!strcmp(what, "fork")) after_fork(from);
   else if (!strcmp(what, "busy")) busy();
   else if (!strcmp(what, "stack")) small_stack();
+  else if (!strcmp(what, "cpus")) many_cpus();
   else return 2;
   return 0;
 }

@@ -83,12 +83,12 @@ def expected_of_fake(x: np.ndarray) -> np.ndarray:
     return np.asarray((2 * y)[::-1] + w, "float32")
 
 
-def write_fake(place: Path, plan: Plan | None = None) -> list[Path]:
+def write_fake(place: Path, plan: Plan | None = None, threads: int = 4) -> list[Path]:
     """Generate the fake network; give what a compiler needs."""
     graph, kernels, sound = fake_network()
     plan = sound if plan is None else plan
     spec = [Spec("x")]
-    about = source.Description("network", "fake", "any", 4, "0" * 64, spec, spec)
+    about = source.Description("network", "fake", "any", threads, "0" * 64, spec, spec)
     (place / "network.h").write_text(source.header(plan, graph, about))
     (place / "network.c").write_text(source.program(plan, graph, kernels, about))
     (place / "weights.bin").write_bytes(weight_block(graph, plan))
@@ -147,6 +147,20 @@ def test_the_fake_network_computes_what_it_should(fake: Path, tmp_path: Path, th
     x.tofile(tmp_path / "x.bin")
     run([fake, "run", tmp_path / "x.bin", tmp_path / "y.bin", threads])
     assert np.array_equal(np.fromfile(tmp_path / "y.bin", "float32"), expected_of_fake(x))
+
+
+def test_by_default_no_more_threads_than_an_instance_can_have(gcc: str, tmp_path: Path) -> None:
+    cpus = tmp_path / "cpus.c"
+    cpus.write_text(
+        "#define _GNU_SOURCE\n#include <sched.h>\n"
+        "int sched_getaffinity(pid_t process, size_t size, cpu_set_t *cpus) {\n"
+        "  (void)process, (void)size;\n"
+        "  CPU_ZERO(cpus);\n"
+        "  for (int cpu = 0; cpu < 100; ++cpu) CPU_SET(cpu, cpus);\n"
+        "  return 0;\n}\n"
+    )
+    sources = [*write_fake(tmp_path, threads=100), cpus]
+    run([compile_with(gcc, "address", sources, tmp_path), "cpus"])
 
 
 def test_the_thread_sanitizer_sees_a_missing_barrier(gcc: str, tmp_path: Path) -> None:

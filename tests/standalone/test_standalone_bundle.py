@@ -3,6 +3,7 @@
 
 import ast
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from c_networks import run
 from click.testing import CliRunner, Result
+from sample_bundles import rewrite_manifest
 
 from tvmattend.bundle import verify
 from tvmattend.cli.build import command
@@ -21,7 +23,7 @@ from tvmattend.errors import BundleMismatchError, TargetError, TvmattendError
 from tvmattend.runtime import load, standalone
 from tvmattend.runtime.network import BundleError, DeviceError, InputError
 from tvmattend.runtime.remote import load_remote
-from tvmattend.target import host_target, parse_target
+from tvmattend.target import MOST_THREADS, host_target, parse_target
 
 
 def cli(*words: Any) -> Result:
@@ -89,6 +91,23 @@ def test_a_bundle_that_is_replaced_is_loaded_anew(bundle: Path) -> None:
     build("attendnext_tiny", host_target(threads=1), output=bundle, force=True,
           use_records=False, format="vm")  # fmt: skip
     assert np.array_equal(load(bundle)(x), before)
+
+
+def test_a_machine_of_more_cores_than_an_instance_has_threads(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 100)
+    built = build("attendnext_tiny", host_target(), output=tmp_path / "many", use_records=False)
+    assert built.target.num_cores == standalone._MAX_THREADS == MOST_THREADS == 64
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(100)))
+    load(built.directory).self_test()
+    rewrite_manifest(bundle, threads=100)  # as from elsewhere
+    load(bundle).self_test()
+    with pytest.raises(DeviceError, match="no number from 0 to 64"):
+        load(bundle, threads=65)
+    with pytest.raises(TargetError, match="65 threads, but a standalone library") as refused:
+        build("attendnext_tiny", host_target(65), output=tmp_path / "more")
+    assert refused.value.hint == "give --threads 64, or build with --format vm"
 
 
 def test_what_is_missing_or_wrong_is_one_error(bundle: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvmattend.cli.options import THREADS, model_options
+from tvmattend.cli.options import THREADS, THREADS_DEFAULT, model_options
 from tvmattend.cli.run import open_bundle
 from tvmattend.errors import BundleMismatchError, ValidationError
 from tvmattend.frontend.request import ModelRequest
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "--threads",
     type=THREADS,
     metavar="N",
-    help="Threads of an inference. [default: cores]",
+    help=f"Threads of an inference. {THREADS_DEFAULT}",
 )
 @click.option(
     "--tuning-records",

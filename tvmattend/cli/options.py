@@ -15,6 +15,7 @@ from tvmattend.models.registry import DEFAULT
 
 # As many cores as no machine has, and what a generator of random numbers takes.
 THREADS = click.IntRange(1, 1024)
+THREADS_DEFAULT = "[default: the target's num-cores, else 4; for this machine its cores, up to 64]"
 _EXTENTS = click.IntRange(1, MOST)
 _SEEDS = click.IntRange(0, 2**63 - 1)
 

@@ -10,7 +10,7 @@ import click
 
 from tvmattend.cli.board_options import board_endpoint, key_option
 from tvmattend.cli.bundle_options import rpc_option
-from tvmattend.cli.options import THREADS, Seconds, model_options
+from tvmattend.cli.options import THREADS, THREADS_DEFAULT, Seconds, model_options
 from tvmattend.errors import StorageError, TvmattendError
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.target import TargetSpec, parse_target
@@ -32,7 +32,9 @@ _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
     show_default=True,
     help='A preset, "llvm -mtriple=... -mcpu=...", a JSON object, or a TVM tag.',
 )
-@click.option("--threads", type=THREADS, metavar="N", help="Threads of a kernel. [default: cores]")
+@click.option(
+    "--threads", type=THREADS, metavar="N", help=f"Threads of a kernel. {THREADS_DEFAULT}"
+)
 @click.option(
     "--estimate",
     is_flag=True,

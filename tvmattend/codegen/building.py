@@ -28,7 +28,7 @@ from tvmattend.errors import InputError, StorageError, TargetError, compiling
 from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.standalone.names import check_prefix
 from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
-from tvmattend.target import TargetSpec
+from tvmattend.target import MOST_THREADS, TargetSpec
 from tvmattend.tuning.records import RecordSet, find_records
 
 if TYPE_CHECKING:
@@ -153,6 +153,11 @@ def build(
     if libc != "glibc" and format == "vm":
         raise TargetError(
             f"TVM's runtime needs glibc: there is none for {libc}", "build with --format standalone"
+        )
+    if format == "standalone" and target.num_cores > MOST_THREADS:
+        raise TargetError(
+            f"{target.num_cores} threads, but a standalone library has {MOST_THREADS} at most",
+            f"give --threads {MOST_THREADS}, or build with --format vm",
         )
     if name is not None:
         check_prefix(name)

@@ -85,7 +85,7 @@ def load(
     Args:
         path: The bundle's directory.
         threads: Threads that run the kernels; by default as many as the bundle was compiled for,
-            or as the CPUs that this process may use if those are fewer.
+            or as the CPUs that this process may use if those are fewer (a standalone one: as 64).
         require_signature: An Ed25519 public key: a file (PEM or OpenSSH), or as `bytes` its
             content. Without the signature of that key over the manifest nothing is loaded, and
             code is loaded from a copy in memory, which nobody can change behind the check.
@@ -107,11 +107,12 @@ def load(
             f"threads={threads!r}, but this process may use {cpus} CPU{'s' * (cpus > 1)}",
             f"give a whole number from 1 to {cpus}",
         )
-    count = threads or min(int(manifest["threads"]), cpus)
     code = Code(directory, manifest["files"], private=require_signature is not None)
     if manifest["format"] == "standalone":
-        return Network(directory, manifest, LocalLibrary(code, manifest, count))
+        # By default the library counts itself: it knows how many threads it can have.
+        return Network(directory, manifest, LocalLibrary(code, manifest, threads or 0))
     tvm_ffi = load_runtime(code, manifest)
+    count = threads or min(int(manifest["threads"]), cpus)
     return Network(directory, manifest, LocalVM(tvm_ffi, code, manifest, count))
 
 

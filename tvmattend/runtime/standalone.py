@@ -99,7 +99,7 @@ class Library:
         Args:
             path: Of the `.so` file, called `lib<prefix>.so`.
             threads: How many compute; 0 for as many as the network was compiled for, or as this
-                process has CPUs if those are fewer.
+                process has CPUs, or 64, if those are fewer.
             name: What the file is called, where `path` is that of a nameless copy.
 
         Raises:

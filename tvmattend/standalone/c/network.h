@@ -90,7 +90,7 @@ NETWORK_API const network_spec *network_input(size_t index);
 NETWORK_API const network_spec *network_output(size_t index);
 
 /* `threads`: how many compute, the caller of network_run among them; 0 for as many as the network
- * was compiled for, or as this process has CPUs if those are fewer. */
+ * was compiled for, or as this process has CPUs, or NETWORK_MAX_THREADS, if those are fewer. */
 NETWORK_API int network_create(unsigned threads, network_instance **instance);
 
 /* Waits for the instance's threads. NULL is fine; an instance that is running is not. */

@@ -284,7 +284,10 @@ int network_create(unsigned threads, network_instance **instance) {
   if (!instance) return fail(NETWORK_NULL_POINTER, "the place for the instance is null");
   *instance = NULL;
   const unsigned cpus = available_cpus();
-  if (threads == 0) threads = INFO.threads < cpus ? INFO.threads : cpus;
+  if (threads == 0) {
+    threads = INFO.threads < cpus ? INFO.threads : cpus;
+    if (threads > NETWORK_MAX_THREADS) threads = NETWORK_MAX_THREADS;
+  }
   if (threads > NETWORK_MAX_THREADS)
     return fail(NETWORK_WRONG_THREADS, "%u threads asked for, %d are possible", threads,
                 NETWORK_MAX_THREADS);
