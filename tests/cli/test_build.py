@@ -109,7 +109,7 @@ def test_a_head_that_is_too_large_is_the_users(capsys, monkeypatch, tmp_path):
     def full(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("tvmattend.frontend.importing.create", full)
+    monkeypatch.setattr("tvmattend.frontend.network.create", full)
     assert run([*TINY, "--num-classes", "2000000000"]) == 4
     told = capsys.readouterr().err
     assert "does not fit into memory" in told

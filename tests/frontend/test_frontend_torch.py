@@ -368,3 +368,14 @@ def test_imported_models_are_values() -> None:
 def test_an_input_that_no_memory_holds_is_told() -> None:
     with pytest.raises(ModelError, match=r"100000000 x 3 x 64 x 64 .* does not fit into memory"):
         import_model(ModelRequest("attendnext_tiny", batch=100_000_000))
+    with pytest.raises(ModelError, match=r"2147483647 x 3 x .* does not fit into memory"):
+        import_model(ModelRequest("attendnext_tiny", batch=2**31 - 1, input_size=2**31 - 1))
+
+
+def test_what_else_pytorch_says_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such backend")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(RuntimeError, match="no such backend"):
+        import_model("attendnext_tiny")

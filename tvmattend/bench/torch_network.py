@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from tvmattend.errors import ModelError
-from tvmattend.frontend.factory import input_size, make_module
+from tvmattend.frontend.network import make_network
 from tvmattend.frontend.pt2 import load_archive
 from tvmattend.frontend.request import ModelRequest
-from tvmattend.frontend.weights import load_weights
-from tvmattend.models import create, lookup
 
 
 def torch_module(request: ModelRequest) -> tuple[nn.Module, tuple[int, ...]]:
@@ -33,16 +31,7 @@ def torch_module(request: ModelRequest) -> tuple[nn.Module, tuple[int, ...]]:
         )
     if request.source == "pt2":
         return _from_archive(request)
-    if request.source == "registry":
-        architecture = lookup(request.model)
-        module: nn.Module = create(architecture, request.num_classes, request.seed)
-        size = request.input_size or architecture.input_size
-        image: tuple[int, ...] = (3, size, size)
-    else:
-        module = make_module(request)
-        image = input_size(module, request)
-    if request.weights is not None:
-        load_weights(module, request.weights, request.model)
+    module, image = make_network(request)
     return module.eval(), (request.images, *image)
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from torch.fx import Node
 
-from tvmattend.errors import UnsupportedOperatorError
+from tvmattend.errors import ModelError, UnsupportedOperatorError
 
 OTHERWISE = "express it with convolutions, pools, element-wise or linear operators"
+# What PyTorch says where there is not that much memory, or an address for it.
+_OF_MEMORY = re.compile("can't allocate memory|not enough memory|size calculation overflowed")
 EMPTY = "an extent of its result is 0, and nothing computes a tensor of no numbers"
 
 
@@ -80,6 +82,25 @@ def operator_name(node: Node) -> str:
     """Give `aten::fft_fft2` of a node's target."""
     name = getattr(node.target, "name", None)
     return str(name()) if callable(name) else str(getattr(node.target, "__name__", node.target))
+
+
+@contextlib.contextmanager
+def in_memory(what: str, options: str) -> Iterator[None]:
+    """Tell what does not fit into memory.
+
+    Args:
+        what: It, in words.
+        options: Those that make it smaller.
+
+    Raises:
+        ModelError: There is not that much memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it
+        if isinstance(error, RuntimeError) and not _OF_MEMORY.search(str(error)):
+            raise
+        raise ModelError(f"{what} does not fit into memory", f"give a smaller {options}") from error
 
 
 @contextlib.contextmanager

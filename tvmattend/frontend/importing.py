@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checked request to an `ImportedModel`; one function a source."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,15 @@ from tvmattend.errors import ModelError
 from tvmattend.frontend import onnx_graph, torch_graph
 from tvmattend.frontend.canonical import canonicalise
 from tvmattend.frontend.extents import static_extent
-from tvmattend.frontend.factory import input_size, make_module
-from tvmattend.frontend.faults import first_line, quiet
+from tvmattend.frontend.faults import first_line, in_memory, quiet
 from tvmattend.frontend.imported import Arrays, ImportedModel, TensorSpec
+from tvmattend.frontend.network import make_network
 from tvmattend.frontend.onnx_folding import fold_constants
 from tvmattend.frontend.onnx_reference import evaluator
 from tvmattend.frontend.outputs import Declared, check_outputs, of_graph, of_program
 from tvmattend.frontend.pt2 import load_archive
 from tvmattend.frontend.request import ModelRequest
-from tvmattend.frontend.weights import load_weights, sha256
-from tvmattend.models import create, lookup
+from tvmattend.frontend.weights import sha256
 from tvmattend.preprocessing import Preprocessing
 
 # Torchvision's evaluation: the short side is resized to size / 0.875, then the middle is cut out.
@@ -45,41 +43,24 @@ def import_checked(request: ModelRequest) -> ImportedModel:
         WeightsError: The weights cannot be read or belong to another network.
     """
     sources = {
-        "registry": _from_registry,
-        "factory": _from_factory,
+        "registry": _from_module,
+        "factory": _from_module,
         "pt2": _from_archive,
         "onnx": _from_onnx,
     }
     return sources[request.source](request)
 
 
-def _from_registry(request: ModelRequest) -> ImportedModel:
-    architecture = lookup(request.model)
-    with _in_memory(f"`{request.model}` with a head of its --num-classes", "--num-classes"):
-        network = create(architecture, request.num_classes, request.seed)
-    size = architecture.input_size if request.input_size is None else request.input_size
-    preprocessing = Preprocessing(resize=round(size / _CROP_RATIO), crop=size)
-    return _from_module(request, network, (3, size, size), preprocessing, f"seed {request.seed}")
-
-
-def _from_factory(request: ModelRequest) -> ImportedModel:
-    network = make_module(request)
-    made = f"as `{request.model}` makes them, torch seed {request.seed}"
-    return _from_module(request, network, input_size(network, request), None, made)
-
-
-def _from_module(
-    request: ModelRequest,
-    network: nn.Module,
-    image: tuple[int, ...],
-    preprocessing: Preprocessing | None,
-    weights: str,
-) -> ImportedModel:
-    digest, seed = None, request.seed
+def _from_module(request: ModelRequest) -> ImportedModel:
+    network, image = make_network(request)
+    preprocessing, digest = None, None
+    weights = f"as `{request.model}` makes them, torch seed {request.seed}"
+    if request.source == "registry":
+        size = image[-1]
+        preprocessing = Preprocessing(resize=round(size / _CROP_RATIO), crop=size)
+        weights = f"seed {request.seed}"
     if request.weights is not None:
-        load_weights(network, request.weights, request.model)
-        digest = sha256(request.weights)
-        weights = f"`{request.weights.name}`"
+        weights, digest = f"`{request.weights.name}`", sha256(request.weights)
     _check_float32(dict(network.state_dict()), request.model)
     inputs = (_zeros((request.images, *image), torch.float32, request),)
     program = torch_graph.export(network, inputs, f"`{request.model}`")
@@ -90,7 +71,7 @@ def _from_module(
         preprocessing=preprocessing,
         weights=weights,
         weights_sha256=digest,
-        seed=None if request.weights is not None else seed,
+        seed=request.seed if request.weights is None else None,
     )
 
 
@@ -244,17 +225,8 @@ def _zeros(extents: Sequence[int], dtype: torch.dtype, request: ModelRequest) ->
         ModelError: There is not that much memory.
     """
     shape = " x ".join(map(str, extents))
-    with _in_memory(f"an input of {shape} for `{request.model}`", "--batch or --input-size"):
+    with in_memory(f"an input of {shape} for `{request.model}`", "--batch or --input-size"):
         return torch.zeros(tuple(extents), dtype=dtype)
-
-
-@contextmanager
-def _in_memory(what: str, options: str) -> Iterator[None]:
-    """Tell what does not fit, and which options make it smaller."""
-    try:
-        yield
-    except RuntimeError as error:  # torch has no class of its own for it
-        raise ModelError(f"{what} does not fit into memory", f"give a smaller {options}") from error
 
 
 def _specialise(
