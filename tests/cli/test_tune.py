@@ -186,10 +186,21 @@ def test_bad_input_is_refused_before_anything_starts(monkeypatch, words, error, 
     assert result.exception.hint
 
 
-def test_a_dry_run_prunes_nothing():
-    result = CliRunner().invoke(command, ("--prune", "1", "--dry-run"))
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--dry-run",), "--dry-run does"),
+        (("--rpc", "pi4:9090", "--trials", "256"), "--rpc, --trials do"),
+        (("--estimate", "--key", "pi", "--threads", "4"), "--threads, --estimate, --rpc-key do"),
+        (("--seed", "0", "--weights", "w.pt"), "--weights, --seed do"),
+    ],
+)
+def test_what_prune_does_not_use_is_refused_by_name(tmp_path, words, named):
+    (tmp_path / "w.pt").touch()
+    RecordFile(tmp_path / OWN).append(RECORD)
+    result = CliRunner().invoke(command, (*TINY, "--prune", "1", *words))
     assert result.exit_code == 2
-    assert "--dry-run changes nothing" in result.stderr
+    assert f": {named} not go with it" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -453,7 +464,7 @@ def test_pruning(tmp_path):
     RecordFile(path).append(FAILED)
     assert run(*TINY, "--prune", 2).stdout == f"{path}: 4 -> 2 records\n"
     assert [record.run_secs for record in read_records(path)[0]] == [(1e-3,), (2e-3,)]
-    assert json.loads(run(*TINY, "--prune", 1, "--json").stdout) == {
+    assert json.loads(run(*TINY, "--prune", 1, "--json", "-o", path.parents[1]).stdout) == {
         "pruned": [{"records": str(path), "before": 2, "after": 1}]
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from tvmattend.cli.board_options import board_endpoint, key_option
 from tvmattend.cli.bundle_options import rpc_option
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tvmattend.tuning.report import TunePlan, TuneReport
 
 _INTERRUPTED = 130  # what a shell gives a program that SIGINT ended
+_OF_PRUNE = {"model", "target", "output", "prune", "as_json"}
 
 
 @click.command("tune")
@@ -165,8 +167,7 @@ def command(
     if no_fusion and strict_fusion:
         raise click.UsageError("--strict-fusion asks for what --no-fusion switches off")
     if prune is not None:
-        if dry_run:
-            raise click.UsageError("--prune removes records, --dry-run changes nothing")
+        _check_prune(click.get_current_context())
         _prune(request, spec, output, prune, as_json)
         return
     if estimate:
@@ -243,6 +244,25 @@ def _model() -> "Model":
     from tvmattend.machine.kernels import KernelModel
 
     return KernelModel()
+
+
+def _check_prune(context: click.Context) -> None:
+    """Refuse what was given on the command line and says nothing to `--prune`.
+
+    Raises:
+        click.UsageError: Naming it.
+    """
+    unused = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in _OF_PRUNE
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if unused:
+        raise click.UsageError(
+            f"--prune only removes records of --model and --target: {', '.join(unused)} "
+            f"{'do' if len(unused) > 1 else 'does'} not go with it"
+        )
 
 
 def _prune(
