@@ -143,6 +143,16 @@ def test_a_library_without_this_door_is_told_as_such() -> None:
     assert caught.value.hint == "build the bundle again"
 
 
+@pytest.mark.parametrize(("status", "hint"), [(7, "net.h says what"), (100, "its door for RPC")])
+def test_a_status_is_explained_where_it_is(status: int, hint: str) -> None:
+    library = object.__new__(remote_session._BoardLibrary)
+    library.__dict__.update(threads=1, _place="p:1", _inputs=[], _outputs=[], _name="net_rpc")
+    library._machine = lambda *_: status
+    with pytest.raises(BundleMismatchError, match=f"with status {status}") as caught:
+        library._call()
+    assert caught.value.hint.startswith(hint)
+
+
 def test_a_damaged_bundle_is_refused_before_the_board_is_asked(bundle: Path) -> None:
     os.truncate(bundle / "model.so", 10)
     with pytest.raises(BundleError), load_remote(bundle, "127.0.0.1:1"):

@@ -19,6 +19,7 @@ from tvmattend.target import TargetSpec
 # For a line for each step of a library, its name and nanoseconds, before their length is known.
 _REPORT_BYTES = 1 << 16
 _WRONG_COUNT = 2  # <MODEL>_WRONG_COUNT
+_MALFORMED = 100  # of rpc.c alone; no header has it
 
 # The worker's only session, and the network in it.
 _SESSIONS: list[Any] = []
@@ -211,7 +212,10 @@ class _BoardLibrary(_BoardVM):
         if status != 0:
             raise BundleMismatchError(
                 f"{self._place}: the library refused to run, with status {status}",
-                f"{self._name.removesuffix('_rpc')}.h says what the number means",
+                "its door for RPC takes a number of threads and tensors of the CPU, with room for "
+                "all steps if they are timed: report it"
+                if status == _MALFORMED
+                else f"{self._name.removesuffix('_rpc')}.h says what the number means",
             )
 
     def _set(self, inputs: list[np.ndarray]) -> None:
