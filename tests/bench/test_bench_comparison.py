@@ -2,6 +2,7 @@
 """The comparison itself, with runtimes made up for the test, each in its real worker process."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -81,6 +82,18 @@ class Adapter(Base):
     def prepare(self):
         sys.stderr.write("a library's last words\\n")
         os.abort()
+""",
+    "dies_of_real_time": """
+import signal
+class Adapter(Base):
+    def prepare(self): signal.raise_signal(signal.SIGRTMIN + 1)
+""",
+    "hangs_up": """
+import time
+class Adapter(Base):
+    def prepare(self):
+        os.close(int(sys.argv[1]))
+        time.sleep(600)
 """,
     "sleeper": """
 import pathlib, time
@@ -168,6 +181,16 @@ def test_timed_wrong_missing_and_failing_runtimes(entries: Mapping[str, Entry]) 
     assert comparison.fastest_peer is not None
     assert comparison.fastest_peer.runtime == "flat"
     assert comparison.ratio is not None
+
+
+def test_a_process_that_hangs_up_or_dies_of_an_unnamed_signal_is_left_out(
+    entries: Mapping[str, Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvmattend.bench.client._END_SECONDS", 0.5)
+    comparison = run(entries, "hangs_up", "dies_of_real_time")
+    assert "broke off in `prepare` and does not end" in absent(comparison, "hangs_up").reason
+    died = f"died in `prepare` (signal {signal.SIGRTMIN + 1})"
+    assert died in absent(comparison, "dies_of_real_time").reason
 
 
 def test_nothing_but_ours_is_still_timed(entries: Mapping[str, Entry]) -> None:

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -85,6 +86,17 @@ def test_a_crash_ends_one_session_only(
     with pytest.raises(RuntimeError):
         module["crash"]()
     assert works(server)
+
+
+def test_a_death_by_a_signal_without_a_name_ends_one_session_only(server: ServerProcess) -> None:
+    session = connect(place(server))
+    (child,) = children(server)
+    child.send_signal(signal.SIGRTMIN + 1)
+    assert works(server)
+    status = ask_board("127.0.0.1", server.port)
+    assert status is not None
+    assert status.ended[1] == f"died of signal {signal.SIGRTMIN + 1}"
+    del session  # it lived until here
 
 
 def test_a_session_ends_at_the_limit_that_the_client_set(

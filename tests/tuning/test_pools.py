@@ -34,6 +34,7 @@ def test_a_value_and_an_error_come_back_from_the_same_process(pool):
         (os._exit, 1, 1, "exit code 1"),
         (signal.raise_signal, signal.SIGSEGV, -signal.SIGSEGV, "SIGSEGV"),
         (signal.raise_signal, signal.SIGKILL, -signal.SIGKILL, "SIGKILL"),
+        (signal.raise_signal, signal.SIGRTMIN + 1, -signal.SIGRTMIN - 1, "signal 3."),
     ],
 )
 def test_how_a_process_died_is_told_and_the_next_job_has_another(pool, act, argument, code, words):

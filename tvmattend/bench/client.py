@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import Any
 
 import tvmattend
+from tvmattend.device.serving.status import ending
 from tvmattend.errors import BenchmarkError
 
 # A converter or a tuning run that hangs must not hold the comparison up for ever.
 _CONVERT_SECONDS = 7200
 _COMMAND_SECONDS = 1800
+_END_SECONDS = 10
 
 
 class Worker:
@@ -67,11 +69,11 @@ class Worker:
                 raise BenchmarkError(f"`{command}` took more than {limit} s")
             done, value = self._connection.recv()
         except (EOFError, ConnectionError, OSError) as error:
-            self._process.wait(timeout=10)
-            raise BenchmarkError(
-                f"the process died in `{command}` ({_exit(self._process.returncode)}): "
-                f"{self._last_line()}"
-            ) from error
+            try:
+                how = f"died in `{command}` ({ending(self._process.wait(_END_SECONDS))})"
+            except subprocess.TimeoutExpired:  # `close` ends it
+                how = f"broke off in `{command}` and does not end"
+            raise BenchmarkError(f"the process {how}: {self._last_line()}") from error
         if done:
             return value
         if type(value) is RuntimeError:
@@ -123,9 +125,3 @@ def _environment(threads: int | None) -> dict[str, str]:
         for library in ("OMP", "MKL", "OPENBLAS", "TVM"):
             environment[f"{library}_NUM_THREADS"] = str(threads)
     return environment
-
-
-def _exit(code: int | None) -> str:
-    if code is None:
-        return "no exit code"
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from tvmattend.device.killable import KillableWorker
+from tvmattend.device.serving.status import ending
 from tvmattend.tuning import workers
 
 # Importing TVM takes 2 s of a core, and a busy machine many times that.
@@ -26,7 +27,9 @@ class DiedError(ChildProcessError):
 
     def __init__(self, code: int | None) -> None:
         self.code = code
-        super().__init__(f"the worker process ended: {_ending(code)}")
+        super().__init__(
+            f"the worker process ended: {'unknown how' if code is None else ending(code)}"
+        )
 
 
 class Worker:
@@ -129,12 +132,3 @@ class Pool:
 
     def _busy(self) -> bool:
         return any(thread.is_alive() for thread in self._threads._threads)  # noqa: SLF001
-
-
-def _ending(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"

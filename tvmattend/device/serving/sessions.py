@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .status import CLOSED, FAILED, LEFT, LIMIT, Status
+from .status import CLOSED, FAILED, LEFT, LIMIT, Status, ending
 from .tracker import Registration
 from .wire import (
     ASK_MAGIC,
@@ -236,7 +236,7 @@ def _how(reason: str, code: int) -> str:
         return LEFT
     if code == 0:
         return CLOSED
-    return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    return f"died of {ending(code)}" if code < 0 else f"ended with {code}"
 
 
 def log(text: str, wanted: bool = True) -> None:

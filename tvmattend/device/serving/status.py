@@ -5,6 +5,7 @@ A client whose session broke asks how that ended, and learns whether its kernel 
 over, or only the connection went. A server that was started anew is known by its name.
 """
 
+import signal
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,19 @@ class Status:
             "board": self._facts,
             "conditions": self.conditions(),
         }
+
+
+def ending(code: int) -> str:
+    """How a process ended, by its code as `subprocess` has it: a signal's name, or that code.
+
+    Signals of real time have a number only.
+    """
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
 
 
 def machine_facts(read: Read) -> dict[str, Any]:
