@@ -2,6 +2,7 @@
 """Runtimes on a Cortex-A72 that nobody has: what is refused, what is said, one real comparison."""
 
 import json
+import re
 import tempfile
 from dataclasses import replace
 from getpass import getuser
@@ -68,6 +69,12 @@ def test_options_of_a_timing_do_not_go_with_an_estimate() -> None:
 def test_every_peer_of_the_board_is_one_of_the_catalogue() -> None:
     assert set(BOARD_PEERS) <= set(CATALOGUE)
     assert set(estimated.AGAINST) <= set(BOARD_PEERS)
+
+
+def test_what_runs_on_the_board_imports_nothing_of_ours() -> None:
+    for name in ("peer_guest.py", "peer_settings.py"):
+        text = estimated._GUEST.with_name(name).read_text(encoding="utf-8")
+        assert not re.findall(r"^ *(?:from|import) tvmattend\b", text, re.MULTILINE), name
 
 
 def made(name: str, cycles: float, peer: bool) -> Estimated:

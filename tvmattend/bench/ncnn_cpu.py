@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tvmattend.bench.peer_settings import ncnn_net
 from tvmattend.bench.runtime import Arrays, Setup, timed
 from tvmattend.errors import BenchmarkError
 
@@ -36,18 +37,13 @@ class Adapter:
             raise BenchmarkError("pnnx could not convert the network")
 
     def prepare(self) -> None:
-        """Load with every 16-bit and 8-bit storage off, and its Winograd and packing on."""
+        """Load in fp32; see `peer_settings`."""
         # ncnn's OpenMP is a copy of its own; it reads this once, when it is loaded.
         os.environ["OMP_NUM_THREADS"] = str(self._setup.threads)
         import ncnn
 
         self._ncnn = ncnn
-        self._net = ncnn.Net()
-        options = self._net.opt
-        options.num_threads = self._setup.threads
-        for name in dir(options):
-            if name.startswith(("use_fp16", "use_bf16", "use_int8")):
-                setattr(options, name, False)
+        self._net = ncnn_net(self._setup.threads)
         if self._net.load_param(f"{self._stem}.ncnn.param") != 0:
             raise BenchmarkError("ncnn cannot load the network")
         if self._net.load_model(f"{self._stem}.ncnn.bin") != 0:

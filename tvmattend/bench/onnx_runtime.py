@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tvmattend.bench.peer_settings import onnxruntime_session
 from tvmattend.bench.runtime import Arrays, Setup, timed
 
 
@@ -33,17 +34,10 @@ class Adapter:
             )
 
     def prepare(self) -> None:
-        """Load with every graph optimisation, among them its NCHWc convolutions."""
+        """Load; see `peer_settings`."""
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.intra_op_num_threads = self._setup.threads
-        options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            str(self._path), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnxruntime_session(str(self._path), self._setup.threads)
         self._version = str(onnxruntime.__version__)
 
     def version(self) -> str:

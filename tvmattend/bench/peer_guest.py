@@ -4,8 +4,8 @@
 python peer_guest.py RUNTIME DIRECTORY THREADS
 
 DIRECTORY holds what the runtime's adapter converted, and `input.npy`; `output.npy` goes there.
-Runtimes get the settings that they have on this machine (`tvmattend.bench`): fp32, all
-optimisations, as many threads as asked for. Threads that wait do not spin.
+Runtimes are set up as on this machine, by `peer_settings.py` beside this file; threads of ONNX
+Runtime that wait do not spin.
 """
 
 import os
@@ -39,12 +39,9 @@ def _ours(place: Path, threads: int, array: Any) -> _Made:
 def _ncnn(place: Path, threads: int, array: Any) -> _Made:
     import ncnn
     import numpy as np
+    from peer_settings import ncnn_net  # type: ignore[import-not-found]
 
-    net = ncnn.Net()
-    net.opt.num_threads = threads
-    for name in dir(net.opt):
-        if name.startswith(("use_fp16", "use_bf16", "use_int8")):
-            setattr(net.opt, name, False)
+    net = ncnn_net(threads)
     failed = net.load_param(str(place / "model.ncnn.param"))
     if failed or net.load_model(str(place / "model.ncnn.bin")):
         sys.exit("ncnn cannot load the network")
@@ -60,16 +57,9 @@ def _ncnn(place: Path, threads: int, array: Any) -> _Made:
 
 
 def _onnxruntime(place: Path, threads: int, array: Any) -> _Made:
-    import onnxruntime
+    from peer_settings import onnxruntime_session
 
-    onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        str(place / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime_session(str(place / "model.onnx"), threads, spinning=False)
     binding = session.io_binding()
     binding.bind_cpu_input(session.get_inputs()[0].name, array)
     for value in session.get_outputs():
