@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmattend.errors import TargetError
+from tvmattend.text import how_many
 
 _KNOWN_ARCHES = ("aarch64", "x86_64")
 
@@ -107,8 +108,7 @@ class TargetSpec:
     def describe(self) -> str:
         """One line for a person."""
         flags = f" {','.join(self.features)}" if self.features else ""
-        cores = "1 thread" if self.num_cores == 1 else f"{self.num_cores} threads"
-        return f"llvm {self.triple} {self.cpu}{flags}, {cores}"
+        return f"llvm {self.triple} {self.cpu}{flags}, {how_many(self.num_cores, 'thread')}"
 
 
 # Of a machine that is not here and whose number nobody gave: Raspberry Pi 3/4/5 have four cores; a

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvmattend.bench.report import Absent
+from tvmattend.text import how_many, table
 
 if TYPE_CHECKING:
     from tvmattend.machine.estimate import Estimate
@@ -112,23 +113,19 @@ class EstimatedComparison:
     def lines(self) -> list[str]:
         """Give the table for a terminal."""
         clock = self.ours.estimate.parameters.clock_hz / 1e9
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        rows = [_HEADINGS, *(self._row(result) for result in self.results)]
+        threads = how_many(self.threads, "thread")
+        rows = [self._row(result) for result in self.results]
         rows += [
             (entry.runtime, entry.version or "-", "-", *[""] * (len(_HEADINGS) - 3))
             for entry in self.absent
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
         error = f"{100 * self.model_error:.1f} % (benchmarks/a72_validation.py)"
         lines = [
             f"{self.model}, fp32, {threads}, outputs against {self.reference}",
             f"ESTIMATED for a Cortex-A72 at {clock:.1f} GHz; mean error of such estimates: {error}",
             "",
+            *table(_HEADINGS, rows, left=(0, 1)),
         ]
-        for row in rows:
-            cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
-            cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-            lines.append("  ".join(cells).rstrip())
         lines += [f"{entry.runtime}: {entry.state}: {entry.reason}" for entry in self.absent]
         return [*lines, "", self.verdict()]
 

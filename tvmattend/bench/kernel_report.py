@@ -8,6 +8,7 @@ from typing import Any
 from tvmattend.bench.report import busy_notes
 from tvmattend.bench.roofline import Roofline
 from tvmattend.target import TargetSpec
+from tvmattend.text import table
 
 
 @dataclass(frozen=True)
@@ -157,21 +158,13 @@ class Profile:
 
     def lines(self, top: int | None = None) -> list[str]:
         """Give the table for a terminal, the longest first if only the `top` are wanted."""
-        rows = [_HEADINGS, *(self._row(kernel) for kernel in self._longest(top))]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-        table = [
-            "  ".join(
-                cell.ljust(width) if column >= _TEXT_FROM else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        rows = [self._row(kernel) for kernel in self._longest(top)]
         return [
             f"{self.model} for {self.target.describe()}",
             self.machine_text,
             self._limits(),
             "",
-            *table,
+            *table(_HEADINGS, rows, left=(6, 7, 8)),
             "",
             *self._account(),
         ]
@@ -223,5 +216,4 @@ class Profile:
 _HEADINGS = (
     "us", "share", "again us", "GFLOP/s", "of peak", "of bound", "bound", "module", "kernel",
 )  # fmt: skip
-_TEXT_FROM = 6
 _DEPTH = 3  # names of a module's path that sums by module keep

@@ -8,6 +8,7 @@ from typing import Any
 from tvmattend.bench.host import machine_line
 from tvmattend.bench.timing import Timing, ratio, ratio_range
 from tvmattend.errors import BenchmarkError, TvmattendError
+from tvmattend.text import how_many, table
 
 # Above this share of the cores' time, other processes make the figures doubtful.
 BUSY = 0.05
@@ -146,17 +147,13 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """Give the table for a terminal."""
-        rows = [_HEADINGS, *(self._row(result) for result in self.results)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+        rows = [self._row(result) for result in self.results]
         lines = [
             self.title(),
             machine_line(self.machine),
             "",
+            *table(_HEADINGS, rows, left=(0, 1)),
         ]
-        for row in rows:
-            cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
-            cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-            lines.append("  ".join(cells).rstrip())
         lines += [f"{entry.runtime}: {entry.state}: {entry.reason}" for entry in self.absent]
         return [*lines, "", *self.verdict()]
 
@@ -185,7 +182,7 @@ class Comparison:
 
     def title(self) -> str:
         """Say what was timed."""
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        threads = how_many(self.threads, "thread")
         turns = f"{self.rounds} rounds, outputs against {self.reference}"
         return f"{self.model}, fp32, {threads}, {turns}"
 

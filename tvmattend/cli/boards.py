@@ -8,6 +8,7 @@ import click
 
 from tvmattend.cli.board_options import key_option, tracker_in_environment
 from tvmattend.errors import NoFreeBoardError
+from tvmattend.text import table
 
 if TYPE_CHECKING:
     from tvmattend.device.asking import FleetBoard
@@ -52,8 +53,6 @@ def command(tracker: str | None, rpc_key: str | None, as_json: bool) -> None:
             f"tracker {endpoint.address} has {which}",
             "on the board run `tvmattend device --tracker HOST:PORT --key NAME`",
         )
-    from tvmattend.tuning.report import table
-
     rows = [_row(board) for board in boards]
     click.echo("\n".join(table(_HEADER, rows, left=(0, 1, 2, 4, 6))))
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvmattend.text import how_many
+
 if TYPE_CHECKING:
     from tvmattend.machine.estimate import Estimate
 
@@ -142,7 +144,7 @@ def _show(
     clock = data["clock_hz"] / 1e9
     click.echo(
         f"{_figure(data['ms'], 2)} ms, {_count(data['cycles'])} cycles at {clock:.2f} GHz, "
-        f"{found.threads} thread{'s' if found.threads > 1 else ''} (estimated)"
+        f"{how_many(found.threads, 'thread')} (estimated)"
     )
     if error is None:
         click.echo("without caches: too short by 7 to 45 % for most networks")

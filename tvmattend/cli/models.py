@@ -6,6 +6,7 @@ import json
 import click
 
 from tvmattend.models import DEFAULT, REGISTRY, macs, parameters
+from tvmattend.text import table
 
 
 @click.command("models")
@@ -27,11 +28,16 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"models": rows}, indent=2))
         return
-    width = max(len(name) for name in REGISTRY)
-    click.echo(f"{'name':{width}}  parameters      MACs    input  classes  note")
-    for name, architecture in REGISTRY.items():
-        size = f"{architecture.input_size}x{architecture.input_size}"
-        click.echo(
-            f"{name:{width}}  {parameters(architecture):>10,}  {macs(architecture) / 1e6:>6.2f} M"
-            f"  {size:>7}  {architecture.classes:>7}  {architecture.note}"
+    texts = [
+        (
+            name,
+            f"{parameters(architecture):,}",
+            f"{macs(architecture) / 1e6:.2f} M",
+            f"{architecture.input_size}x{architecture.input_size}",
+            str(architecture.classes),
+            architecture.note,
         )
+        for name, architecture in REGISTRY.items()
+    ]
+    header = ("name", "parameters", "MACs", "input", "classes", "note")
+    click.echo("\n".join(table(header, texts, left=(0, 5))))

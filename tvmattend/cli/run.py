@@ -14,6 +14,7 @@ from tvmattend.cli.board_options import board_given, key_option, tracker_option
 from tvmattend.cli.bundle_options import RUNS, rpc_option, signature_option, timeout_option
 from tvmattend.device.killable import ANSWER_SECONDS
 from tvmattend.errors import BundleError, InputError, StorageError
+from tvmattend.text import how_many
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,7 +256,7 @@ def _show(report: dict[str, Any], outputs: tuple[Any, ...], as_json: bool) -> No
         for spec, value in zip(report["outputs"], outputs, strict=True):
             click.echo(f"{spec['name']}: {value.dtype}{list(value.shape)}, mean {value.mean():.6g}")
     times = {name: f"{1e3 * value:.3f} ms" for name, value in report["seconds"].items()}
-    threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
+    threads = how_many(report["threads"], "thread")
     click.echo(
         f"median {times['median']}, min {times['min']}, max {times['max']} "
         f"({report['repeat']} runs, {threads}, {place_of(report)})"

@@ -8,6 +8,7 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any, TextIO
 
+from tvmattend.text import duration, micro, speed
 from tvmattend.tuning.chatter import screen
 from tvmattend.tuning.events import (
     BoardBack,
@@ -25,7 +26,7 @@ from tvmattend.tuning.events import (
     Stage,
     TrialDone,
 )
-from tvmattend.tuning.report import TunePlan, TuneReport, duration, micro, reached, speed
+from tvmattend.tuning.report import TunePlan, TuneReport, reached
 
 _NAME_WIDTH = 28
 

@@ -29,6 +29,7 @@ from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.standalone.names import check_prefix
 from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
 from tvmattend.target import MOST_THREADS, TargetSpec
+from tvmattend.text import how_many
 from tvmattend.tuning.records import RecordSet, find_records
 
 if TYPE_CHECKING:
@@ -295,8 +296,8 @@ def _compile_standalone(
     threads = target.num_cores
     taken = files.arena_bytes + threads * files.thread_bytes
     said = (
-        f"{files.shared.name} needs {', '.join(files.needed)}; with {threads} "
-        f"{'thread' if threads == 1 else 'threads'} an instance takes {taken / 1e6:.2f} MB"
+        f"{files.shared.name} needs {', '.join(files.needed)}; with "
+        f"{how_many(threads, 'thread')} an instance takes {taken / 1e6:.2f} MB"
     )
     return files.shared, files.paths[1:], said
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a tuning run is going to do, and what it did: typed, printable, and as plain data."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmattend.target import TargetSpec
+from tvmattend.text import duration, micro, speed, table
 from tvmattend.tuning.incidents import Incidents
 from tvmattend.tuning.machine import describe_machine
 from tvmattend.tuning.record import Origin
@@ -307,43 +307,6 @@ def describe_origin(origin: Origin | None, machine: Mapping[str, Any]) -> str:
             f"of whole networks is {100 * machine['model_error']:.1f} %"
         )
     return f"{origin} on {describe_machine(machine)}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Align columns of text; those in `left` to the left."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [header, *rows]
-    ]
-
-
-def micro(seconds: float | None) -> str:
-    """Microseconds with three or more significant digits."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    value = seconds * 1e6
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
-
-
-def speed(gflops: float | None) -> str:
-    """GFLOP/s with three significant digits, two below 1."""
-    if gflops is None:
-        return "-"
-    return f"{gflops:.3g}" if gflops >= 1 else f"{gflops:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _sum(tasks: Sequence[TaskResult], seconds: Sequence[float | None]) -> float | None:

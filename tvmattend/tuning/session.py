@@ -19,6 +19,7 @@ from tvmattend.errors import TargetError, TuningError, compiling
 from tvmattend.frontend import ModelRequest
 from tvmattend.storage import require_room, temporary_directory
 from tvmattend.target import TargetSpec
+from tvmattend.text import how_many
 from tvmattend.tuning.chatter import chatter_to
 from tvmattend.tuning.events import Note, Observer, Planned, Stage, TuneOptions, ignore
 from tvmattend.tuning.hire import hire
@@ -244,7 +245,7 @@ def _reach(order: _Order, observer: Observer) -> _Board | None:
         cores = os.cpu_count() or 1
         if target.num_cores > cores:
             raise TuningError(
-                f"{target.num_cores} threads, but this machine has {cores} core{'s' * (cores > 1)}",
+                f"{target.num_cores} threads, but this machine has {how_many(cores, 'core')}",
                 f"give --threads 1 to {cores}; `build` takes records of the nearest number",
             )
         return _Board(None, "measured", host_machine())
