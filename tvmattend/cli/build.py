@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tvmattend.cli.bundles import open_bundle
 from tvmattend.cli.options import THREADS, THREADS_DEFAULT, model_options
-from tvmattend.cli.run import open_bundle
 from tvmattend.errors import BundleMismatchError, ValidationError
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.target import TargetSpec, parse_target

@@ -4,7 +4,6 @@
 import json
 import os
 import statistics
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,13 @@ import click
 
 from tvmattend.cli.board_options import board_given, key_option, tracker_option
 from tvmattend.cli.bundle_options import RUNS, rpc_option, signature_option, timeout_option
-from tvmattend.device.killable import ANSWER_SECONDS
+from tvmattend.cli.bundles import describe, open_bundle, place_of
 from tvmattend.errors import BundleError, InputError, StorageError
 from tvmattend.text import how_many
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tvmattend.device.endpoint import Endpoint
     from tvmattend.runtime import Network, TensorSpec
 
 _SEED = 0
@@ -111,49 +109,6 @@ def _check_files(source: str, output: Path | None) -> None:
         raise StorageError(f"there is no directory {output.absolute().parent}", "make it first")
     if output is not None and not os.access(output.absolute().parent, os.W_OK | os.X_OK):
         raise StorageError(f"{output.absolute().parent} cannot be written to", _ELSEWHERE)
-
-
-def open_bundle(
-    bundle: Path,
-    board: "Endpoint | str | None",
-    threads: int | None,
-    require_signature: Path | None = None,
-    timeout: float = ANSWER_SECONDS,
-) -> Any:
-    """Give a context with the network: in this process, or on a board.
-
-    Raises:
-        TvmattendError: See `load` and `load_remote`.
-    """
-    if board is None:
-        from tvmattend.runtime import load
-
-        return nullcontext(load(bundle, threads, require_signature))
-    from tvmattend.runtime.remote import load_remote
-
-    return load_remote(bundle, board, threads, require_signature, timeout)
-
-
-def describe(net: "Network", bundle: Path) -> dict[str, Any]:
-    """Say which network ran where, for `--json`; notes of the board go to stderr."""
-    board = getattr(net, "board", None)
-    for note in board.notes if board else ():
-        click.echo(f"note: {note}", err=True)
-    return {
-        "bundle": str(bundle),
-        "model": net.manifest["model"],
-        "target": net.manifest["target"],
-        "board": board.to_json() if board else None,
-        "threads": net.threads,
-    }
-
-
-def place_of(report: dict[str, Any]) -> str:
-    """Say where a network ran, for a person."""
-    board = report["board"]
-    if board is None:
-        return "here"
-    return f"on {board['endpoint']}" + (", EMULATED" if board["emulated"] else "")
 
 
 def read_inputs(net: "Network", source: str) -> list["np.ndarray[Any, Any]"]:

@@ -9,7 +9,7 @@ import click
 
 from tvmattend.cli.board_options import board_given, key_option, tracker_option
 from tvmattend.cli.bundle_options import rpc_option, signature_option, timeout_option
-from tvmattend.cli.run import describe, open_bundle, place_of
+from tvmattend.cli.bundles import describe, open_bundle, place_of
 from tvmattend.errors import ValidationError
 
 
