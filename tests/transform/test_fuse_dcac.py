@@ -308,16 +308,13 @@ def expected(before):
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_the_whole_block_becomes_one_function(kind, flavour, layout):
     before = flavour.with_(kind=kind, layout=layout).module()
-    after, counts = group(before, [RULE])
-    assert counts == {RULE.name: 1}
+    after = group(before, [RULE])
     tvm.ir.assert_structural_equal(after, expected(before), map_free_vars=True)
 
 
 def test_what_does_not_match_stays_as_it_is():
     before = Block(axis=2).module()
-    after, counts = group(before, [RULE])
-    assert counts == {RULE.name: 0}
-    tvm.ir.assert_structural_equal(after, before)
+    tvm.ir.assert_structural_equal(group(before, [RULE]), before)
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])

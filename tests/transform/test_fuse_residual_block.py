@@ -86,7 +86,7 @@ def test_kinds_can_be_left_out():
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
 def test_the_whole_block_becomes_one_function(kind):
     before = block(kind)
-    after, _ = group(before, [RULE])
+    after = group(before, [RULE])
     (inner,) = [f for _, f in after.functions_items() if f.attrs and "Composite" in f.attrs]
     assert str(inner.attrs["Composite"]) == RULE.name
     wanted = before["main"].without_attr("global_symbol")

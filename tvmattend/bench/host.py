@@ -20,7 +20,7 @@ def describe_machine(cpus: Sequence[int] = ()) -> dict[str, Any]:
         cpus: Cores that the timing is bound to.
 
     Returns:
-        Plain data; what the machine does not tell is None.
+        Plain data; what the machine does not tell is None. `memory_gb` is in GiB.
     """
     # Of Linux: elsewhere these files are missing, and the entries None.
     text = _read(Path("/proc/cpuinfo"))

@@ -12,7 +12,7 @@ from tvmattend.transform.dataflow import Dataflow
 from tvmattend.transform.rule import FusionRule, Match, judge
 
 
-def group(mod: Any, rules: Sequence[FusionRule]) -> tuple[Any, dict[str, int]]:
+def group(mod: Any, rules: Sequence[FusionRule]) -> Any:
     """Cut the accepted matches of every rule out of `main`.
 
     Args:
@@ -21,11 +21,9 @@ def group(mod: Any, rules: Sequence[FusionRule]) -> tuple[Any, dict[str, int]]:
 
     Returns:
         The module, in which every match is a call of a function with the attributes `Composite`
-        (the rule's name) and `Primitive`; and the number of matches by the rule's name.
+        (the rule's name) and `Primitive`.
     """
-    counts: dict[str, int] = {}
     for rule in rules:
-        counts[rule.name] = 0
         for variant in rule.variants():
             matches = [
                 judgement.match
@@ -33,9 +31,8 @@ def group(mod: Any, rules: Sequence[FusionRule]) -> tuple[Any, dict[str, int]]:
                 if judgement.match is not None and judgement.match.variant == variant.name
             ]
             if matches:
-                counts[rule.name] += len(matches)
                 mod = _cut(mod, rule.name, variant.root, matches)
-    return mod, counts
+    return mod
 
 
 def _cut(mod: Any, name: str, pattern: Any, matches: Sequence[Match]) -> Any:

@@ -53,7 +53,7 @@ def phases(target: TargetSpec, rules: Sequence[FusionRule] = ()) -> list[Phase]:
         # The layout pass leaves transposed constants (biases); fold them while they are operators.
         ("fold", run(passes.FoldConstant())),
         # Patterns match operators; after the layouts, so that no change of one lies in a match.
-        *([("group", lambda mod: widen_scalars(group(mod, rules)[0]))] if rules else []),
+        *([("group", lambda mod: widen_scalars(group(mod, rules)))] if rules else []),
         # Packs the weights, so it needs them constant and in OIHW.
         ("legalize", run(passes.LegalizeOps(legalizations(machine)))),
         # Fusion reads the patterns that AnnotateTIROpPattern finds in the PrimFuncs.
@@ -92,8 +92,6 @@ def lower(
 ) -> Any:
     """Canonical IRModule -> IRModule whose `main` calls one PrimFunc a kernel.
 
-    Tune and build both come through here, so that their kernels have the same structural hash.
-
     Args:
         mod: Canonical IRModule of `tvmattend.frontend`, weights as constants.
         target: Decides layouts, packing and register blocks.
@@ -110,6 +108,8 @@ def lower_with_report(
     rules: Sequence[FusionRule] | None = None,
 ) -> Lowered:
     """Lower as `lower` does, and account for it.
+
+    Tune and build both come through here, so that their kernels have the same structural hash.
 
     Args:
         mod: As for `lower`.

@@ -36,7 +36,7 @@ class Record:
     Attributes:
         task: The kernel's name in the lowered module, for a reader.
         key: The kernel's identity (`Task.key`).
-        kernel: The family of its design space, e.g. `conv2d`.
+        kernel: The family of its design space, e.g. `conv2d_pixels`.
         point: The value of every knob.
         status: What became of it.
         origin: Where the time comes from.

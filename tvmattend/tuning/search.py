@@ -39,9 +39,9 @@ class TaskSearch:
         task: The kernel.
         records: Its earlier trials in the file that this run goes on with.
         starts: Points to try early, best first, from records whose times are not comparable.
-        banned: Points in quarantine, by records from anywhere.
         seed: The run's seed.
         ranker: Scores schedules; shared by all tasks.
+        banned: Points in quarantine, by records from anywhere.
     """
 
     def __init__(
