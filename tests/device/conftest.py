@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ports that misbehave, and libraries that crash or never return."""
+"""Ports that misbehave, and libraries that crash, never return or print too much."""
 
 import contextlib
 import socket
@@ -17,12 +17,17 @@ from tvmattend.target import TargetSpec
 _MISBEHAVIOUR = """
 int __tvm_ffi_crash(void *a, const void *b, int n, void *r) { *(volatile int *)8 = 1; return 0; }
 int __tvm_ffi_forever(void *a, const void *b, int n, void *r) { for (;;) __asm__(""); }
+long write(int file, const void *from, unsigned long count);
+int __tvm_ffi_loud(void *a, const void *b, int n, void *r) {
+  for (int i = 0; i < 20000; i++) write(1, "xxxxxxxxxx", 10);
+  return 0;
+}
 """
 
 
 @pytest.fixture(scope="session")
 def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TargetSpec], Path]:
-    """A library for a target with the functions `crash` and `forever`."""
+    """A library for a target with the functions `crash`, `forever` and `loud`."""
     directory = tmp_path_factory.mktemp("misbehaving")
     source = directory / "misbehaving.c"
     source.write_text(_MISBEHAVIOUR)

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tvmattend.device.asking import ask_board
+from tvmattend.device.asking import ask_board, registered
 from tvmattend.device.endpoint import Endpoint, close_session, connect, parse_endpoint
-from tvmattend.device.process import ServerOptions, ServerProcess, _arguments, listen, serve_here
+from tvmattend.device.process import ServerOptions, ServerProcess, listen, serve_here
 from tvmattend.device.serving import sessions
-from tvmattend.device.serving.main import _address
 from tvmattend.device.serving.status import FAILED
+from tvmattend.device.serving.tracker import Registration
 from tvmattend.device.serving.wire import BOARD_FUNCTION, RPC_MAGIC, RPC_SUCCESS
 from tvmattend.errors import BoardUnreachableError, PortError
 from tvmattend.target import TargetSpec, host_target
@@ -88,15 +88,28 @@ def test_a_crash_ends_one_session_only(
     assert works(server)
 
 
-def test_a_death_by_a_signal_without_a_name_ends_one_session_only(server: ServerProcess) -> None:
+def test_a_session_that_dies_of_a_signal_without_a_name_ends_alone(
+    server: ServerProcess, tmp_path: Path
+) -> None:
     session = connect(place(server))
     (child,) = children(server)
     child.send_signal(signal.SIGRTMIN + 1)
     assert works(server)
-    status = ask_board("127.0.0.1", server.port)
+    close_session(session)
+    status = ask_board(server.host, server.port)
     assert status is not None
     assert status.ended[1] == f"died of signal {signal.SIGRTMIN + 1}"
-    del session  # it lived until here
+    assert status.ended[1] in (tmp_path / "server.log").read_text()
+
+
+def test_a_session_may_print_as_much_as_it_likes(
+    server: ServerProcess, misbehaving: Callable[[TargetSpec], Path], tmp_path: Path
+) -> None:
+    session = connect(place(server), session_timeout=10)
+    session.upload(bytearray(misbehaving(host_target()).read_bytes()), "loud.so")
+    session.load_module("loud.so")["loud"]()
+    close_session(session)
+    assert (tmp_path / "server.log").read_text().count("x") > 1 << 17
 
 
 def test_a_session_ends_at_the_limit_that_the_client_set(
@@ -273,13 +286,25 @@ def test_ports_that_cannot_be_served_on(server: ServerProcess) -> None:
         listen("192.0.2.1", 0)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.2", "pi4", "::1", "2001:db8::1:5"])
-def test_the_address_that_a_tracker_gives_out_arrives_as_it_is(host: str) -> None:
-    options = ServerOptions(host=host, tracker=Endpoint("farm", 9190, "pi4"))
-    with listen("127.0.0.1", 0) as listener:
-        words = _arguments(options, listener, 0, None)
-        told = words[words.index("--advertise") + 1]
-        assert _address(told) == (host, listener.getsockname()[1])
+def test_the_address_that_a_tracker_gives_out_arrives_as_it_is(tracker: Endpoint) -> None:
+    for host in ("pi4", "::1", "2001:db8::1:5"):
+        with serve_here(ServerOptions(tracker=tracker, advertise=(host, 9091))):
+            assert registered(tracker)[0] == [("pi4", host, 9091)]
+
+
+def test_a_tracker_that_answers_nonsense_is_lost_and_looked_for(
+    tracker: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = Registration((tracker.host, tracker.port), "pi4", ("pi4", 9090))
+    entry.open()
+    for answer in (7, None, "nothing"):
+        with monkeypatch.context() as garbled:
+            garbled.setattr("tvmattend.device.serving.tracker.ask_tracker", lambda *_, a=answer: a)
+            entry.keep()
+        assert "lost the tracker" in capsys.readouterr().err
+        entry.keep()
+        assert registered(tracker)[0] == [("pi4", "pi4", 9090)]
+    entry.lost(OSError("the test is over"))
 
 
 def test_a_server_that_cannot_start_leaves_no_file_open() -> None:

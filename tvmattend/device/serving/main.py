@@ -7,6 +7,7 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import signal
 import socket
@@ -129,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
             log(f"tracker {options.tracker[0]}:{options.tracker[1]}: {error}")
             return 1
     print("ready", flush=True)  # noqa: T201
+    # The starter reads that word and no more: a session that prints would wait for it for ever.
+    os.dup2(2, 1)
     status = account(told, options.sysfs)
     Server(listener, options.lifeline, registration, status, options.verbose).run()
     return 0

@@ -75,7 +75,7 @@ class Registration:
                 print(f"registered again as `{self.key}`", file=sys.stderr, flush=True)  # noqa: T201
             return
         try:
-            if self.match_key in ask_tracker(self._connection, [TRACKER_PENDING]):
+            if self.match_key in _offers(self._connection):
                 self._seen_pending = time.monotonic()
             elif time.monotonic() - self._seen_pending > _UNUSED_KEY_SECONDS:
                 self.offer()
@@ -96,3 +96,11 @@ class Registration:
         assert self._connection is not None  # noqa: S101  (callers checked)
         if ask_tracker(self._connection, request) != TRACKER_SUCCESS:
             raise ProtocolError("the tracker refused the board")
+
+
+def _offers(connection: socket.socket) -> list[Any]:
+    """Match keys of ours that the tracker has and no client took."""
+    found = ask_tracker(connection, [TRACKER_PENDING])
+    if not isinstance(found, list):
+        raise ProtocolError("its answer is no list of offers")
+    return found
