@@ -203,11 +203,25 @@ def test_the_boards_of_a_tracker(tmp_path: Path, tracker: Endpoint) -> None:
 
 
 def test_sessions_are_known_by_numbers(silent_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"server": "x", "ended": {"7": "closed", "²": "closed", "": "closed"}}
+    nonsense = dict.fromkeys(("²", "", "٣", "-1", "9" * 5000), "closed")
+    told = {"server": "x", "ended": {"7": "closed", "8": ["closed"], **nonsense}}
     monkeypatch.setattr("tvmattend.device.asking.wire.ask", lambda _: told)
     status = ask_board("127.0.0.1", int(silent_port.rpartition(":")[2]))
     assert status is not None
     assert status.ended == {7: "closed"}
+
+
+def test_what_a_board_says_of_itself_does_a_terminal_no_harm(
+    silent_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\x1b[2J\ud800"
+    for board in ({"model": text, "core": text}, {"cpuinfo": f"Model : {text}"}, {"core": [text]}):
+        told = {"server": "x", "board": board, "conditions": {"governor": text}}
+        monkeypatch.setattr("tvmattend.device.asking.wire.ask", lambda _, told=told: told)
+        status = ask_board("127.0.0.1", int(silent_port.rpartition(":")[2]))
+        assert status is not None
+        for shown in (status.core, status.model, status.conditions.governor):
+            assert shown in {"", r"\x1b[2J\xd800"}
 
 
 def test_a_tracker_that_is_none_or_gives_nonsense(
@@ -217,9 +231,18 @@ def test_a_tracker_that_is_none_or_gives_nonsense(
         host, _, port = address.rpartition(":")
         with pytest.raises(BoardUnreachableError, match=address):
             boards_at(Endpoint(host, int(port)), timeout=1)
-    monkeypatch.setattr("tvmattend.device.asking.tracker_summary", lambda *_: {"server_info": [{}]})
-    with pytest.raises(BoardUnreachableError, match="cannot be understood"):
-        boards_at(Endpoint("t", 1))
+    for entry, free in (
+        ({"addr": ["pi4", 9090]}, 0),
+        ({"key": "server:\ud800", "addr": ["pi4", 9090]}, 0),
+        ({"key": "server:pi4", "addr": ["pi4", 70000]}, 0),
+        ({"key": "server:pi4", "addr": ["pi4..lan", 9090]}, 0),
+        ({"key": "server:pi4", "addr": [7, 9090]}, 0),
+        ({"key": "server:pi4", "addr": ["pi4", 9090]}, math.inf),
+    ):
+        told = {"server_info": [entry], "queue_info": {"pi4": {"free": free}}}
+        monkeypatch.setattr("tvmattend.device.asking.tracker_summary", lambda *_, told=told: told)
+        with pytest.raises(BoardUnreachableError, match="cannot be understood"):
+            boards_at(Endpoint("t", 1))
 
 
 def test_asking_needs_no_tvm() -> None:

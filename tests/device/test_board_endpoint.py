@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses, and everything that can be wrong with what is there."""
 
+import math
 import pickle
 import socket
 import time
@@ -43,7 +44,11 @@ def test_addresses(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":9090", "pi4:", "pi4:x", "pi4:0", "pi4:65536", "a b", "a:1:2"]
+    "text",
+    [
+        *("", ":9090", "pi4:", "pi4:x", "pi4:0", "pi4:65536", "a b", "a:1:2"),
+        *("pi4..lan", "a" * 64, "pi4:٣", "pi4:" + "9" * 5000),
+    ],
 )
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(BoardUnreachableError, match="is not an address of a board"):
@@ -105,7 +110,13 @@ def test_a_tracker_that_is_none(ssh_port: str, closed_port: str, silent_port: st
     assert "python -m tvm.exec.rpc_tracker" in caught.value.hint
 
 
-@pytest.mark.parametrize("answer", [[1, "refused"], [0, ["h", "x", "k"]], [0], 7, {}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *([1, "refused"], [0, ["h", "x", "k"]], [0], 7, {}),
+        *([0, ["h..h", 1, "k"]], [0, ["h", math.inf, "k"]], [0, ["h", 1, "\ud800"]]),
+    ],
+)
 def test_a_tracker_that_gives_no_board_but_nonsense(
     answer: object, silent_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

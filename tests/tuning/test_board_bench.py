@@ -2,6 +2,7 @@
 """One board as a bench: conditions, deadlines on this side, and whose fault a broken session is."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,10 @@ from sample_tasks import add_one, crashing, hanging, matmul, scheduled
 from tvmattend.device.asking import BoardStatus
 from tvmattend.device.endpoint import Endpoint
 from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.device.serving.wire import SESSION_FUNCTION
 from tvmattend.errors import StorageError
 from tvmattend.target import parse_target
-from tvmattend.tuning.attempt import Job, attempt
+from tvmattend.tuning.attempt import Job, attempt, read_notes
 from tvmattend.tuning.bench import BoardLostError, LinkBrokenError, Outcome, Repetition
 from tvmattend.tuning.board_bench import BoardBench
 from tvmattend.tuning.measure import KernelMeasurer
@@ -172,8 +175,8 @@ def test_an_answer_that_is_garbled_or_missing_does_not_replace_a_good_one(
     assert answers == []
 
 
-def test_no_room_for_the_notes_of_a_trial_is_not_the_boards_fault(tmp_path):
-    job = Job(
+def job(tmp_path):
+    return Job(
         board=Endpoint("127.0.0.1", 1),
         match_key="",
         session_timeout=1.0,
@@ -183,8 +186,46 @@ def test_no_room_for_the_notes_of_a_trial_is_not_the_boards_fault(tmp_path):
         number=1,
         repeat=1,
         min_repeat_ms=0,
-        progress=str(tmp_path / "no" / "such" / "place"),
+        progress=str(tmp_path / "notes"),
         probe="unused",
     )
+
+
+class Teller:
+    """A session with a server that tells who it is, and hangs up after that."""
+
+    def __init__(self, told):
+        self.told = told
+
+    def get_function(self, name):
+        if name != SESSION_FUNCTION:
+            raise RuntimeError("hung up")
+        return lambda: self.told
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ({"server": "a", "session": 3}, {"server": "a", "session": 3}),
+        ({"server": "a", "session": 3, "phase": "run", "error": "none", "seconds": [1.0]},
+         {"server": "a", "session": 3}),
+        ({"server": "a"}, {}),
+        ({"server": "a", "session": "x"}, {}),
+        ({"server": 7, "session": 3}, {}),
+        ([], {}),
+        (None, {}),
+    ],
+)  # fmt: skip
+def test_a_server_tells_who_it_is_and_nothing_else(tmp_path, monkeypatch, told, known):
+    text = "nonsense" if told is None else json.dumps(told)
+    monkeypatch.setattr("tvmattend.tuning.attempt.open_session", lambda *_, **__: Teller(text))
+    result = attempt(job(tmp_path))
+    assert "RuntimeError: hung up" in result.pop("error")
+    assert result == {"phase": "prepare", "alive": False, **known}
+    assert read_notes(tmp_path / "notes") == {"phase": "prepare", **known}
+
+
+def test_no_room_for_the_notes_of_a_trial_is_not_the_boards_fault(tmp_path):
+    nowhere = replace(job(tmp_path), progress=str(tmp_path / "no" / "such" / "place"))
     with pytest.raises(StorageError, match="the notes of a trial could not be written"):
-        attempt(job)
+        attempt(nowhere)

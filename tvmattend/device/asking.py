@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a board, or a tracker, says without a session: needs no TVM and disturbs no measurement."""
 
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tvmattend.device.board import parse_cpuinfo
+from tvmattend.device.board import parse_cpuinfo, words
 from tvmattend.device.conditions import Conditions, conditions_from
-from tvmattend.device.endpoint import Endpoint, tracker_summary
+from tvmattend.device.endpoint import Endpoint, given_address, tracker_summary
 from tvmattend.device.serving import wire
 from tvmattend.errors import BoardUnreachableError
 
 _AT_ONCE = 64
+# Of a session. Python refuses to read numbers of thousands of digits.
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,18 @@ def _status(told: Any) -> BoardStatus:
     facts = facts if isinstance(facts, dict) else {}
     ended = told.get("ended")
     conditions = told.get("conditions")
-    cpu = parse_cpuinfo(str(facts.get("cpuinfo", "")))
+    cpuinfo = facts.get("cpuinfo")
+    cpu = parse_cpuinfo(cpuinfo if isinstance(cpuinfo, str) else "")
     return BoardStatus(
         server=told["server"],
         busy=told.get("busy") is True,
         ended={
-            int(number): str(how)
+            int(number): how
             for number, how in (ended.items() if isinstance(ended, dict) else ())
-            if number.isdecimal()
+            if _NUMBER.fullmatch(number) and isinstance(how, str)
         },
-        core=str(facts.get("core") or ("" if cpu.x86 else "+".join(cpu.cores))),
-        model=str(facts.get("model") or cpu.model),
+        core=words(facts.get("core")) or ("" if cpu.x86 else "+".join(cpu.cores)),
+        model=words(facts.get("model")) or words(cpu.model),
         emulated=facts.get("emulated") is True,
         conditions=conditions_from(conditions if isinstance(conditions, dict) else {}),
     )
@@ -155,19 +159,22 @@ def registered(
     summary = tracker_summary(tracker, timeout)
     try:
         found = [
-            (
-                str(entry["key"]).removeprefix("server:"),
-                str(entry["addr"][0]),
-                int(entry["addr"][1]),
-            )
+            (_key(entry["key"]), *given_address(*entry["addr"]))
             for entry in summary["server_info"]
             if "addr" in entry  # a server that has connected and not yet said who it is has none
         ]
         free = {str(key): int(queue["free"]) for key, queue in summary["queue_info"].items()}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BoardUnreachableError(
             f"tracker {tracker.address} gave a summary that cannot be understood: {error!r}",
             "it must be TVM's own, 0.27: `python -m tvm.exec.rpc_tracker`",
         ) from error
     wanted = [entry for entry in found if tracker.key in {"", entry[0]}]
     return sorted(wanted), free
+
+
+def _key(told: Any) -> str:
+    key = str(told).removeprefix("server:")
+    if not key.isprintable():
+        raise ValueError(f"key {key!r}")
+    return key

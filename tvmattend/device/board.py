@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tvmattend.device.conditions import conditions_from
 from tvmattend.device.endpoint import (
     Endpoint,
     check_reachable,
@@ -22,8 +23,9 @@ from tvmattend.device.endpoint import (
 from tvmattend.device.killable import KillableWorker
 from tvmattend.device.probe_kernel import ProbeModule, build_probe
 from tvmattend.device.sending import send
+from tvmattend.device.serving.conditions import read_conditions
 from tvmattend.device.serving.wire import BOARD_FUNCTION
-from tvmattend.errors import BoardMismatchError, BoardUnreachableError, CompileError
+from tvmattend.errors import BoardMismatchError, BoardUnreachableError, CompileError, printable
 from tvmattend.target import ARM_CORES, TargetSpec
 
 # e_machine of an ELF header, for the architectures that boards and hosts have.
@@ -36,8 +38,6 @@ SESSION_TIMEOUT = "RPCSessionTimeoutError"
 LOOK_SECONDS = 60.0
 # Zig builds its C library the first time.
 _BUILD_SECONDS = 300.0
-
-_CPU = "/sys/devices/system/cpu/cpu0/cpufreq"
 
 
 @dataclass(frozen=True)
@@ -280,16 +280,15 @@ def _machine(session: Any) -> str:
 
 
 def _describe(session: Any, kernel: ProbeModule, place: Endpoint, target: TargetSpec) -> BoardInfo:
-    told = _told(session)
+    told = server_says(session, BOARD_FUNCTION)
     cpu = parse_cpuinfo(kernel.read("/proc/cpuinfo"))
     # qemu-user shows the files of the machine below, and Linux the name of what really runs.
     below = kernel.read("/proc/self/comm")
     emulated = bool(told.get("emulated")) or below.startswith("qemu-")
     emulated = emulated or (cpu.x86 and target.arch == "aarch64")
-    core = str(told.get("core", "")) or ("" if emulated else "+".join(cpu.cores))
-    model = kernel.read("/proc/device-tree/model") or cpu.model
-    governor = kernel.read(f"{_CPU}/scaling_governor")
-    clock = kernel.read(f"{_CPU}/scaling_cur_freq")
+    core = words(told.get("core")) or ("" if emulated else "+".join(cpu.cores))
+    model = words(kernel.read("/proc/device-tree/model") or cpu.model)
+    now = conditions_from({} if emulated else read_conditions(kernel.read))
     info = BoardInfo(
         endpoint=str(place),
         machine=target.arch,  # it has just run the target's code
@@ -297,10 +296,10 @@ def _describe(session: Any, kernel: ProbeModule, place: Endpoint, target: Target
         core_count=cpu.count,
         model=f"emulated {core or target.arch} on {model}" if emulated else model,
         emulated=emulated,
-        governor="" if emulated else governor,
-        clock_mhz=0.0 if emulated or not clock.isdecimal() else int(clock) / 1e3,
-        tvm_version=str(told.get("tvm", "")),
-        ffi_version=str(told.get("tvm_ffi", "")),
+        governor=now.governor,
+        clock_mhz=now.clock_mhz or 0.0,
+        tvm_version=words(told.get("tvm")),
+        ffi_version=words(told.get("tvm_ffi")),
     )
     return BoardInfo(**{**vars(info), "notes": notes(info, target)})
 
@@ -323,14 +322,18 @@ def notes(info: BoardInfo, target: TargetSpec) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _told(session: Any) -> dict[str, Any]:
-    """What a server of ours says of its machine; nothing if it is TVM's."""
+def server_says(session: Any, function: str) -> dict[str, Any]:
+    """What a function of a server of ours answers; nothing if it is TVM's, or talks nonsense."""
     try:
-        function = session.get_function(BOARD_FUNCTION)
-    except AttributeError:  # how TVM says that there is no such function
+        told = json.loads(str(session.get_function(function)()))
+    except (AttributeError, ValueError, RecursionError):  # the first: there is no such function
         return {}
-    told = json.loads(str(function()))
     return told if isinstance(told, dict) else {}
+
+
+def words(told: Any) -> str:
+    """What a board gave for a text, fit for a terminal; nothing if it is none."""
+    return printable(told) if isinstance(told, str) else ""
 
 
 def _step(place: Endpoint, action: Callable[[], Any]) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tvmattend.errors import printable
+
 # Bits of the Raspberry Pi's firmware: what holds now, and what held since the board was started.
 # https://www.raspberrypi.com/documentation/computers/os.html#get_throttled
 _NOW = {0: "under-voltage", 1: "the clock is capped", 2: "throttled", 3: "soft temperature limit"}
@@ -63,7 +65,7 @@ def conditions_from(told: Mapping[str, Any]) -> Conditions:
     for name in ("firmware_flags", "cooling", "throttle_count"):
         if type(told.get(name)) is int:
             numbers[name] = told[name]
-    return Conditions(governor if isinstance(governor, str) else "", **numbers)
+    return Conditions(printable(governor) if isinstance(governor, str) else "", **numbers)
 
 
 def disturbance(before: Conditions, after: Conditions) -> str:

@@ -203,7 +203,22 @@ def request_board(endpoint: Endpoint, timeout: float = 10.0) -> tuple[str, int, 
         connection.settimeout(timeout)
         count = boards.count(endpoint.key)
         host, port, match_key = _wait_for_board(connection, endpoint, count)[1]
-        return str(host), int(port), str(match_key)
+        if not str(match_key).isprintable():  # it is sent as UTF-8, which not every text can be
+            raise ValueError(f"match key {match_key!r}")
+        return *given_address(host, port), str(match_key)
+
+
+def given_address(host: Any, port: Any) -> tuple[str, int]:
+    """Host and port of a board as a tracker gives them, which has them from the board.
+
+    Raises:
+        ValueError, TypeError: They are none.
+    """
+    try:
+        found = parse_endpoint(Endpoint(host, port).address)
+    except BoardUnreachableError as error:
+        raise ValueError(str(error)) from error
+    return found.host, found.port
 
 
 @contextlib.contextmanager
@@ -310,8 +325,9 @@ def _tcp(endpoint: Endpoint, timeout: float, tracker: bool = False) -> socket.so
 
 
 def _split(word: str, text: str, default_port: int) -> tuple[str, int]:
-    bracketed = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", word)
-    named = re.fullmatch(r"([A-Za-z0-9._-]+)(?::(\d+))?", word)
+    bracketed = re.fullmatch(r"\[([^\]]+)\](?::([0-9]{1,5}))?", word)
+    # Python cannot even ask for a name with a part that is empty or has more than 63 characters.
+    named = re.fullmatch(r"((?:[\w-]{1,63}\.)*[\w-]{1,63}\.?)(?::([0-9]{1,5}))?", word, re.ASCII)
     host, port = word, default_port
     if (match := bracketed or named) is not None:
         host, port = match[1], int(match[2] or default_port)

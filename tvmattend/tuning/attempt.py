@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmattend.device.board import examine
+from tvmattend.device.board import examine, server_says
 from tvmattend.device.conditions import conditions_from
 from tvmattend.device.endpoint import Endpoint, close_session, open_session
 from tvmattend.device.probe_kernel import ProbeModule
@@ -107,7 +107,7 @@ def attempt(job: Job) -> dict[str, Any]:
 
 
 def _measure(job: Job, session: Any, note: "_Notes") -> dict[str, Any]:
-    note(phase=PREPARE, **_told(session, SESSION_FUNCTION))
+    note(phase=PREPARE, **_session_of(session))
     found: dict[str, Any] = {}
     if job.target is not None:
         content = bytearray(Path(job.probe).read_bytes())
@@ -140,7 +140,7 @@ def _upload(session: Any, job: Job) -> Any:
 def _conditions_reader(job: Job, session: Any) -> Callable[[], dict[str, Any]]:
     """How to read the board's conditions: by a server of ours, or by a kernel on TVM's."""
     if _has(session, CONDITIONS_FUNCTION):
-        return lambda: _told(session, CONDITIONS_FUNCTION)
+        return lambda: server_says(session, CONDITIONS_FUNCTION)
     if not job.hygiene:
         return dict
     name = f"conditions-{Path(job.library).name}"
@@ -149,12 +149,12 @@ def _conditions_reader(job: Job, session: Any) -> Callable[[], dict[str, Any]]:
     return lambda: read_conditions(probe.read)
 
 
-def _told(session: Any, function: str) -> dict[str, Any]:
-    """What a server of ours answers; nothing if it is TVM's."""
-    if not _has(session, function):
-        return {}
-    told = json.loads(str(session.get_function(function)()))
-    return told if isinstance(told, dict) else {}
+def _session_of(session: Any) -> dict[str, Any]:
+    """`server` and `session`, as a server of ours tells them, and nothing else; else nothing."""
+    told = server_says(session, SESSION_FUNCTION)
+    server, number = told.get("server"), told.get("session")
+    known = isinstance(server, str) and type(number) is int
+    return {"server": server, "session": number} if known else {}
 
 
 def _has(session: Any, function: str) -> bool:

@@ -305,7 +305,7 @@ class BoardBench:
                 status = answer  # one that was garbled does not replace one that was not
             if status is not None and status.server:
                 mine = status.server == result.get("server")
-                if not mine or int(result["session"]) in status.ended:
+                if not mine or result["session"] in status.ended:
                     return status
             time.sleep(_ASK_PAUSE)
         return status

@@ -43,7 +43,7 @@ def judge(result: Mapping[str, Any], status: BoardStatus | None) -> Verdict:
         return "link"
     if status.server != result["server"]:
         return "board"
-    how = status.ended.get(int(result["session"]), "")
+    how = status.ended.get(result["session"], "")
     if how == LIMIT:
         # Only by hearsay: it may as well have waited for words that never arrived.
         return "link"
