@@ -2,6 +2,7 @@
 """Signatures: whose they are, what they cover, and every way in which one can be wrong."""
 
 import base64
+import errno
 import importlib.util
 import json
 import os
@@ -136,6 +137,25 @@ def test_a_new_key_is_its_owners_and_replaces_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "moved").read_bytes() == kept
     with pytest.raises(StorageError):
         create_key(tmp_path / "nowhere" / "key")
+
+
+@pytest.mark.parametrize("whole", [0, 1])
+def test_no_room_for_a_key_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    done: list[int] = []
+
+    def sync(descriptor: int) -> None:
+        done.append(descriptor)
+        if len(done) > whole:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", sync)
+        with pytest.raises(StorageError, match="No space left"):
+            create_key(tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
+    create_key(tmp_path / "key")
 
 
 def test_a_damaged_bundle_is_not_signed(bundle: Path, keys: KeyPair) -> None:

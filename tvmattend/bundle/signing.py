@@ -91,7 +91,7 @@ def create_key(path: str | Path) -> KeyPair:
     _write_new(private, secret, 0o600)
     try:
         _write_new(public, told, 0o644)
-    except StorageError:
+    except BaseException:
         private.unlink()
         raise
     name = signature.fingerprint(signature.raw_key(key.public_key()))
@@ -187,13 +187,17 @@ def _passphrase(path: Path) -> bytes:
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that was not there, with its permissions from the start."""
+    """Write a file that was not there, with its permissions from the start; whole or not at all."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(descriptor)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(descriptor)
+        except BaseException:
+            path.unlink()
+            raise
     except OSError as error:
         raise StorageError(
             f"{path} could not be written: {error.strerror}", "choose another place for the key"
