@@ -48,14 +48,19 @@ def test_the_disks_faults_are_the_users_to_mend(code: int) -> None:
 def test_a_full_disk_is_named_also_where_the_error_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TVMATTEND_CACHE", str(tmp_path))
+    cache = tmp_path / "tvmattend"
+    cache.mkdir()
     usage = shutil.disk_usage
     monkeypatch.setattr(
         "shutil.disk_usage",
-        lambda place: usage(place)._replace(free=0 if Path(place) == tmp_path else 1 << 40),
+        lambda place: usage(place)._replace(free=0 if Path(place) == cache else 1 << 40),
     )
-    fault = storage.storage_fault(OSError(errno.ENOSPC, "No space left on device"))
-    assert str(fault) == f"{tmp_path}: No space left on device"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for chosen, base in (("~/tvmattend", "/nowhere"), ("", str(tmp_path))):
+        monkeypatch.setenv("TVMATTEND_CACHE", chosen)
+        monkeypatch.setenv("XDG_CACHE_HOME", base)
+        fault = storage.storage_fault(OSError(errno.ENOSPC, "No space left on device"))
+        assert str(fault) == f"{cache}: No space left on device"
 
 
 def test_a_file_system_without_any_size_is_not_full() -> None:

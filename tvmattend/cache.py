@@ -4,7 +4,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,25 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tvmattend.errors import StorageError
-from tvmattend.storage import require_room
+from tvmattend.storage import cache_root, require_room
+
+__all__ = ["Progress", "cache_root", "prepared"]
 
 Progress = Callable[[str], None]
 
 _STAMP = "stamp.json"
 _HINT = "free some space, or set TVMATTEND_CACHE to a directory that you can write to"
-
-
-def cache_root() -> Path:
-    """Give the cache directory: `$TVMATTEND_CACHE`, else `tvmattend` in the user's cache.
-
-    It is not created here, so that asking for it cannot fail.
-    """
-    chosen = os.environ.get("TVMATTEND_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    # The XDG base directory specification: a relative or empty value counts as not set.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "tvmattend"
 
 
 def prepared(

@@ -46,6 +46,19 @@ def temporary_directory() -> Path:
     return Path(chosen) if chosen and Path(chosen).is_dir() else Path(tempfile.gettempdir())
 
 
+def cache_root() -> Path:
+    """Give the cache directory: `$TVMATTEND_CACHE`, else `tvmattend` in the user's cache.
+
+    It is not created here, so that asking for it cannot fail.
+    """
+    chosen = os.environ.get("TVMATTEND_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    # The XDG base directory specification: a relative or empty value counts as not set.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "tvmattend"
+
+
 def require_room(place: Path, need: int, hint: str) -> None:
     """Refuse to start where the disk is as good as full.
 
@@ -124,9 +137,9 @@ def _full_place(error: OSError) -> Path | None:
     """Of the places that we write to, one that is full, where an error does not name its own."""
     if error.errno not in _FULL:
         return None
-    with suppress(OSError):  # not even that can be asked for: then nothing is said
-        cache = os.environ.get("TVMATTEND_CACHE") or os.path.expanduser("~/.cache")  # noqa: PTH111
-        for place in (temporary_directory(), Path(cache)):
+    # Not even that can be asked for, or there is no home: then nothing is said.
+    with suppress(OSError, RuntimeError):
+        for place in (temporary_directory(), cache_root()):
             if place.is_dir() and shutil.disk_usage(place).free < _CHUNK:
                 return place
     return None
