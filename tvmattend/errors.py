@@ -10,6 +10,7 @@ attributes (`exit_code`, `hint`, `str(error)`) and are printed the same way.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Not for a terminal: what moves its cursor, and halves of characters, which cannot be encoded.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -35,6 +36,10 @@ class TvmattendError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(printable(message))
         self.hint = printable(hint or self.remedy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come out of a worker process as it is, whatever arguments a subclass is made with."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class TargetError(TvmattendError):

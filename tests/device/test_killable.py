@@ -2,7 +2,10 @@
 """The process that boards are talked to in: deadlines, deaths, and what comes back."""
 
 import ctypes
+import importlib
+import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,12 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+import tvmattend
 from tvmattend.device.killable import KillableWorker
-from tvmattend.errors import BoardMismatchError
+from tvmattend.errors import BoardMismatchError, TvmattendError
+from tvmattend.machine.tracing import ProgramError
 
 
 def _refuse() -> None:
     raise BoardMismatchError("it is a toaster", "give another address")
+
+
+def _raise(error: TvmattendError) -> None:
+    raise error
 
 
 def _fail() -> None:
@@ -54,6 +63,33 @@ def test_errors_come_back_with_their_hints() -> None:
         with pytest.raises(RuntimeError, match="ValueError: seven"):
             worker.call(60, _fail, ())
         assert worker.call(60, len, ("abc",)) == 3
+
+
+def _every_error() -> list[TvmattendError]:
+    """One of each class that there is, with words and numbers for its arguments."""
+    root = Path(tvmattend.__file__).parent
+    for file in root.rglob("*.py"):
+        if re.search(r"^class \w+\(\w*Error\)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            importlib.import_module(".".join(file.relative_to(root.parent).with_suffix("").parts))
+    classes = [TvmattendError]
+    for each in classes:
+        classes += each.__subclasses__()
+    takes = {each: inspect.signature(each).parameters.values() for each in classes}
+    return [
+        each(*(7 if one.annotation is int else one.name for one in takes[each])) for each in classes
+    ]
+
+
+def test_every_error_comes_back_as_it_is() -> None:
+    given = _every_error()
+    assert {TvmattendError, BoardMismatchError, ProgramError} <= {type(error) for error in given}
+    with KillableWorker() as worker:
+        for error in given:
+            with pytest.raises(TvmattendError) as caught:
+                worker.call(60, _raise, (error,))
+            back = caught.value
+            assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
+            assert (back.hint, back.exit_code) == ("hint", error.exit_code)
 
 
 def test_a_retired_worker_starts_nothing_any_more() -> None:

@@ -101,8 +101,7 @@ class KillableWorker:
         if kind == _VALUE:
             return told[0]
         if kind == _REFUSED:
-            error_type, message, hint = told
-            raise error_type(message, hint)
+            raise told[0]
         raise RuntimeError(told[0])
 
     def end(self) -> None:
@@ -183,7 +182,7 @@ def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[
     try:
         return _VALUE, function(*arguments)
     except TvmattendError as error:
-        return _REFUSED, type(error), str(error), error.hint
+        return _REFUSED, error
     except Exception:  # noqa: BLE001  (whatever it is goes to the caller)
         return _RAISED, traceback.format_exc()
 
