@@ -118,7 +118,12 @@ def test_tensors_are_compared_by_their_largest_value(tmp_path):
         other[place] = value
         assert "argument 0 differs" in compare(other, whole)
     assert "argument 1 differs" in compare(floats, whole + 1)
-    assert "bytes of tensors" in difference(right, right, infos[:1])
+    for file, size in ((write(tmp_path / "short", floats), 16), (tmp_path / "missing", 0)):
+        for pair in ((right, file), (file, right)):
+            with pytest.raises(
+                StorageError, match=rf"wrote {size} of 28 bytes .* `{tmp_path.parent}`"
+            ):
+                difference(*pair, infos)
 
 
 @pytest.fixture(scope="module")

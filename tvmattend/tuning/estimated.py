@@ -8,6 +8,7 @@ is under way before this one is over.
 """
 
 import hashlib
+import math
 import tempfile
 import time
 from collections import deque
@@ -271,19 +272,23 @@ def difference(reference: Path, tensors: Path, args_info: Sequence[Any]) -> str:
 
     Returns:
         What differs; empty if nothing does.
+
+    Raises:
+        StorageError: One of the files is missing, or not whole.
     """
     import numpy as np
 
-    expected, actual = reference.read_bytes(), tensors.read_bytes()
+    dtypes = [
+        np.dtype({"bfloat16": "uint16"}.get(name, name))
+        for name in (str(info.dtype) for info in args_info)
+    ]
+    counts = [math.prod(int(size) for size in info.shape) for info in args_info]
+    length = sum(count * dtype.itemsize for count, dtype in zip(counts, dtypes, strict=True))
+    expected, actual = (_tensors(file, length) for file in (reference, tensors))
     at = 0
-    for place, info in enumerate(args_info):
-        name, shape = str(info.dtype), [int(size) for size in info.shape]
-        dtype = np.dtype({"bfloat16": "uint16"}.get(name, name))
-        size = int(np.prod(shape)) * dtype.itemsize
-        first, second = (
-            np.frombuffer(data[at : at + size], dtype).reshape(shape) for data in (expected, actual)
-        )
-        at += size
+    for place, (dtype, count) in enumerate(zip(dtypes, counts, strict=True)):
+        first, second = (np.frombuffer(data, dtype, count, at) for data in (expected, actual))
+        at += count * dtype.itemsize
         if np.array_equal(first, second):  # the inputs, as a rule: most of the bytes
             continue
         error = _relative_error(first, second)
@@ -292,9 +297,20 @@ def difference(reference: Path, tensors: Path, args_info: Sequence[Any]) -> str:
                 f"WrongResultError: argument {place} differs from the default point's by "
                 f"{error:.1e} of its largest value (allowed: {TOLERANCE:g})"
             )
-    if at != len(expected) or at != len(actual):
-        return f"WrongResultError: {len(actual)} bytes of tensors, expected {at}"
     return ""
+
+
+def _tensors(file: Path, length: int) -> bytes:
+    """What a guest left, which must be so long."""
+    data = file.read_bytes() if file.is_file() else b""
+    if len(data) != length:
+        # The run's own directory goes with the run; the user knows the one that it is in.
+        raise StorageError(
+            f"QEMU wrote {len(data)} of {length} bytes of a kernel's tensors to "
+            f"`{file.parent.parent}`",
+            "free some space there, or set TMPDIR, and repeat the command to go on",
+        )
+    return data
 
 
 def _relative_error(expected: "np.ndarray", actual: "np.ndarray") -> float:
