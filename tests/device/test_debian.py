@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tvmattend.device.debian import _unpack, unpack_packages
+from tvmattend.device.debian import private_apt, unpack_package, unpack_packages
 from tvmattend.errors import StorageError, ToolMissingError
 
 _CONTROL = "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: y <y@z>\nDescription: z\n"
@@ -28,12 +28,19 @@ def package(directory: Path) -> Path:
     (tree / "usr/bin/same").hardlink_to(tree / "usr/bin/tool")
     (tree / "usr/lib/arm/libabsolute.so").symlink_to("/lib/arm/libold.so.1")
     (tree / "lib/arm/librelative.so").symlink_to("libold.so.1")
+    (tree / "lib/arm/libup.so").symlink_to("../../usr/lib/arm/libnew.so.1")
+    return packed(tree)
+
+
+def packed(tree: Path) -> Path:
+    """Make a package of a tree, uncompressed."""
+    archive = tree.with_suffix(".deb")
     subprocess.run(
-        [shutil.which("dpkg-deb") or "dpkg-deb", "--build", tree, directory / "x.deb"],
+        [shutil.which("dpkg-deb") or "dpkg-deb", "-Znone", "--build", tree, archive],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return directory / "x.deb"
+    return archive
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_package_lands_in_the_root_and_nowhere_else(tmp_path: Path, root: Path) -> None:
-    _unpack(package(tmp_path), root, re.compile("^usr/share/"))
+    unpack_package(package(tmp_path), root, re.compile("^usr/share/"))
     # Packages of before and after the merge of /lib meet in one directory.
     found = {str(path.relative_to(root)) for path in root.rglob("*") if path.name.startswith("lib")}
     assert {"usr/lib/arm/libold.so.1", "usr/lib/arm/libnew.so.1"} <= found
@@ -54,15 +61,42 @@ def test_a_package_lands_in_the_root_and_nowhere_else(tmp_path: Path, root: Path
     assert (root / "usr/lib/arm/libabsolute.so").read_text() == "lib/arm/libold.so.1"
     assert not os.readlink(root / "usr/lib/arm/libabsolute.so").startswith("/")  # noqa: PTH115
     assert (root / "lib/arm/librelative.so").read_text() == "lib/arm/libold.so.1"
+    assert (root / "lib/arm/libup.so").read_text() == "usr/lib/arm/libnew.so.1"
     assert (root / "usr/bin/tool").stat().st_mode & 0o7777 == 0o755
     assert (root / "usr/bin/same").read_text() == "tool"
+
+
+@pytest.mark.parametrize("target", ["../../../away", "/away", "../lib/../../../away"])
+def test_nothing_is_written_through_a_link_that_leads_out(
+    tmp_path: Path, root: Path, target: str
+) -> None:
+    (tmp_path / "away").mkdir()
+    for name, files in (("one", ["away/kept"]), ("two", ["usr/lib/out/stray"])):
+        for file in ("DEBIAN/control", *files):
+            (tmp_path / name / file).parent.mkdir(parents=True)
+            (tmp_path / name / file).write_text(_CONTROL)
+        if name == "one":
+            (tmp_path / "one/usr/lib").mkdir(parents=True)
+            (tmp_path / "one/usr/lib/out").symlink_to(target)
+        unpack_package(packed(tmp_path / name), root, re.compile("^$"))
+    assert (root / "away/stray").read_text() == _CONTROL
+    assert list((tmp_path / "away").iterdir()) == []
+
+
+def test_a_package_that_was_cut_where_a_file_begins(tmp_path: Path, root: Path) -> None:
+    archive = package(tmp_path)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: whole.index(b"./usr/share/doc/x/README")])
+    with pytest.raises(StorageError, match=r"tree\.deb is damaged: .*end of file") as caught:
+        unpack_package(archive, root, re.compile("^usr/share/"))
+    assert caught.value.hint == "try again"
 
 
 def test_a_damaged_package(tmp_path: Path, root: Path) -> None:
     archive = tmp_path / "x_1_arm64.deb"
     archive.write_bytes(b"!<arch>\n")
     with pytest.raises(StorageError, match=r"x_1_arm64\.deb is damaged"):
-        _unpack(archive, root, re.compile("^$"))
+        unpack_package(archive, root, re.compile("^$"))
 
 
 def test_no_apt_no_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +135,7 @@ def test_without_a_network_nothing_is_left_and_the_machine_is_as_before(
 
 def test_apt_is_told_nothing_that_the_machine_keeps(tmp_path: Path) -> None:
     """Every directory that apt writes to is private, and hooks are gone."""
-    from tvmattend.device.debian import _private_apt
-
-    environment = _private_apt(tmp_path / "apt", "arm64")
+    environment = private_apt(tmp_path / "apt", "arm64")
     dump = subprocess.run(
         [shutil.which("apt-config") or "apt-config", "dump"],
         check=True,

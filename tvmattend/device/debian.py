@@ -6,6 +6,7 @@ database and apt's configuration stay as they are. The package sources, their ke
 settings are the machine's.
 """
 
+import io
 import os
 import re
 import shutil
@@ -44,7 +45,7 @@ def unpack_packages(
         _tool(tool)  # before anything is made
     private = root.with_name(f"{root.name}.apt")
     try:
-        environment = _private_apt(private, architecture)
+        environment = private_apt(private, architecture)
         progress(f"package lists of Debian {architecture}")
         lists = _apt(["update"], environment)
         progress(f"{' '.join(packages)} for {architecture}, with dependencies")
@@ -65,12 +66,12 @@ def unpack_packages(
         (root / "usr" / "lib").mkdir(parents=True)
         (root / "lib").symlink_to("usr/lib")
         for archive in archives:
-            _unpack(archive, root, re.compile(leave_out))
+            unpack_package(archive, root, re.compile(leave_out))
     finally:
         shutil.rmtree(private, ignore_errors=True)  # an error above is the one to see
 
 
-def _private_apt(private: Path, architecture: str) -> dict[str, str]:
+def private_apt(private: Path, architecture: str) -> dict[str, str]:
     """Write apt's whole configuration anew: the machine's transport settings, our directories."""
     for name in ("state/lists/partial", "cache/archives/partial", "log"):
         (private / name).mkdir(parents=True)
@@ -139,20 +140,34 @@ def _errors(text: str) -> str:
     return "; ".join(line[3:] for line in told[:2])
 
 
-def _unpack(archive: Path, root: Path, leave_out: re.Pattern[str]) -> None:
-    """Unpack the wanted files of one package; nothing lands outside `root`."""
-    command = [_tool("dpkg-deb"), "--fsys-tarfile", str(archive)]
+def unpack_package(archive: Path, root: Path, leave_out: re.Pattern[str]) -> None:
+    """Unpack the wanted files of one package; nothing lands outside `root`.
+
+    Raises:
+        StorageError: The package is damaged.
+    """
+    done = subprocess.run(
+        [_tool("dpkg-deb"), "--fsys-tarfile", str(archive)],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    # Of a package that was cut, it gives what there is: to tarfile that may be whole.
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise _damaged(archive, lines[0] if lines else f"exit code {done.returncode}")
     try:
-        with (
-            subprocess.Popen(command, stdout=subprocess.PIPE) as process,
-            tarfile.open(fileobj=process.stdout, mode="r|") as members,
-        ):
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as members:
             for member in members:
                 name = _merged(member.name)
                 if not member.isdir() and not leave_out.search(str(name)):
                     _write(members, member, root, name)
     except tarfile.TarError as error:
-        raise StorageError(f"{archive.name} is damaged: {error}", "try again") from error
+        raise _damaged(archive, str(error)) from error
+
+
+def _damaged(archive: Path, reason: str) -> StorageError:
+    return StorageError(f"{archive.name} is damaged: {reason}", "try again")
 
 
 def _write(
@@ -161,11 +176,10 @@ def _write(
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if member.issym():
-        target = member.linkname
-        if target.startswith("/"):
-            # An absolute link would lead out of the root, to this machine's files.
-            target = "../" * (len(name.parts) - 1) + str(_merged(target))
-        path.symlink_to(target)
+        # Absolute, or with enough `..`, a link would lead out of the root, and what comes after it
+        # be written there. `normpath` goes no higher than `/`, which is the root.
+        target = os.path.normpath(PurePosixPath("/", member.name).parent / member.linkname)
+        path.symlink_to(os.path.relpath(root.resolve() / _merged(target), path.parent.resolve()))
     elif member.islnk():
         path.hardlink_to(root / _merged(member.linkname))
     else:
