@@ -162,7 +162,7 @@ def test_a_full_disk_is_no_verdict_on_a_kernel(here, monkeypatch):
     )
     with pytest.raises(StorageError, match=r"no space left in `[^`]*`$") as caught:
         here.build([candidate])
-    assert "tvmattend-tune-" not in str(caught.value), "that one goes with the run"
+    assert "tvmattend-workplace-" not in str(caught.value), "that one goes with the run"
 
 
 def killing_linker(tmp_path, times, whom="$PPID"):

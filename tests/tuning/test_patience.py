@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often something is tried again, whose fault a failure was, and what is never sent again."""
 
+import fcntl
 import json
-import subprocess
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -365,11 +366,35 @@ def test_figures_that_cannot_be_are_taken_again(tmp_path, seconds, flops):
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    names = (f"tvmattend-tune-{dead.pid}-abc", "tvmattend-tune-1-abc", "tvmattend-tune-mine")
+    names = ("tvmattend-workplace-dead", "tvmattend-workplace-held", "tvmattend-other")
     for name in names:
         (tmp_path / name).mkdir()
-    with open_workplace() as place:
-        left = {path.name for path in tmp_path.iterdir()}
-        assert left == {*names[1:], Path(place).name}
+        (tmp_path / name / "kernel.so").touch()
+    held = os.open(tmp_path / names[1], os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as another run does, be it in another container
+        with open_workplace() as first, open_workplace() as second:
+            left = {path.name for path in tmp_path.iterdir()}
+            assert left == {*names[1:], Path(first).name, Path(second).name}
+    finally:
+        os.close(held)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+
+
+@pytest.mark.parametrize("moment", ["os.open", "fcntl.flock"])
+def test_a_place_that_another_run_took_for_a_dead_ones_is_made_anew(tmp_path, monkeypatch, moment):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    module, _, name = moment.partition(".")
+    function, removed = getattr(sys.modules[module], name), []
+
+    def late(*arguments):
+        if not removed:
+            removed.extend(tmp_path.iterdir())
+            removed[0].rmdir()
+        return function(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(moment, late)
+        place = open_workplace()
+    with place as name:
+        assert list(tmp_path.iterdir()) == [Path(name)] != removed
