@@ -24,7 +24,7 @@ from pathlib import Path
 from tvmattend.cache import prepared
 from tvmattend.cli.main import errors_told
 from tvmattend.device.emulated import prepare
-from tvmattend.device.wheels import download_wheels, unpack_wheel
+from tvmattend.device.wheels import install_wheels
 from tvmattend.errors import InputError
 from tvmattend.machine.estimate import seconds
 from tvmattend.machine.fitting import Fit, fit, kendall, mean_error, spearman
@@ -145,9 +145,7 @@ def _run(network: Network, threads: int, directory: Path, keep: Path | None) -> 
 
 
 def _unpack(version: str, place: Path) -> None:
-    downloads = place / "downloads"
-    for wheel in download_wheels([WHEEL], downloads, "aarch64", version):
-        unpack_wheel(wheel, place)
+    install_wheels([WHEEL], place, "aarch64", version)
 
 
 def model(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tvmattend.device.wheels import download_wheels, unpack_wheel
+from tvmattend.device.wheels import download_wheels, install_wheels, unpack_wheel
 from tvmattend.errors import StorageError, ToolMissingError
 
 _METADATA = "Metadata-Version: 2.1\nName: board-thing\nVersion: {}\n"
@@ -73,6 +73,13 @@ def test_unpacking_leaves_out_what_is_not_wanted(tmp_path: Path) -> None:
     assert not (tmp_path / "site/board_thing/tests").exists()
     unpack_wheel(path, tmp_path / "all")
     assert (tmp_path / "all/board_thing/tests/test_thing.py").exists()
+
+
+def test_what_is_installed_leaves_no_download(index: Path, tmp_path: Path) -> None:
+    wheel(index, "1.0", "cp311-cp311-manylinux_2_28_aarch64")
+    install_wheels(["board-thing"], tmp_path / "site", "aarch64", "3.11", "/tests/|dist-info/")
+    found = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
+    assert found == [tmp_path / "site/board_thing/__init__.py"]
 
 
 def test_a_damaged_wheel(tmp_path: Path) -> None:

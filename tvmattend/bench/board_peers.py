@@ -3,14 +3,13 @@
 
 import functools
 import importlib.util
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tvmattend.bench.catalogue import FORMATS, OURS, TVM_DEFAULT, UNTUNED
 from tvmattend.cache import Progress, prepared
-from tvmattend.device.wheels import download_wheels, unpack_wheel
+from tvmattend.device.wheels import install_wheels
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,4 @@ BOARD_PEERS: Mapping[str, BoardPeer] = {
 
 def _unpack(wheels: tuple[str, ...], version: str, progress: Progress, place: Path) -> None:
     progress(f"wheels for aarch64 and Python {version}: {', '.join(wheels)}")
-    downloads = place / "downloads"
-    for wheel in download_wheels(wheels, downloads, "aarch64", version):
-        unpack_wheel(wheel, place, r"/include/|\.a$")
-    shutil.rmtree(downloads)
+    install_wheels(wheels, place, "aarch64", version, r"/include/|\.a$")

@@ -17,7 +17,7 @@ from pathlib import Path
 from tvmattend.cache import Progress, prepared
 from tvmattend.device.debian import unpack_packages
 from tvmattend.device.process import ServerOptions, ServerProcess
-from tvmattend.device.wheels import download_wheels, unpack_wheel
+from tvmattend.device.wheels import install_wheels
 from tvmattend.errors import ToolMissingError
 
 CORE = "cortex-a72"
@@ -220,10 +220,7 @@ def _build(qemu: str, progress: Progress, place: Path) -> None:
     version = _python_version(root)
     for directory, requirements in (("device", _DEVICE), ("board", _BOARD), ("extra", _EXTRA)):
         progress(f"wheels for aarch64 and Python {version}: {', '.join(requirements)}")
-        downloads = place / "downloads"
-        for wheel in download_wheels(requirements, downloads, "aarch64", version):
-            unpack_wheel(wheel, place / directory, _LEAVE_OUT_OF_WHEELS)
-        shutil.rmtree(downloads)
+        install_wheels(requirements, place / directory, "aarch64", version, _LEAVE_OUT_OF_WHEELS)
     progress("first run, which compiles Python's files")
     python = EmulatedBoard(place, qemu).minimal_python(pillow=True)
     _first_run(python, "import numpy, numpy.random, tvm_ffi, PIL.Image")

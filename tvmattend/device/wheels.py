@@ -4,6 +4,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -83,6 +84,23 @@ def download_wheels(
             _DOWNLOAD,
         )
     return [_find(destination, requirement) for requirement in requirements]
+
+
+def install_wheels(
+    requirements: Sequence[str],
+    destination: Path,
+    architecture: str,
+    python_version: str,
+    leave_out: str = r"\Z.",
+) -> None:
+    """Download wheels and unpack them; what was downloaded goes again.
+
+    Arguments and errors are those of `download_wheels` and `unpack_wheel`.
+    """
+    downloads = destination / ".downloads"
+    for wheel in download_wheels(requirements, downloads, architecture, python_version):
+        unpack_wheel(wheel, destination, leave_out)
+    shutil.rmtree(downloads)
 
 
 def unpack_wheel(wheel: Path, destination: Path, leave_out: str = r"\Z.") -> None:
