@@ -64,7 +64,8 @@ def test_a_full_disk_is_named_also_where_the_error_does_not(
 
 
 def test_a_file_system_without_any_size_is_not_full() -> None:
-    storage.require_room(Path("/proc/x"), 1 << 20, "")
+    assert shutil.disk_usage("/proc").total == 0
+    storage.require_room(Path("/proc/x"), 1 << 20, "")  # fails with a StorageError
 
 
 def test_other_faults_are_not() -> None:

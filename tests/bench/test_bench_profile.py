@@ -17,7 +17,7 @@ from tvmattend import errors
 from tvmattend.bench.kernel_report import Kernel, Profile
 from tvmattend.bench.profiled import Call, Inference, Seen
 from tvmattend.bench.profiled_here import ProfiledHere
-from tvmattend.bench.profiling import _profile, profile
+from tvmattend.bench.profiling import profile
 from tvmattend.bench.roofline import Roofline, measure
 from tvmattend.bundle.signing import create_key
 from tvmattend.cli.profile import command
@@ -201,16 +201,18 @@ def test_the_limits_are_those_of_as_many_threads(standalone: Path) -> None:
     assert kernel_thread(threads).submit(used).result() == threads
 
 
-def test_a_kernel_shorter_than_the_clock_has_a_rate(bundle: Path) -> None:
-    network = load(bundle, 1)
-    calls = [Call(launch["name"]) for launch in network.manifest["launches"]]
+def test_a_kernel_shorter_than_the_clock_has_a_rate(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [Call(launch["name"]) for launch in load(bundle, 1).manifest["launches"]]
     runs = [Inference(calls)] * 2
 
     class Quick(ProfiledHere):
         def look(self, *_: object) -> Seen:
             return Seen(runs, runs, [1e-6, 1e-6])
 
-    found = _profile(bundle, network.manifest, Quick(network), 2, lambda _: None)
+    monkeypatch.setattr("tvmattend.bench.profiled_here.ProfiledHere", Quick)
+    found = profile(bundle, 1)
     assert all(kernel.seconds == 1e-9 for kernel in found.kernels)
     assert found.lines()
     assert found.to_json()

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tvmattend.device.board import probe
-from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, _first_run, find_qemu, prepare
+from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, find_qemu, prepare
 from tvmattend.device.endpoint import close_session, connect, parse_endpoint
 from tvmattend.errors import BoardMismatchError, ToolMissingError
 from tvmattend.target import TargetSpec, parse_target
@@ -223,15 +223,22 @@ def test_of_two_at_once_one_prepares_and_the_other_waits(tmp_path: Path) -> None
     assert left == {Path(told[0][-1]).name, "emulated-cortex-a72.lock"}
 
 
-def test_a_first_run_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_run_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpack(packages: object, architecture: str, root: Path, *_: object) -> None:
+        (root / "usr/bin").mkdir(parents=True)
+        (root / "usr/bin/python3.11").touch()
+
     def run(*_: object, **options: Any) -> None:
         raise subprocess.TimeoutExpired("qemu-aarch64", options["timeout"])
 
+    monkeypatch.setenv("TVMATTEND_CACHE", str(tmp_path))
+    monkeypatch.setattr("tvmattend.device.emulated.unpack_packages", unpack)
+    monkeypatch.setattr("tvmattend.device.emulated.install_wheels", lambda *_: None)
     monkeypatch.setattr("tvmattend.device.emulated.subprocess.run", run)
-    python = EmulatedPython("qemu-aarch64", Path("root"), Path("python3"), ())
     with pytest.raises(ToolMissingError, match="not ready after 300 s") as caught:
-        _first_run(python, "pass")
+        prepare()
     assert "busy" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["emulated-cortex-a72.lock"]
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

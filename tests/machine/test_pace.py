@@ -164,6 +164,7 @@ def test_nobody_waits_for_who_waits(tmp_path):
 
 
 def test_nobody_waits_when_nothing_is_counted(tmp_path):
+    # Who waits never ends, and the test fails with subprocess.TimeoutExpired.
     trace([compiled(tmp_path, AFTER, *STATIC)], Settings(timeout=30))
 
 
@@ -182,5 +183,6 @@ def test_who_spins_is_not_taken_for_who_works(spinner):
 
 
 def test_a_child_waits_for_none_of_its_parents_threads(spinner):
-    # Each 4,096 of its two million instructions, 50 ms long: 25 s.
+    # Each 4,096 of its two million instructions, 50 ms long: 25 s, and then the test fails with
+    # subprocess.TimeoutExpired.
     trace([spinner, "4", "fork"], Settings(markers=False, timeout=15))

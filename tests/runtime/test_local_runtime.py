@@ -406,7 +406,7 @@ def test_another_post_release_of_the_ffi_is_the_same_library(
     sound_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tvm_ffi, "__version__", "0.1.14.post9")
-    load(sound_bundle)
+    assert load(sound_bundle).self_test()
 
 
 @pytest.mark.usefixtures("nothing_loads")

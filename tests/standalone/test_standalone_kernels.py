@@ -11,7 +11,7 @@ from c_networks import run
 
 from tvmattend.errors import CompileError
 from tvmattend.standalone import elf
-from tvmattend.standalone.emit import _compile_kernels
+from tvmattend.standalone.emit import compile_kernels
 from tvmattend.standalone.kernels import Kernel, Param, Signature, generate, split_kernels
 from tvmattend.target import host_target
 
@@ -193,4 +193,4 @@ def test_a_call_of_something_that_a_c_library_lacks_is_refused(tmp_path: Path) -
                 y[v] = T.call_extern("float32", "somebody_elses_function", x[v])
 
     with pytest.raises(CompileError, match="the kernels call somebody_elses_function"):
-        _compile_kernels({"k": _split(func)}, host_target(threads=1), tmp_path / "k.o")
+        compile_kernels({"k": _split(func)}, host_target(threads=1), tmp_path / "k.o")

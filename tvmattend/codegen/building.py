@@ -206,7 +206,7 @@ def build(
                 kernels=tuple(_kernels(scheduled.kernels, facts)),
                 launches=tuple(KernelLaunch(f.name, f.key, f.modules) for f in facts),
             )
-            notes = (*_notes(records, scheduled.kernels, target), *_alike(contents.golden))
+            notes = (*_notes(records, scheduled.kernels, target), *golden_notes(contents.golden))
             write_bundle(directory, contents, force=force, progress=observer)
     return BuildReport(
         directory,
@@ -352,7 +352,7 @@ def _notes(
         yield f"no design space knows {', '.join(plain)}: compiled as written, slow"
 
 
-def _alike(golden: "Sequence[tuple[Arrays, Arrays]]") -> Iterator[str]:
+def golden_notes(golden: "Sequence[tuple[Arrays, Arrays]]") -> Iterator[str]:
     """Say so where the golden outputs would hardly show a wrong layer."""
     # Differences of truth values and of unsigned numbers are none.
     first, *others = ([array.astype("float64") for array in outputs] for _, outputs in golden)

@@ -189,14 +189,19 @@ def _objects(
     (place / "weights.S").write_text(assembly, encoding="utf-8")
     objects = [place / f"{stem}.o" for stem in ("program", "kernels", "weights")]
     tools.compile(place / f"{name}.c", objects[0])
-    _compile_kernels(kernels, tools.target, objects[1])
+    compile_kernels(kernels, tools.target, objects[1])
     tools.compile(place / "weights.S", objects[2])
     joined = place / f"lib{name}.o"  # `kernels` is a name that a network may have
     tools.join(objects, joined)
     return joined
 
 
-def _compile_kernels(kernels: Mapping[str, Kernel], target: TargetSpec, output: Path) -> None:
+def compile_kernels(kernels: Mapping[str, Kernel], target: TargetSpec, output: Path) -> None:
+    """Compile kernels to an object file.
+
+    Raises:
+        CompileError: TVM refuses them, or they call what a C library does not have.
+    """
     from tvmattend.codegen.intrinsics import use_vector_math
 
     use_vector_math()
