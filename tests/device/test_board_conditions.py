@@ -67,7 +67,7 @@ def test_without_the_file_vcgencmd_is_asked(tmp_path: Path) -> None:
     assert read(tmp_path).throttled == "throttled"
 
 
-@pytest.mark.parametrize("text", ["", "hot", "0x", "-", "²"])
+@pytest.mark.parametrize("text", ["", "hot", "0x", "-", "²", "9" * 400, "9" * 5000])
 def test_nonsense_in_the_files_is_nothing(tmp_path: Path, text: str) -> None:
     found = read(tree(tmp_path, dict.fromkeys(PI, text)))
     assert found == Conditions(governor=text)

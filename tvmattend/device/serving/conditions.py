@@ -19,6 +19,7 @@ _THERMAL = "/sys/class/thermal"
 _FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"
 _COOLERS = 4  # devices looked at; fans are among them, and mean nothing
 _VCGENCMD_SECONDS = 2.0
+_DIGITS = 20
 
 
 def read_conditions(read: Read, firmware: Callable[[], str] = lambda: "") -> dict[str, Any]:
@@ -37,19 +38,20 @@ def read_conditions(read: Read, firmware: Callable[[], str] = lambda: "") -> dic
     if governor := read(f"{_CPU}/cpufreq/scaling_governor"):
         found["governor"] = governor
     for name, file in (("clock_mhz", "scaling_cur_freq"), ("max_mhz", "cpuinfo_max_freq")):
-        if (text := read(f"{_CPU}/cpufreq/{file}")).isdecimal():  # kHz
-            found[name] = int(text) / 1e3
-    text = read(f"{_THERMAL}/thermal_zone0/temp")  # 1/1000 degree
-    if text.removeprefix("-").isdecimal():
-        found["temperature_c"] = int(text) / 1e3
-    flags = _hexadecimal(read(_FIRMWARE) or firmware().rpartition("=")[2])
+        if (kilohertz := _number(read(f"{_CPU}/cpufreq/{file}"))) is not None:
+            found[name] = kilohertz / 1e3
+    thousandths = _number(read(f"{_THERMAL}/thermal_zone0/temp"))
+    if thousandths is not None:
+        found["temperature_c"] = thousandths / 1e3
+    flags = _number(read(_FIRMWARE) or firmware().rpartition("=")[2], 16)
     if flags is not None:
         found["firmware_flags"] = flags
     cooling = _cooling(read)
     if cooling is not None:
         found["cooling"] = cooling
-    if (text := read(f"{_CPU}/thermal_throttle/core_throttle_count")).isdecimal():
-        found["throttle_count"] = int(text)
+    count = _number(read(f"{_CPU}/thermal_throttle/core_throttle_count"))
+    if count is not None:
+        found["throttle_count"] = count
     return found
 
 
@@ -95,13 +97,14 @@ def _cooling(read: Read) -> int | None:
         if not kind:
             break
         if "cpufreq" in kind:  # `thermal-cpufreq-0`, `cpufreq-cpu0`
-            state = read(f"{_THERMAL}/cooling_device{number}/cur_state")
-            steps += [int(state)] if state.isdecimal() else []
+            state = _number(read(f"{_THERMAL}/cooling_device{number}/cur_state"))
+            steps += [] if state is None else [state]
     return max(steps, default=None)
 
 
-def _hexadecimal(text: str) -> int | None:
+def _number(text: str, base: int = 10) -> int | None:
+    """A number as Linux writes them; None for another text, and for more digits than Linux has."""
     try:
-        return int(text, 16)
+        return int(text, base) if len(text) <= _DIGITS else None
     except ValueError:
         return None
