@@ -152,7 +152,7 @@ def unpack_package(archive: Path, root: Path, leave_out: re.Pattern[str]) -> Non
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
-    # Of a package that was cut, it gives what there is: to tarfile that may be whole.
+    # It gives what there is of a cut package, which may look whole to tarfile.
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise _damaged(archive, lines[0] if lines else f"exit code {done.returncode}")

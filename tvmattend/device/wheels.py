@@ -93,7 +93,7 @@ def install_wheels(
     python_version: str,
     leave_out: str = r"\Z.",
 ) -> None:
-    """Download wheels and unpack them; what was downloaded goes again.
+    """Download wheels and unpack them; the downloads go again.
 
     Arguments and errors are those of `download_wheels` and `unpack_wheel`.
     """
