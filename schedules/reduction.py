@@ -42,7 +42,8 @@ def _schedule(
     job = sch.fuse(*jobs) if len(jobs) > 1 else jobs[0]
     if stage.out != stage.anchor:
         sch.compute_at(block, job, preserve_unit_loops=True)
-        blocks.vectorize_innermost(sch, out, machine.lanes)
+        if len(kept) > 1:  # else its only axis is the jobs'
+            blocks.vectorize_innermost(sch, out, machine.lanes)
     for name in stage.pads:
         pad = sch.get_sblock(name, func_name="main")
         sch.compute_at(pad, job, preserve_unit_loops=True)

@@ -231,6 +231,24 @@ def norms() -> Net:
     )
 
 
+def splits_of_one_part() -> Net:
+    """A tuple of one for PyTorch and ONNX, a tensor for TVM."""
+    return Net(lambda _, x: (x.split(4, 1)[0] * 2, x[:, :1].chunk(2, 1)[0] + 1))
+
+
+def instance_norm() -> Net:
+    return Net(lambda net, x: net.norm(x), norm=nn.InstanceNorm2d(3, affine=True))
+
+
+def group_norm() -> Net:
+    """Groups of several channels, in the middle of a module."""
+    return Net(lambda net, x: net.norm(torch.cat([x, x.flip(3)], 1)), norm=nn.GroupNorm(2, 6))
+
+
+def layer_norm() -> Net:
+    return Net(lambda net, x: net.norm(x), norm=nn.LayerNorm([3, 16, 16]))
+
+
 def returned_parameter() -> Net:
     def forward(net: Any, x: Tensor) -> Any:
         return net.conv(x), net.conv.bias

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sample_nets
 import torch
 from relax_runner import relative_error, run_relax
 from tvm import relax
@@ -163,6 +164,7 @@ FACTORIES = {
     "extremes": [],
     "norms": ["relax.nn.conv2d"],
     "Nested.make": ["relax.nn.conv2d"],
+    "splits_of_one_part": [],
     "returned_parameter": ["relax.nn.conv2d"],
     "INSTANCE": ["relax.nn.conv2d"],
 }
@@ -179,6 +181,24 @@ def test_factories(name: str, batch: int) -> None:
     assert [op for op in found if op == "relax.nn.conv2d"] == FACTORIES[name]
     assert not [op for op in found if "batch_norm" in op or "dropout" in op]
     assert relative_error(model) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ["instance_norm", "group_norm", "layer_norm"])
+def test_what_is_normalised_may_be_all_alike_or_far_from_zero(name: str, batch: int) -> None:
+    """White images, and maps whose mean is large beside their deviations."""
+    request = ModelRequest(f"sample_nets:{name}", batch=batch)
+    model = import_model(request)
+    exact = getattr(sample_nets, name)().eval().double()
+    white = np.full((batch, 3, 16, 16), 2.6, "float32")
+    spotted = np.full((batch, 3, 16, 16), 200.3, "float32")
+    spotted[:, :, 3, 5] += 1
+    noise = np.random.default_rng(0).standard_normal(white.shape)
+    for x in (white, spotted, (noise + 1000).astype("float32")):
+        with torch.no_grad():
+            wanted = exact(torch.from_numpy(x).double()).numpy()
+        (found,) = run_relax(model.ir_module, [x])
+        assert np.abs(found - wanted).max() < 1e-5 * max(1.0, np.abs(wanted).max())
 
 
 def test_outputs_keep_their_order() -> None:

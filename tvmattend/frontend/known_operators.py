@@ -27,7 +27,7 @@ _LAYERS = """
     matmul nn.conv1d nn.conv1d_transpose nn.conv2d nn.conv2d_transpose nn.conv3d
     nn.avg_pool1d nn.avg_pool2d nn.avg_pool3d nn.max_pool1d nn.max_pool2d nn.max_pool3d
     nn.adaptive_avg_pool1d nn.adaptive_avg_pool2d nn.adaptive_avg_pool3d
-    nn.softmax nn.log_softmax nn.group_norm nn.instance_norm nn.layer_norm image.resize2d
+    nn.softmax nn.log_softmax nn.layer_norm image.resize2d
 """
 _MOVEMENT = """
     arange broadcast_to concat expand_dims flatten flip full full_like nn.batch_flatten nn.pad ones
@@ -45,8 +45,8 @@ KNOWN = _full_names(_ELEMENTWISE + _REDUCTIONS + _LAYERS + _MOVEMENT)
 # Between import and canonical form, where they are folded away, spelled out, or refused with a
 # reason of theirs.
 _PASSING = _full_names("""
-    cosh nn.batch_norm nn.dropout null_value shape_of shape_to_tensor sinh size split
-    tensor_to_shape
+    cosh nn.batch_norm nn.dropout nn.group_norm nn.instance_norm null_value shape_of
+    shape_to_tensor sinh size split tensor_to_shape
 """)
 _TO_A_NUMBER = _full_names(_REDUCTIONS)
 # Of what computes, all that takes booleans; the rest fails in code generation.

@@ -2,7 +2,7 @@
 """One spelling for each operation, so that a later pass matches one form whatever the source.
 
 take(x, indices)                         ->  take(x, indices, mode="wrap")
-split(x)                                 ->  a tuple of strided_slice(x)
+split(x)                                 ->  a tuple of strided_slice(x), or x of one part
 multiply(x, sigmoid(x)), either order    ->  nn.silu(x)
 sinh(x), cosh(x)                         ->  (exp(x) -+ exp(-x)) / 2
 nn.conv2d(out_dtype=None)                ->  nn.conv2d(out_dtype=<the data's>)
@@ -12,6 +12,8 @@ mean(x, negative axes)                   ->  mean(x, positive axes)
 reshape(mean(x, keepdims=True), (N, C))  ->  mean(x)
 nn.adaptive_avg_pool2d(x, (1, 1))        ->  mean(x, axes 2 and 3, keepdims=True)
 nn.adaptive_avg_pool2d(x, even parts)    ->  nn.avg_pool2d(x)
+nn.group_norm(x), instance_norm, layer_norm of several axes
+    ->  d * rsqrt(mean(d * d) + eps), where d = e - mean(e) and e = x - mean(x)
 nn.dropout(x)[0], astype, reshape, expand_dims or permute_dims that change nothing  ->  x
 """
 
@@ -39,6 +41,8 @@ def sliced(call: Any, scope: Scope) -> Any:
     if op_name(call) != "relax.split":
         return None
     x, axis = call.args[0], int(call.attrs["axis"])
+    if isinstance(call.ty, relax.TensorType):  # of one part, which is no tuple
+        return x
     axis %= len(x.ty.shape)
     parts, begin = [], 0
     for part in call.ty.fields:
@@ -127,6 +131,47 @@ def _adaptive(call: Any) -> Any:
     return relax.op.nn.avg_pool2d(call.args[0], window, window)
 
 
+def normalisation(call: Any, scope: Scope) -> Any:
+    """Spell normalisations out by differences from a mean, taken twice.
+
+    TVM takes mean(x^2) - mean(x)^2 of some, which is noise, or negative, where a mean is large
+    beside its deviations. The second mean takes out what the sums of the first were rounded by:
+    equal numbers become zeros. (One axis of a layer is left to TVM, which normalises it by
+    differences, in a single kernel.)
+    """
+    name = op_name(call)
+    if name not in _NORMALISATIONS or (name == _LAYER_NORM and len(call.attrs["axes"]) == 1):
+        return None
+    x, *affine = call.args
+    shape, attrs = _shape(x), call.attrs
+    axes = sorted(int(axis) % len(shape) for axis in attrs["axes"])
+    channels = axes if name == _LAYER_NORM else [int(attrs["channel_axis"]) % len(shape)]
+    along = [extent if axis in channels else 1 for axis, extent in enumerate(shape)]
+    whole = shape
+    if name == "relax.nn.group_norm":
+        (channel,), groups = channels, int(attrs["num_groups"])
+        whole = [*shape[:channel], groups, shape[channel] // groups, *shape[channel + 1 :]]
+        axes = [channel + 1, *(axis + (axis > channel) for axis in axes)]
+        x = scope.emit(relax.op.reshape(x, whole))
+
+    def mean(of: Any) -> Any:
+        for axis in axes:  # short sums round less than a long one
+            of = scope.emit(relax.op.mean(of, [axis], keepdims=True))
+        return of
+
+    for _ in range(2):
+        x = scope.emit(relax.op.subtract(x, mean(x)))
+    variance = mean(scope.emit(relax.op.multiply(x, x)))
+    epsilon = relax.const(float(attrs["epsilon"]), _dtype(call))
+    scale = scope.emit(relax.op.rsqrt(scope.emit(relax.op.add(variance, epsilon))))
+    x = relax.op.multiply(x, scale)
+    if whole != shape:
+        x = relax.op.reshape(scope.emit(x), shape)
+    gamma, beta = (scope.emit(relax.op.reshape(values, along)) for values in affine)
+    x = relax.op.multiply(scope.emit(x), gamma) if attrs["scale"] else x
+    return relax.op.add(scope.emit(x), beta) if attrs["center"] else x
+
+
 def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:
     """Forward the input of an operator that gives it back.
 
@@ -148,6 +193,9 @@ def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:
     return None
 
 
+_LAYER_NORM = "relax.nn.layer_norm"
+_NORMALISATIONS = {"relax.nn.group_norm", "relax.nn.instance_norm", _LAYER_NORM}
+
 # Before anything is folded: folding computes what it folds. And before the readers of tuples are
 # joined with what they read.
 FIRST = (wrapped_take, sliced)
@@ -157,6 +205,7 @@ RULES = (
     explicit_output_type,
     constant_last,
     global_mean,
+    normalisation,
     drop_what_changes_nothing,
 )
 
