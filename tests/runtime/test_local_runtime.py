@@ -136,7 +136,7 @@ def test_two_inputs_and_two_outputs(tmp_path: Path) -> None:
     total, difference = net(a, b)
     np.testing.assert_array_equal(total, a + b)
     np.testing.assert_array_equal(difference, a - b)
-    with pytest.raises(network.InputError, match="does not take one image"):
+    with pytest.raises(network.InputError, match="does not say what an image becomes"):
         net.classify(np.zeros((8, 8, 3), np.uint8))
 
 
@@ -172,7 +172,7 @@ def test_large_logits_do_not_overflow(net: Network) -> None:
 
 def test_a_network_without_a_recipe_takes_no_images(bundle: Path) -> None:
     rewrite_manifest(bundle, preprocessing=None)
-    with pytest.raises(network.InputError, match="does not take one image"):
+    with pytest.raises(network.InputError, match="does not say what an image becomes"):
         load(bundle).classify(np.zeros((20, 20, 3), np.uint8))
 
 

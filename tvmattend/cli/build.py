@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from tvmattend.cli.bundles import open_bundle
-from tvmattend.cli.options import THREADS, THREADS_DEFAULT, model_options
+from tvmattend.cli.options import THREADS, THREADS_DEFAULT, model_options, three_numbers
 from tvmattend.errors import BundleMismatchError, ValidationError
 from tvmattend.frontend.request import ModelRequest
+from tvmattend.preprocessing import MEAN, STD, Photographs, Triple, read_labels
 from tvmattend.target import TargetSpec, parse_target
 
 if TYPE_CHECKING:
@@ -72,6 +73,25 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="What a standalone library and all its C names begin with. [default: the model's name]",
 )
+@click.option(
+    "--mean",
+    callback=three_numbers,
+    metavar="R,G,B",
+    help="Of the photographs it was trained with, pixels being 0 to 1. [default: ImageNet's]",
+)
+@click.option("--std", callback=three_numbers, metavar="R,G,B", help="Likewise.")
+@click.option(
+    "--resize",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Shorter side of a photograph before its middle is cut out. [default: input size / 0.875]",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Names of the classes, one a line.",
+)
 @click.option("--no-fusion", is_flag=True, help="Leave fusion to TVM alone, for comparison.")
 @click.option("--strict-fusion", is_flag=True, help="A DC-AC block that is not fused is an error.")
 @click.option(
@@ -98,6 +118,10 @@ def command(
     bundle_format: str,
     libc: str,
     name: str | None,
+    mean: Triple | None,
+    std: Triple | None,
+    resize: int | None,
+    labels: Path | None,
     no_fusion: bool,
     strict_fusion: bool,
     dump_ir: Path | None,
@@ -115,6 +139,9 @@ def command(
         _check_verifiable(spec, libc)  # now, not after the minutes of compiling
     if name is not None and bundle_format == "vm":
         raise click.UsageError("--name is of a C library: add --format standalone")
+    photographs = None
+    if (mean, std, resize) != (None, None, None):
+        photographs = Photographs(mean or MEAN, std or STD, resize)
     from tvmattend.codegen import build
 
     start = time.monotonic()
@@ -136,6 +163,8 @@ def command(
         format=bundle_format,
         libc=libc,
         name=name,
+        photographs=photographs,
+        labels=None if labels is None else read_labels(labels),
         observer=say,
     )
     errors = None

@@ -44,6 +44,27 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+def three_numbers(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[float, float, float] | None:
+    """Read three numbers with commas between, or one for all three; a callback of options.
+
+    Raises:
+        click.BadParameter: They are none, not three, or not finite.
+    """
+    if value is None:
+        return None
+    try:
+        numbers = [float(word) for word in value.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in {1, 3} or not all(map(math.isfinite, numbers)):
+        told = f"`{value}` is not three numbers, as in 0.485,0.456,0.406."
+        raise click.BadParameter(told, context, parameter)
+    first, second, third = numbers * (3 // len(numbers))
+    return first, second, third
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name a network; the command receives them as `request: ModelRequest`.
 

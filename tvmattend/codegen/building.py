@@ -26,6 +26,7 @@ from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
 from tvmattend.errors import InputError, StorageError, TargetError, compiling
 from tvmattend.frontend import ModelRequest, import_model
+from tvmattend.preprocessing import Photographs
 from tvmattend.standalone.names import check_prefix
 from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
 from tvmattend.target import MOST_THREADS, TargetSpec
@@ -121,6 +122,8 @@ def build(
     format: str = DEFAULT_FORMAT,  # noqa: A002  (the user's word for it)
     libc: str = "glibc",
     name: str | None = None,
+    photographs: Photographs | None = None,
+    labels: Sequence[str] | None = None,
     observer: Observer = lambda _: None,
 ) -> BuildReport:
     """Compile a network into a bundle.
@@ -139,6 +142,9 @@ def build(
         format: `vm` for TVM's virtual machine, `standalone` for a C library.
         libc: C library of the device, `glibc` or (standalone only) `musl`.
         name: Of a standalone library and all its C names; None for the model's.
+        photographs: How the network was trained on them, for `classify` and the C header; None for
+            ImageNet's way with networks of the registry, and none with others.
+        labels: A name for each class.
         observer: Called with one line before each step.
 
     Raises:
@@ -171,6 +177,10 @@ def build(
     seconds: dict[str, float] = {}
     with _step("import", f"importing {request.model}", seconds, observer):
         imported = import_model(request)
+        if photographs is not None:
+            recipe = photographs.recipe(imported.inputs)
+            imported = replace(imported, preprocessing=recipe)
+        _check_labels(labels, imported.classes)
         from tvmattend.frontend.golden import golden_vectors
 
         golden = golden_vectors(imported, GOLDEN_VECTORS)
@@ -199,6 +209,7 @@ def build(
             contents = _contents(imported, golden, library, target, scheduled.origins())
             contents = replace(
                 contents,
+                labels=None if labels is None else tuple(labels),
                 format=format,
                 libc=libc,
                 extra=extra,
@@ -300,6 +311,15 @@ def _compile_standalone(
         f"{how_many(threads, 'thread')} an instance takes {taken / 1e6:.2f} MB"
     )
     return files.shared, files.paths[1:], said
+
+
+def _check_labels(labels: Sequence[str] | None, classes: int | None) -> None:
+    if labels is not None and len(labels) != classes:
+        whose = "no table of scores" if classes is None else f"{classes} classes"
+        raise InputError(
+            f"{how_many(len(labels), 'label')}, but the network has {whose}",
+            "give a name for each column of its first output, in order",
+        )
 
 
 def _contents(

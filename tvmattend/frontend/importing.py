@@ -26,10 +26,8 @@ from tvmattend.frontend.outputs import Declared, check_outputs, of_graph, of_pro
 from tvmattend.frontend.pt2 import load_archive
 from tvmattend.frontend.request import ModelRequest
 from tvmattend.frontend.weights import sha256
-from tvmattend.preprocessing import Preprocessing
+from tvmattend.preprocessing import Preprocessing, usual_resize
 
-# Torchvision's evaluation: the short side is resized to size / 0.875, then the middle is cut out.
-_CROP_RATIO = 0.875
 # That a bundle may say (runtime/manifest_fields.py); a wider output is no table of scores.
 _MOST_CLASSES = 1 << 20
 
@@ -56,8 +54,7 @@ def _from_module(request: ModelRequest) -> ImportedModel:
     preprocessing, digest = None, None
     weights = f"as `{request.model}` makes them, torch seed {request.seed}"
     if request.source == "registry":
-        size = image[-1]
-        preprocessing = Preprocessing(resize=round(size / _CROP_RATIO), crop=size)
+        preprocessing = Preprocessing(usual_resize(image[-1]), crop=image[-1])
         weights = f"seed {request.seed}"
     if request.weights is not None:
         weights, digest = f"`{request.weights.name}`", sha256(request.weights)

@@ -153,8 +153,13 @@ class Network:
     def preprocess(self, image: Any) -> np.ndarray:
         """Make the network's input from an image, by the manifest's recipe."""
         recipe = self.manifest["preprocessing"]
-        if recipe is None or len(self.inputs) > 1 or self.inputs[0].shape[0] != 1:
-            raise InputError(f"{self.manifest['model']} does not take one image", "call net(x)")
+        if recipe is None:
+            raise InputError(
+                f"the bundle of {self.manifest['model']} does not say what an image becomes",
+                "give an array (an .npy file); or build with --mean and --std",
+            )
+        if len(self.inputs) > 1 or self.inputs[0].shape[0] != 1:
+            raise InputError(f"{self.manifest['model']} does not take one image", "give an array")
         return preprocess(image, recipe)
 
     def ranked(
