@@ -207,7 +207,7 @@ def test_pools(layout, pool, stride, padding, kind):
 
 @pytest.mark.parametrize("axes", [[1, 2], [2, 3]])
 def test_mean(axes):
-    x = np.random.default_rng(0).standard_normal((2, 7, 7, 24)).astype("float32")
+    x = np.random.default_rng(0).standard_normal((2, 7, 7, 20)).astype("float32")
     mod = lowered(lambda _, var: relax.op.mean(var, axes, keepdims=True), [x])
     (task,) = extract_tasks(mod, HOST)
     wanted = x.mean(axis=tuple(axes), keepdims=True)
