@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Golden vectors: what is drawn, and networks that do not take it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,10 @@ def test_what_onnx_reference_cannot_compute_is_no_fault_of_the_inputs(tmp_path: 
         golden_vectors(import_model(str(path)), 1)
     assert "_arraypad" not in str(caught.value)
     assert "express `Pad`" in caught.value.hint
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 11), "float32"), np.zeros((1, 10))])
+def test_outputs_that_are_not_the_networks_are_told(wrong: np.ndarray) -> None:
+    model = replace(import_model("attendnext_tiny"), run_reference=lambda _: [wrong])
+    with pytest.raises(ModelError, match=r"reference of `attendnext_tiny`.*not float32 \[1, 10\]"):
+        golden_vectors(model, 1)

@@ -19,6 +19,7 @@ from relax_runner import relative_error
 from tvmattend.errors import ModelError, UnsupportedOperatorError
 from tvmattend.frontend import ModelRequest, TensorSpec, import_model, onnx_graph
 from tvmattend.frontend.canonical import operators
+from tvmattend.frontend.onnx_reference import evaluator
 from tvmattend.models import create
 
 FLOAT = TensorProto.FLOAT
@@ -416,12 +417,102 @@ def test_a_shape_that_depends_on_the_data_is_told(tmp_path: Path) -> None:
 
 
 def test_another_shape_than_onnx_says_is_refused_inside_a_graph_too(tmp_path: Path) -> None:
-    window = {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 1, 1], "ceil_mode": 1}
-    nodes = [node("AveragePool", "x", "h", "pool", **window), node("GlobalAveragePool", "h", "y")]
+    nodes = [node("Abs", "x", "h", "inner"), node("GlobalAveragePool", "h", "y")]
     path = save(tmp_path / "c.onnx", nodes)
-    with pytest.raises(UnsupportedOperatorError, match=r"`AveragePool`.*`pool`") as caught:
-        import_model(str(path))
-    assert "becomes float32 [1, 3, 5, 3], not float32 [1, 3, 5, 4]" in caught.value.hint
+    with pytest.raises(UnsupportedOperatorError, match=r"`Abs`.*`inner`") as caught:
+        onnx_graph.to_relax(onnx.load(path), {"h": ((1, 3, 8, 9), "float32")})
+    assert "becomes float32 [1, 3, 8, 8], not float32 [1, 3, 8, 9]" in caught.value.hint
+
+
+CEILED = {"ceil_mode": 1, "kernel_shape": [2, 2], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize("opset", [13, 22])
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+def test_no_window_of_a_pool_starts_in_padding(kind: str, opset: int, tmp_path: Path) -> None:
+    """ONNX's inference counts it before opset 22, here twice, and what is computed from it."""
+    nodes = [
+        node(kind, "x", "h", **CEILED),  # 5 x 3, not 6 x 3
+        node("Relu", "h", "g"),
+        node("MaxPool", "g", "p", **CEILED),  # 3 x 2, not 4 x 3
+        node("Shape", "p", "s"),
+        node("Gather", "s rows", "n"),
+        node("Concat", "one n all", "to", axis=0),
+        node("Reshape", "p to", "y"),
+    ]
+    arrays = {"rows": np.array([2]), "one": np.array([1]), "all": np.array([-1])}
+    path = of_opset(opset, save(tmp_path / "p.onnx", nodes, arrays, (1, 3, 9, 4), rank=3))
+    model = import_model(str(path))
+    assert model.outputs[0].shape == (1, 3, 6)
+    assert relative_error(model) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize(
+    ("kind", "window"),
+    [
+        ("MaxPool", {"kernel_shape": [3, 2], "strides": [2, 3]}),
+        ("MaxPool", {"kernel_shape": [1, 1], "strides": [3, 3]}),
+        ("AveragePool", {"kernel_shape": [3, 2], "dilations": [2, 3], "count_include_pad": 1}),
+        ("LpPool", {"kernel_shape": [3, 2], "strides": [2, 3], "p": 3}),
+    ],
+)
+def test_pools_that_pad_themselves(
+    kind: str, window: dict[str, Any], mode: str, tmp_path: Path
+) -> None:
+    nodes = [node(kind, "x", "y", auto_pad=mode, **window)]
+    path = of_opset(19, save(tmp_path / "p.onnx", nodes, check=False))
+    assert relative_error(import_model(str(path))) < 1e-6
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_reference_pools_as_pytorch_does(rank: int) -> None:
+    """Beside the last window, which goes by ceil_mode, ONNX's own reference shifts what it pads."""
+    random = np.random.default_rng(rank)
+
+    def drawn(low: int, high: Any) -> list[int]:
+        return random.integers(low, high, rank, endpoint=True).tolist()
+
+    for _ in range(200):
+        kernel, strides, ceil = drawn(1, 4), drawn(1, 4), bool(random.integers(2))
+        pads = drawn(0, np.array(kernel) // 2)
+        x = torch.from_numpy(random.normal(size=[2, 3, *drawn(10, 14)]).astype("float32"))
+        window = {"kernel_shape": kernel, "strides": strides, "pads": pads * 2, "ceil_mode": ceil}
+        dilations, count = drawn(1, 3), bool(random.integers(2))
+        pool, average = (
+            getattr(torch.nn.functional, f"{name}_pool{rank}d") for name in ("max", "avg")
+        )
+        for kind, rest, expected in (
+            ("Max", {"dilations": dilations}, pool(x, kernel, strides, pads, dilations, ceil)),
+            (
+                "Average",
+                {"count_include_pad": count},
+                average(x, kernel, strides, pads, ceil, count),
+            ),
+        ):
+            graph = helper.make_graph(
+                [node(f"{kind}Pool", "x", "y", **window, **rest)],
+                "graph",
+                [helper.make_tensor_value_info("x", FLOAT, x.shape)],
+                [helper.make_tensor_value_info("y", FLOAT, None)],
+            )
+            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+            (found,) = evaluator(model, 13).run(None, {"x": x.numpy()})
+            assert (found.shape, found.dtype) == (tuple(expected.shape), np.float32)
+            np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_reference_of_a_p_norm_is_pytorchs(rank: int, tmp_path: Path) -> None:
+    shape = (1, 3, 13, 14)[: rank + 2]
+    window = {"kernel_shape": [4] * rank, "strides": [3] * rank, "ceil_mode": 1, "p": 2}
+    path = save(tmp_path / "p.onnx", [node("LpPool", "x", "y", **window)], {}, shape, rank=rank + 2)
+    model = import_model(str(path))
+    (inputs,) = model.sample_inputs(1)
+    pool = getattr(torch.nn.functional, f"lp_pool{rank}d")
+    expected = pool(torch.from_numpy(inputs[0]), 2, 4, 3, ceil_mode=True).numpy()
+    np.testing.assert_allclose(model.reference(inputs)[0], expected, rtol=1e-5)
+    assert relative_error(model) < 1e-6
 
 
 def test_relu6_is_clip_as_from_pytorch(tmp_path: Path) -> None:

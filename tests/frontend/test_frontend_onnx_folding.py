@@ -123,3 +123,16 @@ def test_inputs_outputs_weights_and_chance_stay() -> None:
         helper.make_node("Neg", ["r"], ["y"]),
     )
     assert operators(chance) == ["RandomNormal", "Neg"]
+
+
+def test_what_is_folded_is_what_the_reference_computes() -> None:
+    """ONNX's own shifts the padding of these windows."""
+    window = {"kernel_shape": [3], "strides": [3], "ceil_mode": 1}
+    model = model_of(
+        helper.make_node("AveragePool", ["c"], ["p"], **window),
+        helper.make_node("Add", ["x", "p"], ["y"]),
+        c=np.arange(10, dtype="float32").reshape(1, 1, 10),
+    )
+    assert operators(model) == ["Add"]
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert values["p"].tolist() == [[[1, 4, 7, 9]]]

@@ -7,6 +7,7 @@ from tvmattend.errors import ModelError
 from tvmattend.frontend.faults import first_line, user_line
 from tvmattend.frontend.imported import Arrays, ImportedModel
 from tvmattend.frontend.onnx_reference import failed_operator
+from tvmattend.frontend.outputs import fits, in_words
 
 
 def golden_vectors(model: ImportedModel, count: int) -> list[tuple[Arrays, Arrays]]:
@@ -18,7 +19,7 @@ def golden_vectors(model: ImportedModel, count: int) -> list[tuple[Arrays, Array
 
     Raises:
         ModelError: The network does not take such inputs, ONNX's reference does not take the
-            network, or its outputs are not finite.
+            network, or its outputs are of another shape or type, or not finite.
     """
     return [(inputs, _outputs(model, inputs)) for inputs in model.sample_inputs(count)]
 
@@ -39,6 +40,14 @@ def _outputs(model: ImportedModel, inputs: Arrays) -> Arrays:
             "run it on such inputs: numbers of the order 1, negative too, and integers 0 and 1",
         ) from error
     for spec, output in zip(model.outputs, outputs, strict=True):
+        if not fits(output.shape, output.dtype.name, (spec.shape, spec.dtype)):
+            theirs, ours = (output.shape, output.dtype.name), (spec.shape, spec.dtype)
+            raise ModelError(
+                f"the reference of `{model.name}` ({model.reference_name}) makes output "
+                f"`{spec.name}` {in_words(theirs)}, not {in_words(ours)}",
+                "nothing could be compared with it: express what decides on its shape or type with "
+                "other operators",
+            )
         if not np.isfinite(output).all():
             raise ModelError(
                 f"output `{spec.name}` of `{model.name}` is not finite for drawn inputs",

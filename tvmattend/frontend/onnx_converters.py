@@ -4,7 +4,7 @@
 Clip(x, low, high)            ->  clip(x, low, high)
 Pad(x, pads, value, axes)     ->  nn.pad(x, pads)
 Tile(x, repeats)              ->  tile(x, repeats)
-Conv(auto_pad=SAME_*)         ->  Conv(pads=...)
+Conv(auto_pad=SAME_*)         ->  Conv(pads=...), and pools
 """
 
 import math
@@ -96,11 +96,12 @@ CONVERTERS: dict[str, Callable[[Node], Any]] = {"Clip": _clip, "Pad": _pad, "Til
 
 
 def _explicit_pads(node: Node) -> None:
-    """Give a convolution of `auto_pad` SAME_* the pads that this means, in place."""
+    """Give a convolution or pool of `auto_pad` SAME_* the pads that this means, in place."""
     mode = node.text("auto_pad", "NOTSET")
     if not mode.startswith("SAME"):
         return
-    extents, kernel = (_shape(tensor)[2:] for tensor in list(node.inputs)[:2])
+    extents = _shape(node.inputs[0])[2:]
+    kernel = node.attributes.get("kernel_shape") or _shape(node.inputs[1])[2:]
     ones = [1] * len(extents)
     strides, dilations = (node.attributes.get(name, ones) for name in ("strides", "dilations"))
     totals = [
@@ -153,7 +154,7 @@ def _check_upsample(node: Node) -> None:
 
 # What happens to a node before TVM's own converter sees it.
 PREPARATIONS: dict[str, Callable[[Node], None]] = {
-    "Conv": _explicit_pads,
+    **dict.fromkeys(("AveragePool", "Conv", "LpPool", "MaxPool"), _explicit_pads),
     "Resize": _check_resize,
     "Upsample": _check_upsample,
 }

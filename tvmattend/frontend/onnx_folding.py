@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
+from tvmattend.frontend.onnx_graph import opset
+from tvmattend.frontend.onnx_reference import evaluator
 from tvmattend.frontend.outputs import of_graph
 
 # Numbers in a tensor; what is larger is a weight.
@@ -76,16 +77,11 @@ def _branch(graph: Any, node: Any, taken: bool) -> list[Any]:
 
 def _shapes(model: Any) -> dict[str, list[int]]:
     """Static shapes by the names of their tensors."""
-    inputs = {
-        value.name: [extent.dim_value for extent in value.type.tensor_type.shape.dim]
-        for value in model.graph.input
-    }
-    inferred = {
+    return {
         name: [extent for extent in shape if extent is not None]
         for name, (shape, _) in of_graph(model).items()
         if None not in shape
     }
-    return inputs | inferred
 
 
 def _values(
@@ -109,7 +105,7 @@ def _values(
     )
     alone = helper.make_model(graph, opset_imports=list(model.opset_import))
     try:
-        found = ReferenceEvaluator(alone).run(None, {})
+        found = evaluator(alone, opset(model)).run(None, {})
     except Exception:  # noqa: BLE001  (it fails as it likes; the import says what is wrong)
         return None
     return [np.asarray(value) for value in found]
