@@ -145,7 +145,9 @@ class CompileError(TvmattendError):
 
 @contextmanager
 def compiling(what: str, hint: str) -> Iterator[None]:
-    """Tell what TVM refuses to compile by the last line of its message; the others are a trace.
+    """Tell what TVM refuses to compile by the last line of its message ahead of any list there.
+
+    The lines ahead of it are a trace.
 
     Args:
         what: Is compiled, and for which target.
@@ -159,7 +161,8 @@ def compiling(what: str, hint: str) -> Iterator[None]:
     # TVM's own errors are RuntimeErrors, and what its C++ raises under the names of Python's.
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(error).__name__
+        said = [line for line in lines if not line.startswith("- ")] or lines
+        reason = said[-1] if said else type(error).__name__
         raise CompileError(f"TVM could not compile {what}: {reason}", hint) from error
 
 

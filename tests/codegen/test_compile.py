@@ -11,7 +11,7 @@ from tvm import relax
 
 from tvmattend.cli.main import main
 from tvmattend.codegen import build
-from tvmattend.errors import CompileError
+from tvmattend.errors import CompileError, compiling
 from tvmattend.models import lookup, parameters
 from tvmattend.target import parse_target
 
@@ -76,6 +76,14 @@ def test_a_compiler_that_fails_is_an_error_of_ours(kind, error, place, monkeypat
     assert said.endswith(f": {REASON}")
     assert "--debug" in hint
     assert list(place.iterdir()) == []
+
+
+def test_a_list_at_the_end_is_told_by_the_line_ahead_of_it():
+    said = "it: no such shapes:$"
+    with pytest.raises(CompileError, match=said), compiling("it", "look"):
+        raise RuntimeError("a trace\nno such shapes:\n- (1, 2)\n  - (3,)\n")
+    with pytest.raises(CompileError, match=r"it: - \(3,\)$"), compiling("it", "look"):
+        raise RuntimeError("- (1, 2)\n- (3,)")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
