@@ -197,6 +197,40 @@ def booleans() -> Net:
     return Net(forward)
 
 
+def integers_beside_floats() -> Net:
+    """Which PyTorch makes floats of, and divides as floats at all times."""
+
+    def forward(_: Any, x: Tensor) -> Tensor:
+        n, b = (x * 9).int(), x > 0
+        found = [n + 0.5, 0.5 - n, n.long() * 0.5, n - 1.5, n / 3, n / (n.abs() + 1), 3 / (n + 99)]
+        found += [n.clamp(-2.5, 3.5), n.clamp(max=1.5), n**2.0, n % 2.5, b + 0.5, b / 3]
+        found += [torch.where(b, x, n), torch.where(b, n, n.long() * 2).float()]
+        return torch.stack(found, 1)
+
+    return Net(forward)
+
+
+def steps() -> Net:
+    """With zeros, where the second operand stands."""
+    return Net(lambda _, x: torch.heaviside(torch.relu(x), x * 0 + 0.5))
+
+
+def statistics() -> Net:
+    return Net(
+        lambda _, x: (
+            *torch.var_mean(x, (2, 3)),
+            *torch.var_mean(x, 1, correction=0, keepdim=True),
+            *torch.std_mean(x, -1),
+            x.prod(1),
+            x.prod(-1, keepdim=True),
+        )
+    )
+
+
+def one_hot() -> Net:
+    return Net(lambda _, x: functional.one_hot((x * 2).long() % 4, 4))
+
+
 def bounds() -> Net:
     """Integers, on one side only; a lower bound above the upper."""
     return Net(
@@ -325,16 +359,16 @@ def corners_of_one_pixel() -> Net:
     return Net(lambda _, x: functional.interpolate(x, 1, mode="bilinear", align_corners=True))
 
 
-def integers_and_a_half() -> Net:
-    return Net(lambda _, x: (x * 9).int() + 0.5)
+def product_of_integers() -> Net:
+    return Net(lambda _, x: (x * 9).int().prod(1))
+
+
+def floored_by_a_half() -> Net:
+    return Net(lambda _, x: torch.div((x * 9).int(), 2.5, rounding_mode="floor"))
 
 
 def boolean_maximum() -> Net:
     return Net(lambda _, x: (x > 0).amax(1))
-
-
-def boolean_and_a_half() -> Net:
-    return Net(lambda _, x: (x > 0) + 0.5)
 
 
 def sigmoid_of_integers() -> Net:

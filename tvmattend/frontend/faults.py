@@ -26,9 +26,12 @@ EMPTY = "an extent of its result is 0, and nothing computes a tensor of no numbe
 def first_line(error: BaseException) -> str:
     """Give the first line of an error that says something."""
     for line in str(error).splitlines():
-        # TVM prints all that it knows of an operator; its name says enough.
+        # TVM prints all that it knows of an operator, and its own script; their names say enough.
         text = re.sub(r'ir\.Op\(.*?name="([\w.]+)".*support_level=\d+\)', r"`\1`", line.strip())
         text = re.sub(r"\bT\.(?=(?:bool|u?int|float)\d*\b)", "", text)
+        text = re.sub(r'\bR\.Tensor\(\(([\d, ]*?),?\), dtype="(\w+)"\)', r"\2 [\1]", text)
+        text = re.sub(r'\bR\.const\(([^(),]+), "\w+"\)', r"\1", text)
+        text = re.sub(r"\bR\.(?=[\w.]+\()", "", text)
         if text and not re.fullmatch(r"[-=*#\s]+", text):
             return text
     return type(error).__name__

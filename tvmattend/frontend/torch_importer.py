@@ -48,6 +48,7 @@ class LocatingImporter(ExportedProgramImporter):  # type: ignore[misc]
             converters[f"a{name}.default"] = self._extreme(extreme)
             converters[f"{name}.dim"] = self._extreme_and_place(extreme, place)
         converters["adaptive_max_pool2d.default"] = self._adaptive_max_pool
+        converters["prod.dim_int"] = converters["prod.default"]
         return {name: self._located(convert) for name, convert in converters.items()}
 
     def check(self, program: ExportedProgram) -> None:
