@@ -251,6 +251,18 @@ class TestOneForm:
         with pytest.raises(UnsupportedOperatorError, match="dropout"):
             canonicalise(make(body), {})
 
+    @pytest.mark.parametrize(
+        ("exponent", "products"), [(1, 0), (2, 1), (3, 2), (4, 2), (7, 4), (8, 3)]
+    )
+    def test_small_whole_powers_are_products(self, exponent: int, products: int) -> None:
+        power = relax.const(np.float32(exponent))
+        check(lambda b, x: op.exp(b.emit(op.power(x, power))), [MUL] * products + ["relax.exp"])
+
+    @pytest.mark.parametrize("exponent", [0, -2, 2.5, 9])
+    def test_other_powers_stay(self, exponent: float) -> None:
+        power = relax.const(np.float32(exponent))
+        check(lambda b, x: b.emit(op.power(x, power)), ["relax.power"])
+
     @pytest.mark.parametrize(("function", "joined"), [(op.sinh, "relax.subtract"), (op.cosh, ADD)])
     def test_hyperbolic_functions_are_spelled_out(self, function: Any, joined: str) -> None:
         check(

@@ -5,6 +5,7 @@ take(x, indices)                         ->  take(x, indices, mode="wrap")
 split(x)                                 ->  a tuple of strided_slice(x), or x of one part
 multiply(x, sigmoid(x)), either order    ->  nn.silu(x)
 sinh(x), cosh(x)                         ->  (exp(x) -+ exp(-x)) / 2
+power(x, a whole number up to 8)         ->  products of x
 nn.conv2d(out_dtype=None)                ->  nn.conv2d(out_dtype=<the data's>)
 matmul(out_dtype=None)                   ->  matmul(out_dtype=<the data's>)
 add(constant, x), multiply(constant, x)  ->  add(x, constant), multiply(x, constant)
@@ -71,6 +72,21 @@ def hyperbolic(call: Any, scope: Scope) -> Any:
     x = call.args[0]
     both = (scope.emit(relax.op.exp(side)) for side in (x, scope.emit(relax.op.negative(x))))
     return relax.op.multiply(scope.emit(joined(*both)), relax.const(0.5, _dtype(call)))
+
+
+def whole_power(call: Any, scope: Scope) -> Any:
+    """Multiply, which is exact for negative numbers too, and of which TVM does not warn."""
+    if op_name(call) != "relax.power" or _dtype(call) != "float32":
+        return None
+    exponent = constant(call.args[1])
+    if exponent is None or exponent.size != 1 or float(exponent.item()) not in _POWERS:
+        return None
+    x, bits = call.args[0], f"{int(exponent.item()):b}"[1:]
+    product = x
+    for bit in bits:
+        product = scope.emit(relax.op.multiply(product, product))
+        product = scope.emit(relax.op.multiply(product, x)) if bit == "1" else product
+    return product if _shape(call) == _shape(x) else None
 
 
 def explicit_output_type(call: Any, scope: Scope) -> Any:
@@ -193,6 +209,7 @@ def drop_what_changes_nothing(call: Any, scope: Scope) -> Any:
     return None
 
 
+_POWERS = range(1, 9)
 _LAYER_NORM = "relax.nn.layer_norm"
 _NORMALISATIONS = {"relax.nn.group_norm", "relax.nn.instance_norm", _LAYER_NORM}
 
@@ -202,6 +219,7 @@ FIRST = (wrapped_take, sliced)
 RULES = (
     silu,
     hyperbolic,
+    whole_power,
     explicit_output_type,
     constant_last,
     global_mean,
