@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tvmattend.interrupts import kept
+
 # Not for a terminal: what moves its cursor, and halves of characters, which cannot be encoded.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -155,9 +157,11 @@ def compiling(what: str, hint: str) -> Iterator[None]:
 
     Raises:
         CompileError: TVM raised something.
+        KeyboardInterrupt: Ctrl-C, whatever TVM made of it.
     """
     try:
-        yield
+        with kept():
+            yield
     # TVM's own errors are RuntimeErrors, and what its C++ raises under the names of Python's.
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

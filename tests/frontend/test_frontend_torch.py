@@ -369,6 +369,20 @@ def test_a_refused_graph_is_not_printed(capfd: pytest.CaptureFixture[str]) -> No
     assert "def forward" not in capfd.readouterr().err
 
 
+def test_ctrl_c_that_a_factory_swallows_ends_the_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stubborn.py").write_text(
+        "import signal, torch\n"
+        "def build():\n"
+        "    try:\n        signal.raise_signal(signal.SIGINT)\n"
+        "    except BaseException:\n        return torch.nn.ReLU()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        import_model("stubborn:build")
+
+
 def test_a_factory_without_classes_refuses_them() -> None:
     with pytest.raises(ModelError, match="takes no `num_classes`"):
         import_model(ModelRequest("sample_nets:pools", num_classes=4))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+import signal
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -299,6 +301,19 @@ def test_ctrl_c_tells_the_observer_and_leaves_whole_records(tmp_path):
     assert len(bench.records()) == 3
     assert isinstance(bench.events[-1], Interrupted)
     assert bench.events[-1].report.new_trials == 3
+
+
+def test_ctrl_c_that_a_schedule_swallows_ends_the_run(tmp_path):
+    def swallow(_):
+        with suppress(KeyboardInterrupt):  # as TVM's C++ does around the Python that it calls
+            signal.raise_signal(signal.SIGINT)
+        return 0.0
+
+    bench = Bench(tmp_path / "r.jsonl", [matmul()], trials=16)
+    bench.ranker.score = swallow
+    with pytest.raises(KeyboardInterrupt):
+        bench.run.run()
+    assert isinstance(bench.events[-1], Interrupted)
 
 
 def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from tvmattend.bench.profiled import Call, Inference, Observer, Profiled
 from tvmattend.bench.roofline import measure
 from tvmattend.device.killable import ANSWER_SECONDS
 from tvmattend.errors import BundleError, InputError
+from tvmattend.interrupts import kept
 
 if TYPE_CHECKING:
     from tvmattend.bundle.manifest import Manifest
@@ -84,6 +85,7 @@ def profile(
         return _profile(bundle, remote.manifest, ProfiledBoard(remote), runs, observer)
 
 
+@kept()
 def _profile(
     bundle: Path, description: dict[str, Any], place: Profiled, runs: int, observer: Observer
 ) -> Profile:

@@ -26,6 +26,7 @@ from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
 from tvmattend.errors import InputError, StorageError, TargetError, compiling
 from tvmattend.frontend import ModelRequest, import_model
+from tvmattend.interrupts import kept
 from tvmattend.preprocessing import Photographs
 from tvmattend.standalone.names import check_prefix
 from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
@@ -392,5 +393,6 @@ def golden_notes(golden: "Sequence[tuple[Arrays, Arrays]]") -> Iterator[str]:
 def _step(name: str, text: str, seconds: dict[str, float], observer: Observer) -> Iterator[None]:
     observer(text)
     start = time.monotonic()
-    yield
+    with kept():
+        yield
     seconds[name] = time.monotonic() - start

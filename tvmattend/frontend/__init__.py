@@ -7,6 +7,7 @@ Nothing heavy is imported here: a request can be checked before torch or TVM is.
 from typing import TYPE_CHECKING
 
 from tvmattend.frontend.request import ModelRequest
+from tvmattend.interrupts import kept
 
 if TYPE_CHECKING:
     from tvmattend.frontend.imported import ImportedModel, TensorSpec
@@ -27,9 +28,10 @@ def import_model(request: "ModelRequest | str") -> "ImportedModel":
     """
     request = ModelRequest.of(request)
     request.check()
-    from tvmattend.frontend.importing import import_checked
+    with kept():
+        from tvmattend.frontend.importing import import_checked
 
-    return import_checked(request)
+        return import_checked(request)
 
 
 def __getattr__(name: str) -> object:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tvmattend.errors import BoardFullError, TuningError, TvmattendError
+from tvmattend.interrupts import kept
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Candidate, Outcome
 from tvmattend.tuning.cost import Ranker
@@ -79,6 +80,7 @@ class TuningRun:
     lessons: dict[str, list[tuple[Candidate, Record]]] = field(init=False, default_factory=dict)
     started: float = field(init=False, default_factory=time.monotonic)
 
+    @kept()
     def __post_init__(self) -> None:
         self.searches = [
             TaskSearch(
@@ -161,6 +163,7 @@ class TuningRun:
     def _under_way(self) -> int:
         return sum(search.planned for search in self.searches) - self.done
 
+    @kept()
     def _order(self) -> None:
         """Give the crew more to do, if it is time: after learning from all that is over.
 
@@ -186,6 +189,7 @@ class TuningRun:
             reason = one_line(str(away))
             raise (self._full(reason) if away.full else self._gone(reason)) from away
 
+    @kept()
     def _take(self, finished: Finished) -> None:
         record = self._keep(finished.candidate, finished.outcome, finished.wall_secs)
         self.lessons.setdefault(finished.candidate.task.key, []).append((
