@@ -397,6 +397,44 @@ def test_a_module_that_fails_at_import(tmp_path: Path, monkeypatch: pytest.Monke
         import_model("sample_nets.part:make")
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys\ndef build():\n    sys.exit(3)\n", r"failed: SystemExit: 3, at .*own\.py:3"),
+        ("import sys\nsys.exit()\n", r"cannot import `\w+`: SystemExit: .*, at .*own\.py:2"),
+        ("x = 1\ndef build(:\n", r"cannot import `\w+`: SyntaxError: .*, at /.*own\.py:2"),
+        ("import nowhere_at_all\n", r"ModuleNotFoundError: .*, at /.*own\.py:1"),
+        ("def other(): ...\n", r"`\w+own` \(/.*own\.py\) has no `build`"),
+    ],
+)
+def test_a_module_that_ends_or_cannot_be_read_is_told_with_its_file(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"n{abs(hash(code))}_own"
+    (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        import_model(f"{name}:build")
+
+
+def test_what_a_network_prints_is_no_output_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import torch\nprint('imported')\n"
+        "class Net(torch.nn.ReLU):\n"
+        "    def forward(self, x):\n        print('computed')\n        return super().forward(x)\n"
+        "def build():\n    print('made')\n    return Net()\n"
+    )
+    (tmp_path / "talkative.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    model = import_model(ModelRequest("talkative:build", input_size=8))
+    model.reference(*model.sample_inputs())
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert [word in told.err for word in ("imported", "made", "computed")] == [True] * 3
+
+
 def test_an_input_that_the_network_cannot_take() -> None:
     with pytest.raises(ModelError, match="torch\\.export cannot export"):
         import_model(ModelRequest("sample_nets:shared_convolution", input_size=2))

@@ -4,6 +4,8 @@
 Nothing heavy is imported here: a request can be checked before torch or TVM is.
 """
 
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from tvmattend.frontend.request import ModelRequest
@@ -28,7 +30,8 @@ def import_model(request: "ModelRequest | str") -> "ImportedModel":
     """
     request = ModelRequest.of(request)
     request.check()
-    with kept():
+    # What a network prints is not a command's output, which may be JSON.
+    with kept(), redirect_stdout(sys.stderr):
         from tvmattend.frontend.importing import import_checked
 
         return import_checked(request)

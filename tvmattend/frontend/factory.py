@@ -4,7 +4,6 @@
 import difflib
 import importlib
 import inspect
-import traceback
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from tvmattend.errors import ModelError
-from tvmattend.frontend.faults import first_line
+from tvmattend.frontend.faults import first_line, user_line
 from tvmattend.frontend.request import ModelRequest, importable_from_here
 
 
@@ -31,7 +30,7 @@ def make_module(request: ModelRequest) -> nn.Module:
         torch.manual_seed(request.seed)
         try:
             network = factory(**options)
-        except Exception as error:  # somebody else's code fails as it likes
+        except (Exception, SystemExit) as error:  # somebody else's code fails as it likes
             raise ModelError(
                 f"`{request.model}` failed: {type(error).__name__}: "
                 f"{first_line(error)}{_place(error)}",
@@ -72,15 +71,17 @@ def input_size(network: nn.Module, request: ModelRequest) -> tuple[int, ...]:
 def _find(module_name: str, attribute: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # importing runs somebody else's code
-        place = "" if isinstance(error, ModuleNotFoundError) else _place(error)
+    except (Exception, SystemExit) as error:  # importing runs somebody else's code
         raise ModelError(
-            f"cannot import `{module_name}`: {type(error).__name__}: {first_line(error)}{place}",
+            f"cannot import `{module_name}`: {type(error).__name__}: "
+            f"{first_line(error)}{_place(error)}",
             "run from the directory that holds it, or install it",
         ) from error
+    # One of that name may be imported already: Python's own, say.
+    file = getattr(found, "__file__", None) or "no file"
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ModelError(f"`{module_name}` has no `{attribute}`", _offer(found, part))
+            raise ModelError(f"`{module_name}` ({file}) has no `{attribute}`", _offer(found, part))
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         network = found
@@ -124,5 +125,6 @@ def _options(factory: Callable[..., Any], request: ModelRequest) -> dict[str, in
 
 def _place(error: BaseException) -> str:
     """Say where in the user's code an error arose; nothing if the call itself was wrong."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return "" if frame.filename == __file__ else f", at {frame.filename}:{frame.lineno}"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f", at {error.filename}:{error.lineno}"
+    return user_line(error)

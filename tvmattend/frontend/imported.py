@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an import gives: the canonical module, and all that a bundle must say about it."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +68,7 @@ class ImportedModel:
     run_reference: Callable[[Arrays], list["np.ndarray[Any, Any]"]] = field(repr=False)
 
     def reference(self, inputs: Arrays) -> list["np.ndarray[Any, Any]"]:
-        """Run the original network, not the imported one.
+        """Run the original network, not the imported one; what it prints goes to standard error.
 
         Args:
             inputs: One array an input, of the shapes and dtypes of `self.inputs`.
@@ -74,7 +76,8 @@ class ImportedModel:
         Returns:
             One array an output.
         """
-        return self.run_reference(inputs)
+        with redirect_stdout(sys.stderr):
+            return self.run_reference(inputs)
 
     def sample_inputs(
         self, count: int = 1, seed: int = 0
