@@ -4,6 +4,7 @@
 import contextlib
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +55,18 @@ def workers():
         for child in psutil.Process().children(recursive=True)
         if "tvmattend.device.killable" in " ".join(child.cmdline())
     ]
+
+
+def test_ctrl_c_that_the_first_kernel_swallows_leaves_nothing(monkeypatch, tmp_path):
+    def swallow(*_):
+        with contextlib.suppress(KeyboardInterrupt):  # as TVM does with what its callbacks raise
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(functions, "make_kernel", swallow)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        measurer()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tvmattend.codegen.link import Linker
 from tvmattend.errors import StorageError, TuningError
+from tvmattend.interrupts import kept
 from tvmattend.target import TargetSpec
 from tvmattend.tuning.bench import Artifact, Candidate, Ending, Outcome
 from tvmattend.tuning.builder import KernelBuilder
@@ -40,8 +41,9 @@ class Workshop:
             require_place(self._place)  # before LLVM finds out: it would end this process
             linker = self._linker(target, cross_compiler)
             self._builder = KernelBuilder(target, linker, self._directory.name, timeout)
-            self._builder.warm_up()
-            self._open()
+            with kept():  # the first kernels are compiled in this process
+                self._builder.warm_up()
+                self._open()
         except BaseException:
             self.close()
             raise
@@ -74,6 +76,7 @@ class Workshop:
             return None
         return self._builder.begin(candidate.schedule.mod)
 
+    @kept()
     def product(self, candidate: Candidate, begun: Future[str] | None) -> Artifact | Outcome:
         """Wait for a kernel that was begun: its library, or what went wrong.
 
