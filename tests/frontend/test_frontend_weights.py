@@ -33,7 +33,7 @@ def refuse(state: Any, path: Path) -> WeightsError:
     return caught.value
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".safetensors"])
 def test_weights_arrive_in_the_imported_network(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"trained{suffix}"
     state = tiny_state()
@@ -51,12 +51,43 @@ def test_weights_arrive_in_the_imported_network(suffix: str, tmp_path: Path) -> 
     assert model.seed is None
 
 
-def test_a_checkpoint_of_training_is_looked_into(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net"])
+def test_a_checkpoint_of_training_is_looked_into(key: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    torch.save({"state_dict": tiny_state(), "epoch": 3}, path)
+    optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}
+    torch.save({key: tiny_state(), "epoch": 3, "optimizer": optimizer, "scaler": {}}, path)
     network = create("attendnext_tiny")
     load_weights(network, path, "attendnext_tiny")
     assert torch.equal(network.head.weight, tiny_state()["head.weight"])
+
+
+def test_of_several_state_dicts_the_one_of_that_name_is_taken_or_all_are_named(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    error = refuse({"model": tiny_state(), "ema": tiny_state(6)}, path)
+    assert "several state dicts: `model`, `ema`" in str(error)
+    torch.save({"ema": tiny_state(6), "state_dict": tiny_state()}, path)
+    network = create("attendnext_tiny")
+    load_weights(network, path, "attendnext_tiny")
+    assert torch.equal(network.head.weight, tiny_state()["head.weight"])
+
+
+def test_torchscript_is_no_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "jit.pt"
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(path))  # type: ignore[no-untyped-call]
+    with pytest.raises(WeightsError, match="is a TorchScript program") as caught:
+        load_weights(nn.Linear(2, 2), path, "linear")
+    assert "torch.jit.load(path).state_dict()" in caught.value.hint
+
+
+def test_a_weight_that_is_no_number_is_named(tmp_path: Path) -> None:
+    state = tiny_state()
+    state["head.bias"][3] = torch.nan
+    path = tmp_path / "w.pt"
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match=r"`head\.bias` of `attendnext_tiny` holds NaN"):
+        import_model(ModelRequest("attendnext_tiny", weights=path))
 
 
 def test_counters_of_training_may_be_missing_or_extra(tmp_path: Path) -> None:
@@ -122,9 +153,13 @@ def test_another_number_of_classes_says_which_option(tmp_path: Path) -> None:
     assert "--num-classes" in error.hint
 
 
-def test_a_prefix_of_data_parallel_is_recognised(tmp_path: Path) -> None:
-    state = {f"module.{key}": value for key, value in tiny_state().items()}
-    assert "DataParallel" in refuse(state, tmp_path / "w.pt").hint
+@pytest.mark.parametrize(
+    ("prefix", "whose"),
+    [("module.", "DataParallel"), ("model.", "Lightning"), ("_orig_mod.", "torch.compile")],
+)
+def test_a_prefix_of_a_wrapper_is_recognised(prefix: str, whose: str, tmp_path: Path) -> None:
+    state = {f"{prefix}{key}": value for key, value in tiny_state().items()}
+    assert whose in refuse(state, tmp_path / "w.pt").hint
 
 
 def test_nothing_is_changed_by_a_file_that_does_not_fit(tmp_path: Path) -> None:
@@ -163,7 +198,10 @@ def test_pickled_code_is_not_run(plain_pickle: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"a": 1}, {1: torch.zeros(2)}])
 def test_what_is_no_state_dict(content: Any, tmp_path: Path) -> None:
-    assert "not a state dict" in str(refuse(content, tmp_path / "w.pt"))
+    error = str(refuse(content, tmp_path / "w.pt"))
+    assert "not a state dict" in error
+    if isinstance(content, dict):
+        assert f"its keys are `{next(iter(content))}`" in error
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

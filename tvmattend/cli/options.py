@@ -102,7 +102,7 @@ _OPTIONS = (
         "--weights",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A state dict (.pt, .pth, .bin) or .safetensors. [default: seeded weights]",
+        help="A state dict (.pt, .pth, .bin, .ckpt) or .safetensors. [default: seeded weights]",
     ),
     click.option(
         "--num-classes",

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from tvm.ir import IRModule
 
-from tvmattend.errors import ModelError
+from tvmattend.errors import ModelError, WeightsError
 from tvmattend.frontend import onnx_graph, torch_graph
 from tvmattend.frontend.canonical import canonicalise
 from tvmattend.frontend.extents import static_extent
@@ -58,7 +58,7 @@ def _from_module(request: ModelRequest) -> ImportedModel:
         weights = f"seed {request.seed}"
     if request.weights is not None:
         weights, digest = f"`{request.weights.name}`", sha256(request.weights)
-    _check_float32(dict(network.state_dict()), request.model)
+    _check_weights(dict(network.state_dict()), request.model)
     inputs = (_zeros((request.images, *image), torch.float32, request),)
     program = torch_graph.export(network, inputs, f"`{request.model}`")
     return _from_program(
@@ -75,7 +75,7 @@ def _from_module(request: ModelRequest) -> ImportedModel:
 def _from_archive(request: ModelRequest) -> ImportedModel:
     path = Path(request.model)
     program = load_archive(path)
-    _check_float32(dict(program.state_dict), request.model)
+    _check_weights(dict(program.state_dict), request.model)
     inputs = _static_inputs(program, request)
     network = program.module(check_guards=False)
     if inputs is not None:
@@ -175,12 +175,17 @@ def _spec(name: str, kind: Any) -> TensorSpec:
     return TensorSpec(name, shape, str(kind.dtype.dtype), layout)
 
 
-def _check_float32(state: Mapping[str, Any], name: str) -> None:
+def _check_weights(state: Mapping[str, Any], name: str) -> None:
     for key, tensor in state.items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ModelError(
                 f"`{key}` of `{name}` is {str(tensor.dtype).removeprefix('torch.')}, not float32",
                 "call .float() on the network before it is exported",
+            )
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise WeightsError(
+                f"`{key}` of `{name}` holds NaN, which is no number",
+                "give weights from before the training diverged",
             )
 
 

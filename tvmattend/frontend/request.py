@@ -17,7 +17,7 @@ from tvmattend.models import DEFAULT, REGISTRY, layers, lookup
 Source = Literal["registry", "factory", "pt2", "onnx"]
 
 _FACTORY = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)")
-_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 MOST = 2**31 - 1  # of an extent: kernels count in 32 bits
 _FORMS = "a name of `tvmattend models`, package.module:factory, a .pt2 or an .onnx file"
 
@@ -29,8 +29,8 @@ class ModelRequest:
     Attributes:
         model: A name of the registry, `package.module:factory`, or the path of a `.pt2` or
             `.onnx` file.
-        weights: A state dict (`.pt`, `.pth`, `.bin`) or `.safetensors` file; None keeps the
-            seeded weights (registry) or the factory's own.
+        weights: A state dict (`.pt`, `.pth`, `.bin`, `.ckpt`) or `.safetensors` file; None keeps
+            the seeded weights (registry) or the factory's own.
         num_classes: Classes of the head; None keeps the network's own.
         input_size: Height and width of the input in pixels; None keeps the network's own.
         batch: Images in a batch; None keeps what a file fixes, and is 1 elsewhere.

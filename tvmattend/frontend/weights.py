@@ -8,6 +8,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,10 @@ from tvmattend.frontend.faults import first_line
 
 # Counters of training; older files lack them, and inference does not read them.
 _IGNORED = "num_batches_tracked"
+# Whose wrapper of a network gives its keys which prefix, the name of the attribute inside.
+_WRAPPERS = {"module.": "DataParallel", "model.": "Lightning", "_orig_mod.": "torch.compile"}
+_MOST_KEYS = 8  # in a message
+_ALONE = "save the weights alone: torch.save(network.state_dict(), path)"
 # What readers raise where a file ends too early; PyTorch's `struct.error` is of a cut number.
 _DAMAGE = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, SafetensorError, struct.error,
@@ -81,15 +86,20 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix.lower() == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
-            # Of a pickle that PyTorch did not write, which it then refuses.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            # Of a pickle that PyTorch did not write, or of TorchScript, which it then refuses.
+            warnings.filterwarnings("ignore", "Detected pickle|.*TorchScript", UserWarning)
             content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"`{path}` holds pickled Python objects, or is no PyTorch file; nothing was run",
-            "save the weights alone: torch.save(network.state_dict(), path)",
+            _ALONE,
         ) from error
     except _DAMAGE as error:
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"`{path}` is a TorchScript program, not a state dict",
+                "save its weights alone: torch.save(torch.jit.load(path).state_dict(), other_path)",
+            ) from error
         # PyTorch seeks back from the end of a file that is too short: "Invalid argument".
         short = isinstance(error, OSError) and error.errno == errno.EINVAL
         if isinstance(error, OSError) and not short:
@@ -104,21 +114,42 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"`{path}` is damaged or truncated{reason}", "copy it, or save the weights, again"
         ) from error
-    # Checkpoints of training keep the state dict beside the optimizer's.
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(
+    return _state(content, path)
+
+
+def _state(content: object, path: Path) -> dict[str, Tensor]:
+    """Give the state dict, which checkpoints of training keep beside the optimizer's."""
+    if _is_state(content):
+        return dict(content)
+    entries = content if isinstance(content, Mapping) else {}
+    held = [key for key, value in entries.items() if _is_state(value) and value]
+    if "state_dict" in held:
+        held = ["state_dict"]
+    if len(held) == 1:
+        return dict(entries[held[0]])
+    if held:
+        named = ", ".join(f"`{key}`" for key in held)
+        raise WeightsError(f"`{path}` holds several state dicts: {named}", "save one of them alone")
+    keys = ", ".join(f"`{key}`" for key in list(entries)[:_MOST_KEYS])
+    raise WeightsError(
+        f"`{path}` is not a state dict of tensors"
+        + (f": its keys are {keys}{', ...' * (len(entries) > _MOST_KEYS)}" if keys else ""),
+        _ALONE,
+    )
+
+
+def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:
+    return isinstance(content, Mapping) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise WeightsError(
-            f"`{path}` is not a state dict of tensors",
-            "save the weights alone: torch.save(network.state_dict(), path)",
-        )
-    return dict(content)
+    )
 
 
 def _hint(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    if given and all(key.startswith("module.") for key in given):
-        return "the keys start with `module.`: save DataParallel's inner network"
+    for prefix, whose in _WRAPPERS.items():
+        if given and all(key.startswith(prefix) for key in given):
+            return (
+                f"the keys start with `{prefix}`, as {whose}'s do: save the state dict of the "
+                f"network inside, its `.{prefix[:-1]}`"
+            )
     common = len(given.keys() & wanted.keys())
     return f"{common} of the network's {len(wanted)} entries are in the file; check --model"
