@@ -83,3 +83,8 @@ def test_unknown_runtime_of_an_estimate_names_those_that_can_be_estimated() -> N
 def test_against_nothing_is_an_error() -> None:
     with pytest.raises(BenchmarkError, match="no runtime"):
         parse_against(" , ")
+
+
+def test_ours_alone_is_nothing_to_compare_with() -> None:
+    with pytest.raises(BenchmarkError, match="names no runtime beside tvmattend"):
+        parse_against("tvmattend")

@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from tvmattend.bench.torch_network import torch_module
 from tvmattend.cli.main import main
+from tvmattend.errors import BenchmarkError, ModelError
+from tvmattend.frontend import ModelRequest
 
 
 def bench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -81,3 +85,39 @@ def test_mistakes_are_told_without_a_traceback(
     assert told.out == ""
     assert "Traceback" not in told.err
     assert told.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        ("tvmattend.bench.comparison.compare", []),
+        ("tvmattend.bench.estimated.compare_estimates", ["--estimate", "--target", "cortex-a72"]),
+    ],
+)
+def test_the_network_is_the_one_that_other_commands_would_build(
+    place: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ModelRequest] = []
+
+    def compare(request: ModelRequest, *_: object) -> None:
+        asked.append(request)
+        raise BenchmarkError("enough")
+
+    monkeypatch.setattr(place, compare)
+    with pytest.raises(SystemExit):
+        main(["bench", "--num-classes", "3", "--input-size", "64", "--seed", "5", *options])
+    assert asked == [ModelRequest(num_classes=3, input_size=64, seed=5)]
+    network, shape = torch_module(asked[0])
+    assert shape == (1, 3, 64, 64)
+    assert network.state_dict()["head.bias"].shape == (3,)
+
+
+def test_an_archive_of_two_inputs_is_told_as_such(tmp_path: Path) -> None:
+    class Two(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a + b
+
+    path = tmp_path / "two.pt2"
+    torch.export.save(torch.export.export(Two(), (torch.ones(1, 2), torch.ones(1, 2))), path)
+    with pytest.raises(ModelError, match="takes 2 inputs"):
+        torch_module(ModelRequest(str(path)))

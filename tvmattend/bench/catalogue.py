@@ -119,13 +119,15 @@ def parse_against(text: str, offered: tuple[str, ...] = _OFFERED) -> tuple[str, 
     """Understand `openvino,ncnn,...`; spaces and repetitions are forgiven.
 
     Raises:
-        BenchmarkError: A name is unknown, or there is none.
+        BenchmarkError: A name is unknown, or there is none but ours.
     """
     names = [word.strip() for word in text.split(",") if word.strip()]
-    if not names:
-        raise BenchmarkError("--against names no runtime", f"e.g. --against {','.join(offered)}")
-    chosen = [find(name, offered=offered).name for name in names]
-    return tuple(dict.fromkeys(name for name in chosen if name != OURS))
+    chosen = dict.fromkeys(find(name, offered=offered).name for name in names)
+    chosen.pop(OURS, None)
+    if not chosen:
+        told = f"--against names no runtime{f' beside {OURS}' if names else ''}"
+        raise BenchmarkError(told, f"e.g. --against {','.join(offered)}")
+    return tuple(chosen)
 
 
 def make(entry: Entry, setup: Setup) -> Runtime:

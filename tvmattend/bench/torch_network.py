@@ -75,7 +75,12 @@ def _from_archive(request: ModelRequest) -> tuple[nn.Module, tuple[int, ...]]:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in inputs
     ]
-    if len(shapes) != 1 or not all(isinstance(extent, int) for extent in shapes[0]):
+    if len(shapes) != 1:
+        raise ModelError(
+            f"`{request.model}` takes {len(shapes)} inputs, and the bench gives one",
+            "build it, and time the bundle with `tvmattend run BUNDLE --repeat N`",
+        )
+    if not all(isinstance(extent, int) for extent in shapes[0]):
         raise ModelError(
             f"`{request.model}` does not take one tensor of a fixed shape",
             "export it with a fixed shape to bench it",

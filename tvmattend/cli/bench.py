@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tvmattend.bench.catalogue import AGAINST, OURS, parse_against
+from tvmattend.cli.options import input_size_option, num_classes_option, seed_option
 from tvmattend.errors import BenchmarkError
 from tvmattend.models import DEFAULT
 
@@ -22,6 +23,9 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="State dict or .safetensors; else seeded."
 )
+@num_classes_option
+@input_size_option
+@seed_option
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of every runtime."
 )
@@ -56,6 +60,9 @@ def command(
     context: click.Context,
     model: str,
     weights: Path | None,
+    num_classes: int | None,
+    input_size: int | None,
+    seed: int,
     threads: int,
     against: str | None,
     target: str,
@@ -72,7 +79,8 @@ def command(
     All get the same weights, input, threads and cores, in fp32. Outputs are compared with
     PyTorch's first; a runtime that computes something else is not timed. Then the runtimes take
     turns, each in a process of its own. Runtimes that are not installed are named and left out:
-    `pip install "tvmattend[bench]"` brings all but litert, whose packages exclude others'.
+    `pip install -e ".[bench]"` where tvmattend was cloned brings all but litert, whose packages
+    exclude others'.
 
     With --estimate, each runtime's aarch64 library runs one inference under QEMU, and what it
     executed goes through the model of `tvmattend estimate`. Converters run here.
@@ -81,7 +89,7 @@ def command(
     from tvmattend.frontend import ModelRequest
     from tvmattend.target import parse_target
 
-    request = ModelRequest(model, weights)
+    request = ModelRequest(model, weights, num_classes, input_size, seed=seed)
     if no_records and tuning_records:
         raise click.UsageError("--no-records asks for none, --tuning-records names some")
     if is_estimate:

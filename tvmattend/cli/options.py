@@ -90,6 +90,26 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+num_classes_option = click.option(
+    "--num-classes",
+    type=_EXTENTS,
+    metavar="N",
+    help="Classes of the head. [default: the network's]",
+)
+input_size_option = click.option(
+    "--input-size",
+    type=_EXTENTS,
+    metavar="PIXELS",
+    help="Height and width of the input. [default: the network's]",
+)
+seed_option = click.option(
+    "--seed",
+    type=_SEEDS,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of whatever is drawn at random, such as weights that are not loaded.",
+)
 _OPTIONS = (
     click.option(
         "--model",
@@ -104,30 +124,13 @@ _OPTIONS = (
         metavar="FILE",
         help="A state dict (.pt, .pth, .bin, .ckpt) or .safetensors. [default: seeded weights]",
     ),
-    click.option(
-        "--num-classes",
-        type=_EXTENTS,
-        metavar="N",
-        help="Classes of the head. [default: the network's]",
-    ),
-    click.option(
-        "--input-size",
-        type=_EXTENTS,
-        metavar="PIXELS",
-        help="Height and width of the input. [default: the network's]",
-    ),
+    num_classes_option,
+    input_size_option,
     click.option(
         "--batch",
         type=_EXTENTS,
         metavar="N",
         help="Images in a batch. [default: what a file fixes, else 1]",
     ),
-    click.option(
-        "--seed",
-        type=_SEEDS,
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="Of whatever is drawn at random, such as weights that are not loaded.",
-    ),
+    seed_option,
 )
