@@ -15,6 +15,7 @@ import pytest
 from tvm.rpc.tracker import Tracker
 
 from tvmattend.bundle.signing import create_key, sign_bundle
+from tvmattend.cache import cache_root
 from tvmattend.codegen import build
 from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, prepare
 from tvmattend.device.endpoint import Endpoint, tracker_endpoint
@@ -29,6 +30,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # what a handler does.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+# Tests with a cache of their own need not have Zig build its C libraries again.
+os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(cache_root() / "zig"))
 
 
 # Files of a minute and more begin first, so that no worker of `pytest -n 2` is left with one at the

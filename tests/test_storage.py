@@ -63,6 +63,18 @@ def test_a_full_disk_is_named_also_where_the_error_does_not(
         assert str(fault) == f"{cache}: No space left on device"
 
 
+def test_without_a_home_the_cache_wants_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: object) -> None:
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME", "TVMATTEND_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(StorageError, match="no home directory") as caught:
+        storage.cache_root()
+    assert "TVMATTEND_CACHE" in caught.value.hint
+
+
 def test_a_file_system_without_any_size_is_not_full() -> None:
     assert shutil.disk_usage("/proc").total == 0
     storage.require_room(Path("/proc/x"), 1 << 20, "")  # fails with a StorageError

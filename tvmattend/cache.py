@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place outside a project where tvmattend keeps things: downloads and prepared boards."""
+"""The one place outside a project where tvmattend keeps things: downloads and what is prepared."""
 
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 from tvmattend.errors import StorageError
 from tvmattend.storage import cache_root, require_room
 
-__all__ = ["Progress", "cache_root", "prepared"]
+__all__ = ["Progress", "cache_root", "prepared", "zig_environment"]
 
 Progress = Callable[[str], None]
 
@@ -59,6 +60,27 @@ def prepared(
             f"{place} cannot be prepared: {error.strerror or error}", _HINT
         ) from error
     return place
+
+
+def zig_environment() -> dict[str, str]:
+    """Give the environment to run Zig in: its cache is here, or in `$ZIG_GLOBAL_CACHE_DIR`.
+
+    Its own default is in a home directory, which services and containers may not have.
+
+    Raises:
+        StorageError: The directory cannot be made.
+    """
+    environment = dict(os.environ)
+    if not environment.get("ZIG_GLOBAL_CACHE_DIR"):
+        place = cache_root() / "zig"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{place} cannot be made: {error.strerror or error}", _HINT
+            ) from error
+        environment["ZIG_GLOBAL_CACHE_DIR"] = str(place)
+    return environment
 
 
 def _build(place: Path, name: str, stamp: Mapping[str, Any], build: Callable[[Path], None]) -> None:

@@ -49,14 +49,23 @@ def temporary_directory() -> Path:
 def cache_root() -> Path:
     """Give the cache directory: `$TVMATTEND_CACHE`, else `tvmattend` in the user's cache.
 
-    It is not created here, so that asking for it cannot fail.
+    It is not created here.
+
+    Raises:
+        StorageError: It would be in a home directory, and the user has none.
     """
-    chosen = os.environ.get("TVMATTEND_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    # The XDG base directory specification: a relative or empty value counts as not set.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "tvmattend"
+    try:
+        chosen = os.environ.get("TVMATTEND_CACHE")
+        if chosen:
+            return Path(chosen).expanduser().absolute()
+        # The XDG base directory specification: a relative or empty value counts as not set.
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (base if base.is_absolute() else Path.home() / ".cache") / "tvmattend"
+    except RuntimeError as error:  # no HOME, and a user whom /etc/passwd does not know
+        raise StorageError(
+            "there is no home directory to keep the cache in",
+            "set TVMATTEND_CACHE to a directory that you can write to",
+        ) from error
 
 
 def require_room(place: Path, need: int, hint: str) -> None:
@@ -138,7 +147,7 @@ def _full_place(error: OSError) -> Path | None:
     if error.errno not in _FULL:
         return None
     # Not even that can be asked for, or there is no home: then nothing is said.
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, StorageError):
         for place in (temporary_directory(), cache_root()):
             if place.is_dir() and shutil.disk_usage(place).free < _CHUNK:
                 return place

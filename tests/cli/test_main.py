@@ -37,6 +37,24 @@ def test_every_command_has_help(name):
     assert "Usage:" in result.output
 
 
+def test_who_has_no_home_has_the_cache(tmp_path, monkeypatch, capsys):
+    def unknown(_):
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setenv("HOME", "")  # put back afterwards, whatever is set meanwhile
+    monkeypatch.delenv("HOME")
+    for name in ("XDG_CACHE_HOME", "ZIG_GLOBAL_CACHE_DIR", "TVMATTEND_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert run(["build", "--target", "host", "--model", "attendnext_tiny"]) == 13
+    assert "TVMATTEND_CACHE" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("TVMATTEND_CACHE", str(tmp_path))
+    assert run(["models"]) == 0
+    assert Path.home() == tmp_path
+
+
 @pytest.mark.parametrize("name", entry._COMMANDS)
 def test_every_number_has_a_range(name):
     """Else one command would call it a wrong command line, and another a wrong model."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tvmattend.codegen.link import Linker, link_command, link_shared
-from tvmattend.errors import CompileError, ToolMissingError
+from tvmattend.codegen.link import Linker, link_command, link_shared, run_tool
+from tvmattend.errors import CompileError, StorageError, ToolMissingError
 from tvmattend.target import TargetSpec, host_target, parse_target
 
 A72 = parse_target("cortex-a72")
@@ -89,6 +89,31 @@ def test_without_zig_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ToolMissingError) as caught:
         link_command(A72)
     assert "pip install ziglang" in caught.value.hint
+
+
+def test_zigs_cache_is_in_ours_unless_it_is_said_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import os; open('found', 'w').write(os.environ['ZIG_GLOBAL_CACHE_DIR'])"
+    for chosen, place in (("", tmp_path / "tvmattend" / "zig"), ("/elsewhere", Path("/elsewhere"))):
+        monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", chosen)
+        monkeypatch.setenv("TVMATTEND_CACHE", str(tmp_path / "tvmattend"))
+        run_tool([sys.executable, "-c", script], "showing", None, tmp_path)
+        assert (tmp_path / "found").read_text() == str(place)
+    assert (tmp_path / "tvmattend" / "zig").is_dir()
+
+
+def test_a_cache_that_zig_cannot_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = compile_object(tmp_path, A72)
+    file = tmp_path / "file"
+    file.touch()
+    for zig, ours in (("", file), (str(file), tmp_path)):
+        monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", zig)
+        monkeypatch.setenv("TVMATTEND_CACHE", str(ours))
+        with pytest.raises(StorageError) as caught:
+            link_shared([source], tmp_path / "one.so", A72)
+        assert str(file) in str(caught.value)
+        assert "TVMATTEND_CACHE" in caught.value.hint
 
 
 def test_the_linker_travels_by_pickle(tmp_path: Path) -> None:

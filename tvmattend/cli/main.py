@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command group. Subcommands are imported when they are called, so `--help` stays fast."""
 
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from tvmattend import __version__
-from tvmattend.storage import storage_fault
+from tvmattend.errors import StorageError
+from tvmattend.storage import cache_root, storage_fault
 
 # name -> one-line help (shown without importing the command)
 _COMMANDS = {
@@ -143,6 +146,18 @@ def errors_told(debug: bool = False) -> Iterator[None]:
         raise
 
 
+def _give_home() -> None:
+    """Where the user has no home directory, TVM, which wants one as it is imported, has the cache.
+
+    Without a cache either, the commands that need one say so.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        with suppress(StorageError):
+            os.environ["HOME"] = str(cache_root())
+
+
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line."""
     argv = sys.argv[1:] if args is None else args
@@ -152,6 +167,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     debug = "--debug" in argv[:end]
     argv = [word for word in argv[:end] if word != "--debug"] + argv[end:]
     code = None
+    _give_home()
     try:
         with errors_told(debug):
             # Outside click's standalone mode `ctx.exit(n)` comes back as a value.

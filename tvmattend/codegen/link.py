@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvmattend.cache import zig_environment
 from tvmattend.errors import CompileError, StorageError, ToolMissingError
 from tvmattend.storage import says_full
 from tvmattend.target import TargetSpec
@@ -47,7 +48,7 @@ def link_shared(
     Raises:
         ToolMissingError: Neither Zig nor the compiler given is there.
         CompileError: The linker failed; the message ends with its last lines.
-        StorageError: The linker met a full disk.
+        StorageError: The linker met a full disk, or Zig has no place for its cache.
     """
     output = Path(output)
     # A linker that dies half-way must not leave a file that looks like a library.
@@ -76,9 +77,10 @@ def run_tool(
 
     Raises:
         CompileError: It failed; the message ends with its last lines.
-        StorageError: It met a full disk.
+        StorageError: It met a full disk, or Zig has no place for its cache.
         ToolMissingError: It cannot be started.
     """
+    environment = zig_environment()
     try:
         done = subprocess.run(
             command,
@@ -88,6 +90,7 @@ def run_tool(
             errors="replace",
             timeout=_TIMEOUT_SECONDS,
             cwd=directory,
+            env=environment,
         )
     except subprocess.TimeoutExpired as error:
         message = f"{what} took more than {_TIMEOUT_SECONDS} s"
@@ -98,10 +101,11 @@ def run_tool(
         ) from error
     if done.returncode == 0:
         return
-    if says_full(done.stderr):
+    if says_full(done.stderr) or "cache directory" in done.stderr:
         raise StorageError(
             f"{what}: {_last_lines(done.stderr)}",
-            "free some space there; Zig keeps its cache in $ZIG_GLOBAL_CACHE_DIR or ~/.cache",
+            "free some space there; Zig keeps its cache, which it must be able to write to, in "
+            "$ZIG_GLOBAL_CACHE_DIR, else in that of tvmattend ($TVMATTEND_CACHE)",
         )
     raise CompileError(
         f"{what} failed (exit code {done.returncode}): {_last_lines(done.stderr)}",
@@ -125,6 +129,7 @@ def link_command(target: TargetSpec, cross_compiler: str | None = None) -> list[
 
     Raises:
         ToolMissingError: It is not there.
+        StorageError: Zig has no place for its cache.
     """
     if cross_compiler is not None:
         return _driver(cross_compiler, target)
@@ -133,6 +138,7 @@ def link_command(target: TargetSpec, cross_compiler: str | None = None) -> list[
             f"linking for {target.triple} needs Zig, which is not installed",
             f"`{sys.executable} -m pip install ziglang`, or give --cross-compiler",
         )
+    zig_environment()  # says it if there is no place for the cache
     # `-s` drops debugging information of Zig's own runtime: it is most of a small library.
     return [sys.executable, "-m", "ziglang", "cc", "-target", f"{target.triple}.{GLIBC}", "-s"]
 
