@@ -99,6 +99,7 @@ WRONG: dict[str, tuple[Make, str]] = {
     "half": (lambda x: x.astype("float16"), r'astype\("float32"\)'),
     "other endian": (lambda x: x.astype(">f4"), r'astype\("float32"\)'),
     "image": (lambda x: x.astype("uint8"), "classify"),
+    "an image's pixels": (lambda x: x[0].transpose(1, 2, 0).astype("uint8"), "classify"),
     "list": (lambda x: x.tolist(), "numpy array"),
     "objects": (lambda x: x.astype(object), "astype"),
 }
@@ -256,6 +257,12 @@ def test_threads_are_a_count_that_there_is(sound_bundle: Path, threads: Any) -> 
     with pytest.raises(InputError, match="threads=") as caught:
         load(sound_bundle, threads=threads)
     assert caught.value.hint == f"give a whole number from 1 to {CPUS}"
+
+
+def test_counts_are_also_numpys(sound_bundle: Path, x: np.ndarray) -> None:
+    net = load(sound_bundle, threads=np.int64(1))  # type: ignore[arg-type]
+    assert type(net.threads) is int
+    assert len(net.ranked(net(x), np.int64(2))) == 2  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("top", [0, -1, 2.0, "5"])

@@ -110,6 +110,41 @@ def test_a_camera_held_upright_gives_an_upright_image(tmp_path: Path) -> None:
     assert upright[-1].min() == 200
 
 
+def test_a_photo_is_upright_also_where_pillow_opened_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: rotated by 90 degrees
+    pixels = np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    expected = preprocess(np.rot90(pixels, -1), RAW)
+    np.testing.assert_array_equal(preprocess(tmp_path / "photo.png", RAW), expected)
+    with Image.open(tmp_path / "photo.png") as opened:
+        np.testing.assert_array_equal(preprocess(opened, RAW), expected)
+
+
+def test_sixteen_bits_are_the_same_picture(tmp_path: Path) -> None:
+    grey = np.random.default_rng(4).integers(0, 256, (64, 64), np.uint8)
+    expected = preprocess(np.stack([grey] * 3, 2), RAW)
+    wide = grey.astype(np.uint16) * 257
+    Image.fromarray(wide).save(tmp_path / "grey.png")
+    old = Image.fromarray(wide.astype(np.int32))
+    old.format = "PNG"
+    swapped = Image.frombytes("I;16B", (64, 64), wide.astype(">u2").tobytes())
+    for image in (tmp_path / "grey.png", Image.fromarray(wide), old, swapped):
+        np.testing.assert_array_equal(preprocess(image, RAW), expected)
+    Image.fromarray(np.full((64, 64), 257 * 9 + 129, np.uint16)).save(tmp_path / "near.png")
+    assert set(preprocess(tmp_path / "near.png", RAW).flat) == {10.0}
+
+
+@pytest.mark.parametrize("kind", ["float32", "int32"])
+def test_values_without_a_range_are_refused(kind: str, tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / "image.tif")
+    with Image.open(tmp_path / "image.tif") as opened:
+        for image in (tmp_path / "image.tif", opened):
+            with pytest.raises(InputError, match="which of its values is white") as caught:
+                preprocess(image, RAW)
+            assert caught.value.hint.startswith("scale it to 0..255")
+
+
 WRONG: dict[str, Any] = {
     "float": np.zeros((8, 8, 3), "float32"),
     "chw": np.zeros((3, 8, 8), "uint8"),

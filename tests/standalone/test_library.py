@@ -34,7 +34,7 @@ def vm(tiny: Built, tmp_path_factory: pytest.TempPathFactory) -> object:
     return relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, np.int64(7)])
 def test_it_computes_what_the_vm_computes_bit_for_bit(
     tiny: Built, vm: object, threads: int
 ) -> None:

@@ -35,8 +35,8 @@ def preprocess(image: Any, recipe: dict[str, Any]) -> np.ndarray:
 def _pixels(image: Any) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         image = _open_image(Path(image))
-    if hasattr(image, "convert"):
-        image = np.asarray(image.convert("RGB"))
+    elif hasattr(image, "convert"):
+        image = _upright_rgb(image)
     if not isinstance(image, np.ndarray):
         raise InputError(f"a {type(image).__name__} is not an image", "pass a path or an array")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -49,16 +49,33 @@ def _pixels(image: Any) -> np.ndarray:
 
 def _open_image(path: Path) -> Any:
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as error:
         hint = "pip install pillow, or pass an array"
         raise ToolMissingError(f"Pillow does not import: {error}", hint) from error
     try:
         with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return _upright_rgb(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         hint = "give a photograph (JPEG, PNG), or pass an array"
         raise InputError(f"{path} does not open as an image: {error}", hint) from error
+
+
+def _upright_rgb(image: Any) -> np.ndarray:
+    """Make a uint8 array of a PIL image; its `convert` would clip what has more than 8 bits."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    # Older Pillows open the 16 bits of a PNG as 32.
+    if upright.mode.startswith("I;16") or (upright.mode, image.format) == ("I", "PNG"):
+        grey = np.rint(np.asarray(upright) / 257).astype(np.uint8)
+        return np.stack([grey] * 3, axis=2)
+    if upright.mode in ("I", "F"):
+        raise InputError(
+            f"an image of mode {upright.mode} does not say which of its values is white",
+            "scale it to 0..255, and pass it as a uint8 array [height, width, 3]",
+        )
+    return np.asarray(upright.convert("RGB"))
 
 
 def _resample(image: np.ndarray, size: int, crop: int) -> np.ndarray:

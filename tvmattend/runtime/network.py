@@ -102,7 +102,7 @@ def load(
     check_files(directory, manifest["files"])
     check_machine(manifest["target"], manifest["cpu_flags"])
     cpus = len(os.sched_getaffinity(0))
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= cpus):
+    if threads is not None and not (_is_integer(threads) and 1 <= threads <= cpus):
         raise InputError(
             f"threads={threads!r}, but this process may use {cpus} CPU{'s' * (cpus > 1)}",
             f"give a whole number from 1 to {cpus}",
@@ -110,9 +110,9 @@ def load(
     code = Code(directory, manifest["files"], private=require_signature is not None)
     if manifest["format"] == "standalone":
         # By default the library counts itself: it knows how many threads it can have.
-        return Network(directory, manifest, LocalLibrary(code, manifest, threads or 0))
+        return Network(directory, manifest, LocalLibrary(code, manifest, int(threads or 0)))
     tvm_ffi = load_runtime(code, manifest)
-    count = threads or min(int(manifest["threads"]), cpus)
+    count = int(threads or min(int(manifest["threads"]), cpus))
     return Network(directory, manifest, LocalVM(tvm_ffi, code, manifest, count))
 
 
@@ -158,7 +158,7 @@ class Network:
                 f"the bundle of {self.manifest['model']} does not say what an image becomes",
                 "give an array (an .npy file); or build with --mean and --std",
             )
-        if len(self.inputs) > 1 or self.inputs[0].shape[0] != 1:
+        if not self._takes_an_image():
             raise InputError(f"{self.manifest['model']} does not take one image", "give an array")
         return preprocess(image, recipe)
 
@@ -166,7 +166,7 @@ class Network:
         self, outputs: np.ndarray | tuple[np.ndarray, ...], top: int = 5
     ) -> list[Prediction]:
         """Make probabilities of the first output (softmax; sigmoid if it is one number)."""
-        if type(top) is not int or top < 1:
+        if not _is_integer(top) or top < 1:
             raise InputError(f"top={top!r} is no number of classes", "give 1 or more")
         logits = np.ravel(outputs[0] if isinstance(outputs, tuple) else outputs).astype(np.float64)
         powers = np.exp(logits - np.max(logits))
@@ -226,7 +226,17 @@ class Network:
         if len(arrays) != len(self.inputs):
             names = ", ".join(spec.name for spec in self.inputs)
             raise InputError(f"{len(arrays)} inputs given", f"the network takes: {names}")
-        return [checked(spec, array) for spec, array in zip(self.inputs, arrays)]  # noqa: B905
+        photo = self._takes_an_image()
+        return [checked(spec, array, photo) for spec, array in zip(self.inputs, arrays)]  # noqa: B905
+
+    def _takes_an_image(self) -> bool:
+        one = len(self.inputs) == 1 and self.inputs[0].shape[0] == 1
+        return one and self.manifest["preprocessing"] is not None
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether it is an integer, Python's or numpy's; True is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _main() -> None:

@@ -108,7 +108,8 @@ class Library:
         match = re.fullmatch(r"lib(\w+)\.so", name or Path(path).name)
         if match is None:
             raise LibraryError(f"{path} is not called lib<model>.so", "its name is that of its API")
-        if type(threads) is not int or not 0 <= threads <= _MAX_THREADS:
+        whole = isinstance(threads, (int, np.integer)) and not isinstance(threads, bool)
+        if not whole or not 0 <= threads <= _MAX_THREADS:
             raise LibraryError(
                 f"threads={threads!r} is no number from 0 to {_MAX_THREADS}",
                 "0 is as many as it was compiled for",
@@ -147,7 +148,9 @@ class Library:
         place = [ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p)]
         self._instance = ctypes.c_void_p()
         self._check(
-            self._function("create", ctypes.c_int, *place)(threads, ctypes.byref(self._instance))
+            self._function("create", ctypes.c_int, *place)(
+                int(threads), ctypes.byref(self._instance)
+            )
         )
         self.threads: int = self._function("threads", ctypes.c_uint, ctypes.c_void_p)(
             self._instance

@@ -33,12 +33,20 @@ def aligned(spec: TensorSpec) -> np.ndarray:
     return room[start : start + size].view(spec.dtype).reshape(spec.shape)
 
 
-def checked(spec: TensorSpec, array: Any) -> np.ndarray:
-    """Refuse what is not an array of that shape and dtype, and say what it seems to be."""
+def checked(spec: TensorSpec, array: Any, photo: bool = False) -> np.ndarray:
+    """Refuse what is not an array of that shape and dtype, and say what it seems to be.
+
+    Args:
+        spec: What it should be.
+        array: What it is.
+        photo: Whether the network can make this input from an image.
+    """
     wanted = f"input `{spec.name}` is {spec.dtype}{list(spec.shape)}, {spec.layout}"
     if not isinstance(array, np.ndarray):
         raise InputError(f"{wanted}; got a {type(array).__name__}", "pass a numpy array")
     message = f"{wanted}; got {array.dtype}{list(array.shape)}"
+    if photo and array.dtype == np.uint8:
+        raise InputError(message, "for images: net.classify(image), of uint8 [height, width, 3]")
     if array.shape != spec.shape:
         nhwc: tuple[int, ...] = ()
         if spec.layout == "NCHW":
@@ -52,8 +60,7 @@ def checked(spec: TensorSpec, array: Any) -> np.ndarray:
         hint = hints.get(array.shape) if array.shape else None
         raise InputError(message, hint or "the network is compiled for this one shape")
     if array.dtype != np.dtype(spec.dtype):
-        hint = "for images: net.classify(image)" if array.dtype == np.uint8 else ""
-        raise InputError(message, hint or f'pass x.astype("{spec.dtype}")')
+        raise InputError(message, f'pass x.astype("{spec.dtype}")')
     return array
 
 
