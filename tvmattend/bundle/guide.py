@@ -23,6 +23,8 @@ Copy this directory there and go into it.
 
     python3 tvmattend_runtime.py             # tests itself against the reference outputs
 {photo}
+Never copy over a directory that a program has loaded, which would crash: copy beside it and rename.
+
 ## In an application
 
 {application}## Licences
@@ -46,7 +48,8 @@ of the device ({libc}) and nothing else. Made by tvmattend {tvmattend} for
 
 All names begin with `{prefix}_`, so that two networks fit into one program. Buffers start at
 multiples of 64 bytes and are used in place; a call that fails returns a status, and
-`{prefix}_last_error()` says why.
+`{prefix}_last_error()` says why. On a CPU without the instructions of {cpu}, for which C has no
+check, a program ends with SIGILL.
 
 ## In Python
 Python 3.9 or later with numpy. Copy this directory to the device, go into it, and let it test
@@ -54,6 +57,8 @@ itself:
 
     python3 tvmattend_runtime.py
 {photo}
+Never copy over a directory that a program has loaded, which would crash: copy beside it and rename.
+
 In an application:
 
 {application}## Licences

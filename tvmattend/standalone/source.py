@@ -164,7 +164,11 @@ def _constants(plan: Plan, graph: Graph, about: Description) -> list[str]:
         ("ARENA_BYTES", plan.arena_bytes),
         ("THREAD_BYTES", thread_bytes(plan)),
     ]
-    lines = ["/* Of this network. */", *(f"#define {name}_{key} {value}" for key, value in values)]
+    lines = [
+        f"/* Of this network, compiled for {about.target}.",
+        " * Nothing checks the CPU: on one without its instructions a program ends with SIGILL. */",
+        *(f"#define {name}_{key} {value}" for key, value in values),
+    ]
     if about.recipe is not None:
         lines += [
             "",
