@@ -80,6 +80,20 @@ def test_a_file_system_without_any_size_is_not_full() -> None:
     storage.require_room(Path("/proc/x"), 1 << 20, "")  # fails with a StorageError
 
 
+def test_a_current_directory_that_was_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("x").absolute()
+    fault = storage.storage_fault(caught.value)
+    assert fault is not None
+    assert str(fault) == "the current directory was removed"
+    assert fault.hint
+
+
 def test_other_faults_are_not() -> None:
     assert storage.storage_fault(OSError(errno.EBADF, "Bad file descriptor")) is None
     assert storage.storage_fault(FileNotFoundError(errno.ENOENT, "No such file")) is None

@@ -127,7 +127,10 @@ def compiler_fault(file: str, text: str) -> StorageError | None:
 
 
 def storage_fault(error: OSError) -> StorageError | None:
-    """Give the error for a full disk, a limit on files or a lack of permission; else None."""
+    """Give the error for a full disk, a limit on files or a lack of permission; else None.
+
+    And for a current directory that was removed, where what asked for it names no file.
+    """
     place = error.filename if error.filename is not None else _full_place(error)
     where = f"{place}: " if place is not None else ""
     message = f"{where}{error.strerror or error}"
@@ -137,9 +140,20 @@ def storage_fault(error: OSError) -> StorageError | None:
         hint = "choose a place that you may write to (--output, $TMPDIR, $TVMATTEND_CACHE)"
     elif error.errno in _LIMITS:
         hint = _LIMITS[error.errno]
+    elif error.errno == errno.ENOENT and place is None and not _is_somewhere():
+        message, hint = "the current directory was removed", "change to one that is there"
     else:
         return None
     return StorageError(message, hint)
+
+
+def _is_somewhere() -> bool:
+    """Whether the current directory is there."""
+    try:
+        os.getcwd()  # noqa: PTH109  (pathlib's keeps what it was told)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _full_place(error: OSError) -> Path | None:

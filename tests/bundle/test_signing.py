@@ -165,6 +165,23 @@ def test_a_damaged_bundle_is_not_signed(bundle: Path, keys: KeyPair) -> None:
     assert not (bundle / signature.FILE).exists()
 
 
+def test_a_bundle_that_is_read_only_is_named(
+    bundle: Path, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, mode: str = "w", **options: Any) -> Any:
+        if "w" not in mode:
+            return opened(path, mode, **options)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: refuse(path))
+    with pytest.raises(StorageError, match=r"signature\.json could not be written") as caught:
+        sign_bundle(bundle, keys.private)
+    assert caught.value.hint == "sign a copy that you may write to"
+
+
 def test_the_bundle_may_be_the_working_directory(
     bundle: Path, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

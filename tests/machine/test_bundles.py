@@ -197,6 +197,17 @@ def test_a_bundle_for_another_core_is_refused(a72_bundle, tmp_path):
         estimate_bundle(other)
 
 
+def test_a_bundle_for_musl_is_refused(a72_bundle, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(a72_bundle, other)
+    rewrite_manifest(other, libc="musl")
+    with pytest.raises(BundleMismatchError, match="the bundle is for musl") as caught:
+        estimate_bundle(other)
+    assert "--libc musl" in caught.value.hint
+
+
 @pytest.mark.emulated
 def test_a_kernel_is_estimated_and_computes_what_it_should(matmul, tmp_path):
     shapes = [Argument((SIZE, SIZE))] * 3

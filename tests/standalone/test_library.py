@@ -230,6 +230,18 @@ def test_python_refuses_what_does_not_fit(tiny: Built) -> None:
         net.run([x])
 
 
+def test_a_file_system_that_runs_nothing_is_guessed(
+    tiny: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    with pytest.raises(LibraryError, match="failed to map segment") as caught:
+        Library(tiny.files.shared)
+    assert "noexec" in caught.value.hint
+
+
 def test_python_says_what_is_wrong_with_a_file(
     tiny: Built, tiny_a72: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,11 +58,20 @@ def test_everything_is_put_back_after_an_error(tmp_path, capfd):
     assert logging.getLogger("tvmattend").handlers == []
 
 
+def test_a_log_that_takes_nothing_is_told_before_anything_is_said():
+    with (
+        pytest.raises(StorageError, match="`/dev/full`: No space left") as caught,
+        chatter_to(Path("/dev/full")),
+    ):
+        pytest.fail("went on")
+    assert "--log" in caught.value.hint
+
+
 def test_a_log_is_appended_to(tmp_path):
     for word in (b"one\n", b"two\n"):
         with chatter_to(tmp_path / "log"):
             os.write(2, word)
-    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+    assert (tmp_path / "log").read_bytes() == b"\none\n\ntwo\n"
 
 
 def test_a_disk_that_fills_up_costs_the_log_alone(tmp_path, capfd):

@@ -9,6 +9,7 @@ import getpass
 import os
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,8 @@ def sign_bundle(bundle: str | Path, key: str | Path) -> Signed:
             os.fsync(stream.fileno())
         staged.replace(file)
     except OSError as error:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that is read only refuses this, too
+            staged.unlink()
         raise StorageError(
             f"{file} could not be written: {error.strerror}", "sign a copy that you may write to"
         ) from error

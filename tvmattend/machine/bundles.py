@@ -38,7 +38,7 @@ def estimate_bundle(
 
     Raises:
         BundleError: The bundle is missing or damaged.
-        BundleMismatchError: It is for another core.
+        BundleMismatchError: It is for another core or C library.
         ToolMissingError: QEMU or LLVM's tools are not installed.
     """
     manifest = read_manifest(bundle)
@@ -48,6 +48,11 @@ def estimate_bundle(
         raise BundleMismatchError(
             f"the bundle is for {core}; {OTHER_CORE}",
             f"build it with --target {CORE}",
+        )
+    if manifest.get("libc") == "musl":
+        raise BundleMismatchError(
+            "the bundle is for musl, and the estimate's program has glibc",
+            "estimate one that was built without --libc musl: its kernels are the same",
         )
     library = bundle.resolve() / manifest["library"]  # as the guest's map of memory has it
     modules = _modules(manifest)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tvmattend.runtime.contents import AGAIN, Code, sibling
-from tvmattend.runtime.faults import BundleError, BundleMismatchError, DeviceError
+from tvmattend.runtime.faults import BundleError, BundleMismatchError, DeviceError, load_hint
 from tvmattend.runtime.tensors import aligned, tensor_specs
 
 _pool_lock = threading.Lock()
@@ -72,8 +72,11 @@ class LocalVM:
             made = manifest["versions"]
             raise BundleMismatchError(
                 f"{self._name} does not load: {last_line(error)}",
-                f"it was made with TVM {made['tvm']} and apache-tvm-ffi {made['tvm_ffi']}; here is "
-                f"apache-tvm-ffi {tvm_ffi.__version__}",
+                load_hint(
+                    error,
+                    f"it was made with TVM {made['tvm']} and apache-tvm-ffi {made['tvm_ffi']}; "
+                    f"here is apache-tvm-ffi {tvm_ffi.__version__}",
+                ),
             ) from error
 
     def run(self, inputs: list[np.ndarray]) -> Any:

@@ -59,3 +59,10 @@ class SignatureError(DeviceError):
     """A signature that is missing or does not fit, or a key that cannot be read."""
 
     exit_code = 23
+
+
+def load_hint(error: Exception, other: str) -> str:
+    """Say what to do where the loader refuses a library: of one reason it says too little."""
+    if "failed to map segment" in str(error):
+        return "its file system may be mounted noexec: copy the bundle to another one"
+    return other

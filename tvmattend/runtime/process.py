@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmattend.runtime.contents import Code, file_sha256
-from tvmattend.runtime.faults import BundleMismatchError, ToolMissingError
+from tvmattend.runtime.faults import BundleMismatchError, ToolMissingError, load_hint
 
 # TVM's libraries, each with a function that it registers: two copies in a process abort it.
 _LIBRARIES = {
@@ -80,7 +80,8 @@ def _load_library(code: Code, name: str, present: bool, manifest: dict[str, Any]
     except OSError as error:
         has = " ".join(platform.libc_ver()).strip() or "another C library"
         raise BundleMismatchError(
-            f"{error}; this is {has}", "Linux with glibc 2.28 or later is needed"
+            f"{error}; this is {has}",
+            load_hint(error, "Linux with glibc 2.28 or later is needed"),
         ) from error
     _loaded[name] = sha256, manifest["versions"]["tvm"]
 

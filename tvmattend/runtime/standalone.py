@@ -290,7 +290,10 @@ def _open(path: str) -> ctypes.CDLL:
                 f"{path} is for {wanted}, which is not the C library of this Python",
                 "build it with the other --libc; a program links the .a with either",
             ) from error
-        raise LibraryError(f"{path} does not load: {error}", "copy or build it again") from error
+        hint = "copy or build it again"
+        if "failed to map segment" in str(error):
+            hint = "its file system may be mounted noexec: copy the bundle to another one"
+        raise LibraryError(f"{path} does not load: {error}", hint) from error
 
 
 def _plain(value: Any) -> Any:

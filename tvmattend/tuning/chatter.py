@@ -45,7 +45,7 @@ def chatter_to(log: Path | None) -> Iterator[None]:
         log: Appended to; its directory is made. None leaves everything as it is.
 
     Raises:
-        StorageError: The file cannot be opened.
+        StorageError: The file cannot be opened, or takes nothing.
     """
     if log is None:
         yield
@@ -53,6 +53,7 @@ def chatter_to(log: Path | None) -> Iterator[None]:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(handle, b"\n")  # sets runs apart; a full disk shows now, not in torch
     except OSError as error:
         raise StorageError(
             f"cannot write the log `{log}`: {error.strerror}", "give another file with --log"
