@@ -16,9 +16,6 @@ from pathlib import Path
 
 from tvmattend.errors import StorageError
 
-# Objects, the library with the weights, and the bundle's copy of it, with room to spare.
-BUILD_BYTES = 256 << 20
-
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _LIMITS = {

@@ -140,11 +140,20 @@ def test_a_full_disk_is_known_before_any_work(which, capsys, monkeypatch, tmp_pa
     assert run([*TINY, *words]) == 13
     error, hint = capsys.readouterr().err.splitlines()
     assert error == (
-        f"error: no space left: the file system of {full} has 1 MB free, 268 MB are needed"
+        f"error: no space left: the file system of {full} has 1 MB free, 4 MB are needed"
     )
     assert hint.startswith("hint: ")
     assert ("TMPDIR" if which == "TMPDIR" else "--output") in hint
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_room_that_is_asked_for_follows_from_the_network(capsys, monkeypatch, tmp_path):
+    usage = shutil.disk_usage
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage(place)._replace(free=6_000_000))
+    assert run([*TINY, "--format", "vm", "-o", str(tmp_path / "x")]) == 13
+    assert "has 6 MB free, 13 MB are needed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert run([*TINY, "-o", str(tmp_path / "x")]) == 0
 
 
 def test_work_files_lie_beside_the_bundle_and_go(monkeypatch, tmp_path):

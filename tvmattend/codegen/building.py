@@ -25,11 +25,12 @@ from tvmattend.codegen.kernel_facts import KernelFact, kernel_facts
 from tvmattend.codegen.link import link_command
 from tvmattend.codegen.schedule import ScheduledKernel, schedule_kernels
 from tvmattend.errors import InputError, StorageError, TargetError, compiling
+from tvmattend.expressions import constant
 from tvmattend.frontend import ModelRequest, import_model
 from tvmattend.interrupts import kept
 from tvmattend.preprocessing import Photographs
 from tvmattend.standalone.names import check_prefix
-from tvmattend.storage import BUILD_BYTES, directories_for, require_room, temporary_directory
+from tvmattend.storage import directories_for, require_room, temporary_directory
 from tvmattend.target import MOST_THREADS, TargetSpec
 from tvmattend.text import how_many
 from tvmattend.tuning.records import RecordSet, find_records
@@ -48,6 +49,11 @@ ARTIFACTS = "artifacts"
 # for who wants TVM's own runtime and tools on the board.
 DEFAULT_FORMAT = "standalone"
 GOLDEN_VECTORS = 2
+# What a build takes at its fullest: without weights; of weights, in objects, archive, library and
+# the bundle's copies (5 times for `attendnext`, 2 with `vm`); of TVM's runtime.
+_LEAST_BYTES = 4 << 20
+_COPIES = 6
+_VM_BYTES = 8 << 20
 # Of the greatest output: ten times what `--verify` lets two outputs differ by.
 _TELLING = 1e-3
 
@@ -170,8 +176,9 @@ def build(
     if name is not None:
         check_prefix(name)
     link_command(target, cross_compiler)
-    require_room(directory, BUILD_BYTES, "free some space there, or choose another --output")
-    require_room(temporary_directory(), BUILD_BYTES, "free some space there, or set TMPDIR")
+    elsewhere = "free some space there, or choose another --output"
+    require_room(directory, _LEAST_BYTES, elsewhere)
+    require_room(temporary_directory(), _LEAST_BYTES, "free some space there, or set TMPDIR")
     records = find_records(request.name, target, tuning_records) if use_records else RecordSet()
     dump = None if dump_ir is None else _dump(dump_ir, directory)
 
@@ -198,6 +205,7 @@ def build(
             dump.write("scheduled", scheduled.mod)
         report = lowered.fusion.of_scheduled(scheduled.mod)
         facts = kernel_facts(lowered.stages, imported.module_paths, target)
+    require_room(directory, _room(scheduled.mod, format), elsewhere)
     with _scratch(directory) as scratch:
         with _step("compile", f"compiling for {target.describe()}", seconds, observer):
             if format == "vm":
@@ -232,6 +240,23 @@ def build(
         format,
         said,
     )
+
+
+def _room(mod: Any, format: str) -> int:  # noqa: A002  (the user's word for it)
+    """Bytes that a build takes at its fullest, beside the bundle that it replaces."""
+    from tvm import relax
+
+    found: list[int] = []
+
+    def count(expression: Any) -> None:
+        value = constant(expression)
+        if value is not None:
+            found.append(value.nbytes)
+
+    for function in mod.functions.values():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, count)
+    return _LEAST_BYTES + _COPIES * sum(found) + (_VM_BYTES if format == "vm" else 0)
 
 
 def _dump(dump_ir: Path, output: Path) -> "Dump":
