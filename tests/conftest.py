@@ -15,11 +15,11 @@ import pytest
 from tvm.rpc.tracker import Tracker
 
 from tvmattend.bundle.signing import create_key, sign_bundle
-from tvmattend.cache import cache_root
 from tvmattend.codegen import build
 from tvmattend.device.emulated import EmulatedBoard, EmulatedPython, prepare
 from tvmattend.device.endpoint import Endpoint, tracker_endpoint
 from tvmattend.device.process import ServerOptions, serve_here
+from tvmattend.storage import cache_root
 from tvmattend.target import host_target
 
 # A shell that starts the suite in the background has it ignore Ctrl-C, and what ignores a signal

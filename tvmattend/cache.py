@@ -15,8 +15,6 @@ from typing import Any
 from tvmattend.errors import StorageError
 from tvmattend.storage import cache_root, require_room
 
-__all__ = ["Progress", "cache_root", "prepared", "zig_environment"]
-
 Progress = Callable[[str], None]
 
 _STAMP = "stamp.json"

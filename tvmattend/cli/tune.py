@@ -231,7 +231,7 @@ def _tune(
 
 
 def _log_file(given: Path | None, request: ModelRequest, target: TargetSpec) -> Path:
-    from tvmattend.cache import cache_root
+    from tvmattend.storage import cache_root
 
     if given is None:
         return cache_root() / "logs" / f"tune-{request.name}-{target.name}.log"

@@ -17,11 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tvmattend.cache import cache_root
 from tvmattend.errors import ToolMissingError
 from tvmattend.machine.answers import Answer, Answers
 from tvmattend.machine.operands import Operands, operands_of
 from tvmattend.machine.parameters import CORE
+from tvmattend.storage import cache_root
 
 # LLVM's names of the A57's pipelines, and ours: branch, integer, load, multi-cycle, store, F0, F1.
 _PORTS = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tvmattend.cache import Progress, prepared
+from tvmattend.cache import Progress, prepared, zig_environment
 from tvmattend.errors import CompileError, ToolMissingError
 from tvmattend.storage import compiler_fault
 
@@ -90,6 +90,7 @@ def compile_c(command: Sequence[str], file: str) -> None:
             text=True,
             errors="replace",
             timeout=_TIMEOUT_SECONDS,
+            env=zig_environment(),
         )
     except subprocess.TimeoutExpired as error:
         told = f"compiling {file} took more than {_TIMEOUT_SECONDS} s"
