@@ -10,7 +10,7 @@ estimates=${2:-260}
 if [ "$trials" -gt 0 ]; then
   for threads in 1 "$(nproc)"; do
     tvmattend tune --target host --threads "$threads" --trials "$trials"
-    tvmattend tune --target host --threads "$threads" --prune 1
+    tvmattend tune --target host --prune 1
   done
 fi
 place=$(mktemp -d)
@@ -18,6 +18,6 @@ trap 'rm -rf "$place"' EXIT
 for threads in 1 4; do
   # In a place of its own: estimates by another version of the model are not comparable with today's.
   tvmattend tune --target cortex-a72 --estimate --threads "$threads" --trials "$estimates" -o "$place"
-  tvmattend tune --target cortex-a72 --threads "$threads" --prune 1 -o "$place"
+  tvmattend tune --target cortex-a72 --prune 1 -o "$place"
   mv "$place/estimated/$threads-threads.jsonl" tuning_logs/attendnext/cortex-a72/estimated/
 done
