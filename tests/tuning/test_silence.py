@@ -149,5 +149,5 @@ def test_a_silent_board_of_a_fleet_loses_nothing(tmp_path: Path, tracker: Endpoi
     failed = [record.error for record in records if not record.ok]
     failed = [error for error in failed if not error.startswith("building")]
     assert len(failed) <= 6, failed
-    assert all(error.startswith((BOARD_LOST, TOOK_IT_DOWN)) for error in failed)
+    assert all(error.startswith((BOARD_LOST, TOOK_IT_DOWN)) for error in failed), failed
     assert tally.incidents.lost or tally.incidents.broken, "what it held went to the other board"
