@@ -106,7 +106,7 @@ class Fleet:
         self._benches: list[BoardBench] = []
         self._served = time.monotonic()  # when a board was last of use
         self._vacated = self._served  # when a lane first gave one up after that
-        self._occupants: list[BoardBench] = []  # of lanes that have one now, or are about to
+        self._occupants = 0  # lanes that have one now, or are about to
         self._start(self._build, "builder")
         self._open_lane()
         if self._roster is not None:
@@ -198,7 +198,7 @@ class Fleet:
             self._lanes.append(self._start(lambda: self._lane(bench), f"lane-{len(self._benches)}"))
 
     def _lane(self, bench: BoardBench) -> None:
-        with self._occupied(bench):
+        with self._occupied():
             bench.wake()
             self._served = time.monotonic()
         while not self._stop.is_set():
@@ -212,22 +212,22 @@ class Fleet:
             if job is None:  # another lane was faster
                 bench.leave_seat()
                 continue
-            with self._occupied(bench):
+            with self._occupied():
                 if not self._do(bench, job):
                     return
 
     @contextlib.contextmanager
-    def _occupied(self, bench: BoardBench) -> Iterator[None]:
+    def _occupied(self) -> Iterator[None]:
         """While a lane has a board, or starts its process: the run is not stuck."""
         with self._changed:
-            self._occupants.append(bench)
+            self._occupants += 1
         try:
             yield
         finally:
             with self._changed:
                 if self._vacated <= self._served:
                     self._vacated = time.monotonic()
-                self._occupants.remove(bench)
+                self._occupants -= 1
 
     def _seated(self, bench: BoardBench) -> bool:
         """Get a board for the lane; without a free one the kernel stays for the other lanes."""
@@ -300,8 +300,6 @@ class Fleet:
             # A tracker that is away for a moment changes nothing; boards register again.
             with contextlib.suppress(BoardUnreachableError):
                 count = self._roster.look()
-                with self._changed:  # who waits for a board that left has none of these
-                    count += sum(self._roster.gone(bench.board) for bench in self._occupants)
                 while len(self._benches) < min(count, _MOST_LANES):
                     self._open_lane()
             self._sleep(_SCOUT_SECONDS)

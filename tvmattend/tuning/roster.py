@@ -36,7 +36,6 @@ class Roster:
         self._refused: dict[Endpoint, str] = {}
         self._resting: dict[Endpoint, float] = {}  # until when
         self._present: set[Endpoint] = set()
-        self._gone: set[Endpoint] = set()
 
     def look(self) -> int:
         """Ask the tracker who is there; give how many boards that are.
@@ -48,7 +47,6 @@ class Roster:
         now = {Endpoint(host, port) for _, host, port in entries}
         with self._lock:
             left, self._present = self._present - now, now
-            self._gone = (self._gone | left) - now
             for board in left:  # it may come back as another machine
                 self._machines.pop(board, None)
                 self._refused.pop(board, None)
@@ -61,11 +59,6 @@ class Roster:
         with self._lock:
             resting = time.monotonic() < self._resting.get(board, 0.0)
             return board not in self._refused and not resting
-
-    def gone(self, board: Endpoint) -> bool:
-        """Whether a board has left the tracker."""
-        with self._lock:
-            return board in self._gone
 
     def hopes(self) -> bool:
         """Whether any board at the tracker is welcome."""
