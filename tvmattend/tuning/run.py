@@ -182,6 +182,7 @@ class TuningRun:
             self.observer(Building(places, len(batch)))
             self.crew.submit(batch)
 
+    @kept()
     def _next(self) -> Finished:
         try:
             return self.crew.next()
