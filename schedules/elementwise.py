@@ -26,8 +26,8 @@ def part(sch: Any, stage: Stage, machine: Machine) -> Part:
     """One loop over all elements, in vectors, whose length is a choice; none in a change of layout.
 
     Where vectors do not divide the innermost axis, their elements would lie on two lines of it, and
-    each have an address of its own. LLVM's loops, which count along the lines, are up to eight
-    times as quick.
+    each have an address of its own. LLVM's loops, which count along the lines, are several times
+    as quick (benchmarks/NOTES.md).
 
     A change of layout goes through what it reads in order, a cache line of the last axis that it
     writes at a time.

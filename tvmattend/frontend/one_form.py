@@ -75,7 +75,7 @@ def hyperbolic(call: Any, scope: Scope) -> Any:
 
 
 def whole_power(call: Any, scope: Scope) -> Any:
-    """Multiply, which is exact for negative numbers too, and of which TVM does not warn."""
+    """Multiply, which takes less than a power, and of which TVM does not warn."""
     if op_name(call) != "relax.power" or _dtype(call) != "float32":
         return None
     exponent = constant(call.args[1])
